@@ -1,0 +1,1 @@
+"""tether: change what a language model knows, edit after edit, and keep it tethered to everything else it knew."""

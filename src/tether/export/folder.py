@@ -1,0 +1,50 @@
+"""A folder that appears whole or not at all, and what every export writes into it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from tether.errors import TetherError
+
+CARD, MANIFEST = "README.md", "tether.json"
+
+
+@contextmanager
+def new_folder(to: str | Path) -> Iterator[Path]:
+    """A temporary sibling of `to` to write into. It becomes `to` when the block ends, and is deleted on an error or Ctrl-C.
+
+    Raises TetherError, before anything is written, where `to` is a file or a folder with something in it, and for a disk
+    that refuses a write inside the block.
+    """
+    to = Path(to).absolute()
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise TetherError(f"{to} exists and is not an empty folder: an export never overwrites; give another destination")
+    temporary = to.with_name(f".{to.name}.{uuid4().hex[:8]}.partial")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if to.exists():
+            to.rmdir()
+        temporary.rename(to)
+    except OSError as error:
+        raise TetherError(f"{to} could not be written ({error.strerror or error}): free or choose another place") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_papers(folder: Path, card: str, manifest: Mapping[str, object]) -> None:
+    """README.md and tether.json."""
+    (folder / CARD).write_text(card, encoding="utf-8")
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide what an export contains."""
+    return {name: importlib.metadata.version(name) for name in ("tether", "torch", "transformers", "safetensors")}

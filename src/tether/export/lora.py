@@ -1,0 +1,118 @@
+"""The edits as a LoRA adapter: ΔW = B·A is what a sum of edits already is."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tether.errors import TetherError
+from tether.export.folder import new_folder, write_papers
+from tether.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from tether.model.editable import EditableModel
+
+logger = logging.getLogger(__name__)
+
+LARGE_RANK = 512  # above it most programs that serve adapters refuse one
+
+
+@dataclass(frozen=True)
+class LoraWeight:
+    """One adapted weight: its rank in the adapter, and ‖dropped part‖/‖update‖ in both norms."""
+
+    name: str
+    rank: int
+    error_frobenius: float
+    error_spectral: float
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """What the adapter holds, and the weights left out because their update is zero."""
+
+    weights: tuple[LoraWeight, ...]
+    left_out: tuple[str, ...]
+
+
+def export_lora(
+    model: EditableModel,
+    updates: Mapping[str, LowRank],
+    to: str | Path,
+    card: str,
+    manifest: Mapping[str, object],
+    rank: int | None = None,
+) -> LoraReport:
+    """Write a peft adapter of `updates` (weight name -> out×in update) for the unedited model; `model` is not changed.
+
+    Each update is compressed to its numerical rank in float32, or to at most `rank` where that is less: the report says
+    what was lost. `lora_alpha = r` for every weight, so the adapter's scaling is 1. `to` must not exist or be empty.
+    Raises TetherError without peft, for a rank below 1, an update that is zero everywhere or not finite.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise TetherError('a LoRA adapter needs peft: install it with pip install "tether[lora]"') from error
+    if rank is not None and rank < 1:
+        raise TetherError(f"rank {rank}: an adapter has a rank of at least 1; leave it out to keep the whole update")
+
+    tensors: dict[str, Tensor] = {}
+    kept: dict[str, LoraWeight] = {}
+    for name, update in updates.items():
+        weight, factors = _compress(name, update, rank)
+        if weight.rank == 0:
+            continue
+        module = name.removesuffix(".weight")
+        kept[module] = weight
+        tensors[f"base_model.model.{module}.lora_A.weight"] = factors.B.contiguous()  # r×in
+        tensors[f"base_model.model.{module}.lora_B.weight"] = factors.A.contiguous()  # out×r
+        if weight.rank > LARGE_RANK:
+            logger.warning(
+                "%s has an update of rank %d: many programs take adapters of at most %d; give a rank, or export merged",
+                name, weight.rank, LARGE_RANK,
+            )  # fmt: skip
+    if not kept:
+        raise TetherError("every update is zero: there is nothing to put in an adapter; apply edits first")
+
+    common = Counter(weight.rank for weight in kept.values()).most_common(1)[0][0]
+    unequal = {module: weight.rank for module, weight in kept.items() if weight.rank != common}
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model.hf.name_or_path or model.id,
+        r=common,
+        lora_alpha=common,
+        rank_pattern=unequal,
+        alpha_pattern=dict(unequal),
+        target_modules=list(kept),
+        fan_in_fan_out=any(model.is_transposed(weight.name) for weight in kept.values()),
+        lora_dropout=0.0,
+        bias="none",
+        inference_mode=True,
+    )
+    with new_folder(to) as folder:
+        config.save_pretrained(folder)
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_papers(folder, card, manifest)
+    left_out = tuple(name for name in updates if name.removesuffix(".weight") not in kept)
+    return LoraReport(tuple(kept.values()), left_out)
+
+
+def _compress(name: str, update: LowRank, rank: int | None) -> tuple[LoraWeight, LowRank]:
+    update = update.to("cpu", torch.float32)
+    if not bool(update.A.isfinite().all() and update.B.isfinite().all()):
+        raise TetherError(f"the update of {name} is not finite: undo the last edits or restrain them, then export")
+    factors = update.truncate()
+    if rank is not None and rank < factors.rank:
+        factors = update.truncate(rank)
+    s, k = update.singular_values(), factors.rank
+    if k == 0 or k == s.numel():
+        return LoraWeight(name, k, 0.0, 0.0), factors
+    return LoraWeight(name, k, float(s[k:].norm() / s.norm()), float(s[k] / s[0])), factors

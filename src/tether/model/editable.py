@@ -1,0 +1,230 @@
+"""A causal language model whose weights can carry updates, and give them back bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
+
+from tether.errors import TetherError
+from tether.lowrank import LowRank
+from tether.model.anatomy import Anatomy, find_anatomy
+
+
+class EditableModel:
+    """A transformers model, its fast tokenizer, and where its MLP output projections are.
+
+    Weights are named as in `hf.named_parameters()` and always seen as out×in (p×q), whatever the layout stores. A weight
+    that carries an update S is `round(W₀ + S)` in the model's dtype, computed in float32 from the kept W₀, so that
+    changing S never accumulates rounding. Only the weights that were touched are kept a second time.
+    """
+
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        id: str = "in memory",  # noqa: A002 - the ledger's word for it
+        folder: Path | None = None,
+        anatomy: Anatomy | None = None,
+    ) -> None:
+        """`id` is what `tether.load` takes to load the model again; `folder` holds the safetensors it came from."""
+        self.hf = hf.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.id = id
+        self.folder = folder
+        self.anatomy = anatomy or find_anatomy(hf)
+        self._originals: dict[str, Tensor] = {}
+        self._updates: dict[str, Tensor] = {}
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the input embeddings."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformer without its head: the module that holds the blocks."""
+        return self.hf.base_model
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.hf.get_submodule(self.anatomy.blocks)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.hf.config.get_text_config().hidden_size
+
+    def block(self, layer: int) -> nn.Module:
+        if not 0 <= layer < self.n_layers:
+            raise TetherError(f"layer {layer}: the model has layers 0 to {self.n_layers - 1}")
+        return self.blocks[layer]
+
+    def projection(self, layer: int) -> nn.Module:
+        """The MLP output projection of a block."""
+        return self.block(layer).get_submodule(self.anatomy.projection)
+
+    def weight_name(self, layer: int) -> str:
+        """The parameter name of that projection's weight."""
+        self.block(layer)
+        return f"{self.anatomy.blocks}.{layer}.{self.anatomy.projection}.weight"
+
+    # --- weights ------------------------------------------------------------------------------------------------
+
+    def is_transposed(self, name: str) -> bool:
+        """True where the layout stores in×out (GPT-2's Conv1D)."""
+        return isinstance(self.hf.get_submodule(name.removesuffix(".weight")), Conv1D)
+
+    def weight(self, name: str) -> Float[Tensor, "p q"]:
+        """The weight as it is now, out×in, a view of the parameter in the model's dtype."""
+        try:
+            parameter = self.hf.get_parameter(name)
+        except AttributeError:
+            raise TetherError(f"{name!r} is no weight of {self.id}: name a parameter of the model") from None
+        return parameter.detach().mT if self.is_transposed(name) else parameter.detach()
+
+    def original(self, name: str) -> Float[Tensor, "p q"]:
+        """W₀, the unedited weight, float32, kept from its first use on. Do not change it."""
+        if name not in self._originals:
+            self._originals[name] = self.weight(name).to(torch.float32, copy=True).contiguous()
+        return self._originals[name]
+
+    def update(self, name: str) -> Float[Tensor, "p q"] | None:
+        """The dense float32 update the weight carries now; None for none."""
+        return self._updates.get(name)
+
+    def set_update(self, name: str, update: Float[Tensor, "p q"] | None) -> None:
+        """Make the weight round(W₀ + update); None gives W₀ back. Changes the model in place, keeps `update`."""
+        original = self.original(name)
+        if update is None:
+            self._updates.pop(name, None)
+            self.weight(name).copy_(original)
+            return
+        if update.shape != original.shape:
+            raise ValueError(f"update {tuple(update.shape)} does not fit {name}, which is {tuple(original.shape)}")
+        self._updates[name] = update
+        self.weight(name).copy_(original + update.to(original))
+
+    def clear_updates(self) -> None:
+        """Give every touched weight its original bits back."""
+        for name in list(self._updates):
+            self.set_update(name, None)
+
+    @property
+    def edited(self) -> tuple[str, ...]:
+        """Names of the weights that carry an update now."""
+        return tuple(self._updates)
+
+    @contextmanager
+    def _restoring(self) -> Iterator[None]:
+        before = dict(self._updates)
+        try:
+            yield
+        finally:
+            for name in [n for n in self._updates if n not in before]:
+                self.set_update(name, None)
+            for name, update in before.items():
+                if self._updates.get(name) is not update:
+                    self.set_update(name, update)
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """The unedited model inside the block; the edits are back after it, also on an error or Ctrl-C."""
+        with self._restoring():
+            self.clear_updates()
+            yield
+
+    @contextmanager
+    def provisional(self, updates: Mapping[str, LowRank]) -> Iterator[None]:
+        """The model with `updates` on top of what it carries, inside the block only."""
+        with self._restoring():
+            for name, update in updates.items():
+                extra = update.to(self.original(name).device, torch.float32).to_dense()
+                carried = self._updates.get(name)
+                self.set_update(name, extra if carried is None else carried + extra)
+            yield
+
+    # --- identity -----------------------------------------------------------------------------------------------
+
+    def fingerprint(self, names: Sequence[str] | None = None) -> str:
+        """sha256 of weights (names, shapes, dtypes, bytes) as the checkpoint stores them, before any cast; of the
+        in-memory unedited ones where the model came from no folder. `names` None: every weight of the checkpoint."""
+        digest = hashlib.sha256()
+        stored = _stored_weights(self.folder) if self.folder else {}
+        if names is None:
+            names = sorted(stored) if stored else [n for n, _ in self.hf.named_parameters()]
+        for name in sorted(names):
+            entry = _match(stored, name)
+            digest.update(name.encode())
+            for part in entry.parts() if entry else self._parts_in_memory(name):
+                digest.update(part)
+        return digest.hexdigest()
+
+    def _parts_in_memory(self, name: str) -> Iterator[bytes]:
+        parameter = self.hf.get_parameter(name).detach()
+        if name in self._originals:
+            original = self._originals[name]
+            parameter = (original.mT if self.is_transposed(name) else original).to(parameter.dtype)
+        dtype = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+        yield f"{dtype.get(parameter.dtype, parameter.dtype)}{list(parameter.shape)}".encode()
+        yield parameter.contiguous().cpu().view(torch.uint8).numpy().tobytes()
+
+
+class _Stored:
+    """Where one tensor lies in a safetensors file."""
+
+    def __init__(self, file: Path, dtype: str, shape: list[int], start: int, end: int) -> None:
+        self.file, self.dtype, self.shape, self.start, self.end = file, dtype, shape, start, end
+
+    def parts(self, chunk: int = 1 << 24) -> Iterator[bytes]:
+        yield f"{self.dtype}{self.shape}".encode()
+        with self.file.open("rb") as handle:
+            handle.seek(self.start)
+            left = self.end - self.start
+            while left:
+                data = handle.read(min(chunk, left))
+                if not data:
+                    raise TetherError(f"{self.file} ends early: the checkpoint is damaged; fetch it again")
+                left -= len(data)
+                yield data
+
+
+def _stored_weights(folder: Path) -> dict[str, _Stored]:
+    """Every tensor of a checkpoint folder by name, from the headers of its safetensors files."""
+    stored = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                stored[name] = _Stored(file, entry["dtype"], entry["shape"], 8 + length + start, 8 + length + end)
+    return stored
+
+
+def _match(stored: Mapping[str, _Stored], name: str) -> _Stored | None:
+    """The stored tensor of a parameter; base-model checkpoints leave the first part of its name away."""
+    if name in stored:
+        return stored[name]
+    matches = [key for key in stored if name.endswith("." + key) or key.endswith("." + name)]
+    return stored[matches[0]] if len(matches) == 1 else None

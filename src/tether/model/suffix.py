@@ -185,7 +185,8 @@ class Suffix:
     projection's output (float, any dtype) at the anchor of every row, differentiable in δ. The model is not changed.
 
     Blocks up to the edited one are skipped. Where the block passes its projection through a norm, the edited block runs
-    as well. `model` may be a copy of the run's model in another dtype.
+    as well (block 0 behind a norm leaves nothing to skip: use `Plain`). `model` may be a copy of the run's model in
+    another dtype.
     """
 
     def __init__(self, model: EditableModel, rows: Rows, run: Run, *, adds: bool) -> None:
@@ -208,8 +209,6 @@ class Suffix:
                 )
             if not self.adds:
                 stack.enter_context(hooks(_add_at(self.model.projection(run.layer), delta, 0, len(self.ids))))
-                if skipped == 0:
-                    raise AssertionError("block 0 behind a norm is run by the plain forward")
             return self.model.base(
                 input_ids=self.ids,
                 attention_mask=self.mask,

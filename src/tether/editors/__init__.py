@@ -1,0 +1,25 @@
+"""Methods of editing, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from tether.editors.base import Context, EditFailedError, Editor, EditSkippedError, Proposal
+from tether.editors.rome import Rome
+from tether.errors import TetherError
+
+EDITORS: Mapping[str, Callable[[], Editor]] = MappingProxyType({
+    "rome": lambda: Rome(rebuilt=False),
+    "r-rome": lambda: Rome(rebuilt=True),
+})  # fmt: skip
+
+
+def editor(name: str) -> Editor:
+    """A new editor of a registered method."""
+    if name not in EDITORS:
+        raise TetherError(f"{name!r} is no method: choose one of {', '.join(EDITORS)}")
+    return EDITORS[name]()
+
+
+__all__ = ["EDITORS", "Context", "EditFailedError", "EditSkippedError", "Editor", "Proposal", "editor"]

@@ -1,0 +1,115 @@
+"""Settings of the editors: frozen, typed, as data files, with a rule for a model that no file describes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from tether.errors import TetherError
+from tether.model.editable import EditableModel
+
+
+class PrefixLength(BaseModel):
+    """`number` prefixes of `length` generated tokens each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    length: int = Field(ge=1)
+    number: int = Field(ge=0)
+
+
+class RomeHparams(BaseModel):
+    """Settings of ROME and R-ROME, under the names of the field (method of the paper, its table of settings)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: tuple[int, ...] = Field(min_length=1, max_length=1, description="the one edited layer")
+    v_num_grad_steps: int = Field(ge=1, description="loss evaluations; at most one Adam step fewer")
+    v_lr: float = Field(gt=0, description="Adam's learning rate for δ")
+    v_weight_decay: float = Field(ge=0, description="factor of ‖δ‖/‖v₀‖²")
+    clamp_norm_factor: float = Field(gt=0, description="‖δ‖ ≤ this · ‖v₀‖")
+    kl_factor: float = Field(ge=0, description="factor of KL(P_δ ‖ P₀)")
+    kl_position: Literal["subject", "end"] = "subject"
+    loss_threshold: float = Field(default=0.05, ge=0, description="stop below this total loss")
+    prefixes: tuple[PrefixLength, ...] = Field(description="generated contexts beside the bare prompt")
+    delta_dtype: Literal["model", "bfloat16"] = Field(default="model", description="arithmetic of the steps for δ")
+    frozen_prefix: bool = Field(default=True, description="false: whole forwards, the reference")
+
+
+def settings_for(
+    method: str, model: EditableModel, *, file: Path | None = None, layers: tuple[int, ...] | None = None
+) -> tuple[RomeHparams, str]:
+    """Settings of a method for a model, and in a few words where they come from.
+
+    A file's values go over the bundled ones, `layers` over both. Raises TetherError for an unknown key or value.
+    """
+    chosen, origin = _bundled(method, _shape(model))
+    if chosen is None:
+        chosen, origin = _rule(model), "the rule for unknown models (not measured: check the first edits)"
+    if file is not None:
+        chosen, origin = {**chosen, **_read(file)}, f"{file.name} over {origin}"
+    if layers is not None:
+        chosen = {**chosen, "layers": layers}
+    try:
+        hparams = RomeHparams.model_validate(chosen)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise TetherError(f"setting {place} = {first.get('input')!r}: {first['msg']}; see `RomeHparams`") from None
+    for layer in hparams.layers:
+        model.block(layer)
+    return hparams, origin
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise TetherError(f"settings file {file}: {error}; give a JSON object of settings") from None
+    if not isinstance(content, dict):
+        raise TetherError(f"settings file {file} holds a {type(content).__name__}: give a JSON object of settings")
+    return content
+
+
+def _shape(model: EditableModel) -> dict[str, int]:
+    """What the bundled files know a family by: sizes, never a name."""
+    _, q = model.weight(model.weight_name(0)).shape
+    vocab = model.hf.config.get_text_config().vocab_size
+    return {"n_layers": model.n_layers, "hidden_size": model.hidden_size, "intermediate_size": q, "vocab_size": vocab}
+
+
+def _bundled(method: str, shape: Mapping[str, int]) -> tuple[dict[str, Any] | None, str]:
+    for entry in sorted(resources.files("tether.editors").joinpath("settings").iterdir(), key=lambda e: e.name):
+        if entry.name.startswith("rome-") and entry.name.endswith(".json"):
+            content = json.loads(entry.read_text())
+            if content["shape"] == shape:
+                return {**content["settings"], **content.get(method, {})}, entry.name
+    return None, ""
+
+
+def _rule(model: EditableModel) -> dict[str, Any]:
+    """A gated MLP (two modules feed the projection) is edited early and with little decay, as the Llamas of the paper; a
+    plain one in the middle third, as its GPT-2 XL."""
+    projection = model.projection(0)
+    parent = model.block(0).get_submodule(model.anatomy.projection.rpartition(".")[0])
+    feeders = [
+        m for m in parent.children() if isinstance(m, nn.Linear) and m is not projection
+        and m.out_features == model.weight(model.weight_name(0)).shape[1]
+    ]  # fmt: skip
+    gated = len(feeders) > 1
+    share = 1 / 6 if gated else 17 / 48
+    return {
+        "layers": (min(model.n_layers - 2, round(share * model.n_layers)) if model.n_layers > 1 else 0,),
+        "v_num_grad_steps": 25 if gated else 20,
+        "v_lr": 0.5,
+        "v_weight_decay": 1e-3 if gated else 0.5,
+        "clamp_norm_factor": 4,
+        "kl_factor": 0.0625,
+        "prefixes": [{"length": 5, "number": 5}, {"length": 10, "number": 5}],
+    }

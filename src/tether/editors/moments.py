@@ -1,0 +1,302 @@
+"""Second moments C = E[k kᵀ] of the keys of any set of layers, in one pass over a text.
+
+Cached by content (weights, text, tokens, window, dtype) and resumable: a killed pass goes on where its last checkpoint
+stands. `convergence` says whether the text was enough: how far the directions C⁻¹k of some real keys still turned when
+the text doubled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tether.cache import cache_dir
+from tether.editors.sampling import STARTS, sample
+from tether.errors import TetherError
+from tether.model.editable import EditableModel
+from tether.model.suffix import hooks
+
+logger = logging.getLogger(__name__)
+
+SELF = "self"
+ENOUGH = 0.99  # mean cosine at the last doubling above which more text changes little
+_PROBES = 32
+_PANELS = 4  # column panels of KᵀK: only the upper ones are computed, 10 of 16
+
+
+@dataclass(frozen=True)
+class Moments:
+    """C of one layer: q×q float64 on the CPU, over `tokens` keys; `convergence` lists (tokens, mean cosine of C⁻¹k with
+    the one before)."""
+
+    C: Float[Tensor, "q q"]
+    tokens: int
+    convergence: tuple[tuple[int, float], ...]
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        factor, info = torch.linalg.cholesky_ex(self.C)
+        if int(info):
+            raise TetherError(
+                f"the moments of {self.tokens} tokens are singular for keys of size {len(self.C)}: give more text"
+            )
+        return factor
+
+    def solve(self, k: Float[Tensor, " q"]) -> Float[Tensor, " q"]:
+        """C⁻¹k, float64."""
+        return torch.cholesky_solve(k.double().cpu()[:, None], self._factor)[:, 0]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where the keys come from: a plain text file, or `self`, text sampled from the unedited model."""
+
+    path: Path | None = None
+    max_tokens: int | None = None
+    window: int = 256
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str | Path, **kwargs: Any) -> Corpus:
+        """`self` or a file's path. Raises TetherError where there is no such file."""
+        if str(text) == SELF:
+            return cls(None, **{"max_tokens": 32768, **kwargs})
+        path = Path(text)
+        if not path.is_file():
+            raise TetherError(f"corpus {str(text)!r} is no file: give a plain text file, or 'self'")
+        return cls(path, **kwargs)
+
+    @property
+    def name(self) -> str:
+        return SELF if self.path is None else self.path.name
+
+    def identity(self) -> dict[str, Any]:
+        """What the moments depend on, as data."""
+        text = f"seed {self.seed}" if self.path is None else hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return {"corpus": SELF if self.path is None else "file", "sha256": text, "max_tokens": self.max_tokens,
+                "window": self.window}  # fmt: skip
+
+    def windows(self, model: EditableModel) -> Iterator[list[int]]:
+        """Windows of consecutive tokens, without padding; a last short one is left away unless it is the only one."""
+        buffer: list[int] = []
+        left, some = math.inf if self.max_tokens is None else self.max_tokens, False
+        for text in self._texts(model):
+            buffer += model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            while len(buffer) >= self.window and left >= self.window:
+                yield buffer[: self.window]
+                some, left, buffer = True, left - self.window, buffer[self.window :]
+            if left < self.window:
+                return
+        if not some and buffer:
+            yield buffer
+
+    def _texts(self, model: EditableModel) -> Iterator[str]:
+        if self.path is None:
+            for batch in itertools.count():
+                starts = [STARTS[i % len(STARTS)] for i in range(32)]
+                yield "\n".join(sample(model, starts, self.window, seed=self.seed + 1 + batch)) + "\n"
+        else:
+            with self.path.open(encoding="utf-8", errors="replace") as handle:
+                while lines := handle.readlines(1 << 20):
+                    yield "".join(lines)
+
+
+class _Stop(Exception):  # noqa: N818 - no error: the layers above need not run
+    pass
+
+
+def moments(
+    model: EditableModel,
+    layers: Sequence[int],
+    corpus: Corpus,
+    *,
+    cache: Path | None = None,
+    batch_tokens: int = 4096,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> dict[int, Moments]:
+    """C of every wanted layer, of the unedited model, from the cache or in one pass that stops after the last layer.
+
+    The model is not changed. `progress(tokens so far, total or None)` is called after each batch. Files go to `cache`
+    (by default tether's cache folder), one a layer.
+    """
+    folder = (cache or cache_dir()) / "moments"
+    folder.mkdir(parents=True, exist_ok=True)
+    with model.unedited():
+        files = {layer: folder / f"{moments_key(model, layer, corpus)}.safetensors" for layer in sorted(set(layers))}
+        missing = [layer for layer, file in files.items() if not file.is_file()]
+        if missing:
+            _Pass(model, missing, corpus, files, batch_tokens, progress).run()
+    return {layer: _load(file) for layer, file in files.items()}
+
+
+def moments_key(model: EditableModel, layer: int, corpus: Corpus) -> str:
+    """Identity of one layer's moments: weights of the checkpoint, text, tokens, window, dtype."""
+    identity = {**corpus.identity(), "weights": model.fingerprint(), "name": model.weight_name(layer),
+                "dtype": str(model.dtype)}  # fmt: skip
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def recent_moments(model: EditableModel, layers: Sequence[int], cache: Path | None = None) -> Corpus | None:
+    """The corpus of the newest complete cached moments of these layers for this model, or None."""
+    folder = (cache or cache_dir()) / "moments"
+    for note in sorted(folder.glob("*.json"), key=lambda f: f.stat().st_mtime, reverse=True):
+        recorded = json.loads(note.read_text())
+        corpus = Corpus(
+            Path(recorded["path"]) if recorded["path"] else None, recorded["max_tokens"], recorded["window"],
+            recorded["seed"],
+        )  # fmt: skip
+        if corpus.path is not None and not corpus.path.is_file():
+            continue
+        if all((folder / f"{moments_key(model, layer, corpus)}.safetensors").is_file() for layer in layers):
+            return corpus
+    return None
+
+
+class _Pass:
+    """One pass over the corpus for some layers."""
+
+    CHECKPOINT_EVERY = 32  # batches
+
+    def __init__(
+        self, model: EditableModel, layers: list[int], corpus: Corpus, files: dict[int, Path], batch_tokens: int,
+        progress: Callable[[int, int | None], None] | None,
+    ) -> None:  # fmt: skip
+        self.model, self.layers, self.corpus, self.files = model, layers, corpus, files
+        self.rows, self.progress = max(1, batch_tokens // corpus.window), progress
+        q = {layer: model.weight(model.weight_name(layer)).shape[1] for layer in layers}
+        self.sums = {layer: torch.zeros(q[layer], q[layer], dtype=torch.float64) for layer in layers}
+        self.probes: dict[int, Tensor] = {}
+        self.directions: dict[int, Tensor] = {}
+        self.curves: dict[int, list[tuple[int, float]]] = {layer: [] for layer in layers}
+        self.tokens, self.batches = 0, 0
+        self.next_look = 4 * max(q.values())
+
+    def run(self) -> None:
+        self._resume()
+        windows = self.corpus.windows(self.model)
+        for _ in range(self.batches * self.rows):
+            next(windows, None)
+        while batch := [w for _, w in zip(range(self.rows), windows, strict=False)]:
+            self._add(torch.tensor(batch, device=self.model.device))
+            self.batches += 1
+            if self.tokens >= self.next_look:
+                self._look()
+                self.next_look = 2 * self.tokens
+            if self.batches % self.CHECKPOINT_EVERY == 0:
+                self._save(self._partial, partial=True)
+            if self.progress:
+                self.progress(self.tokens, self.corpus.max_tokens)
+        if not self.tokens:
+            raise TetherError(f"corpus {self.corpus.name!r} has no tokens: give a file with text")
+        self._look()
+        for layer, file in self.files.items():
+            if layer in self.layers:
+                self._save(file, layer=layer)
+        self._partial.unlink(missing_ok=True)
+
+    def _add(self, ids: Tensor) -> None:
+        """Run one batch up to the last wanted projection, adding float32 blocks KᵀK to float64 sums."""
+
+        def see(layer: int) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+                keys = args[0].reshape(-1, args[0].shape[-1]).float()
+                if layer not in self.probes:
+                    self.probes[layer] = keys[:: max(1, len(keys) // _PROBES)][:_PROBES].double().cpu()
+                _add_gram(self.sums[layer], keys)
+                if layer == max(self.layers):
+                    raise _Stop
+
+            return hook
+
+        handles = [self.model.projection(layer).register_forward_pre_hook(see(layer)) for layer in self.layers]
+        with torch.inference_mode(), hooks(*handles):
+            try:
+                self.model.base(input_ids=ids, use_cache=False)
+            except _Stop:
+                pass
+        self.tokens += ids.numel()
+
+    def _look(self) -> None:
+        """How far C⁻¹k of the probe keys turned since the last look."""
+        for layer in self.layers:
+            factor, info = torch.linalg.cholesky_ex(self._symmetric(layer))
+            if int(info) or (self.curves[layer] and self.curves[layer][-1][0] == self.tokens):
+                continue
+            directions = torch.cholesky_solve(self.probes[layer].mT, factor)
+            if layer in self.directions:
+                cosine = torch.cosine_similarity(directions, self.directions[layer], dim=0).mean()
+                self.curves[layer].append((self.tokens, float(cosine)))
+            self.directions[layer] = directions
+
+    def _symmetric(self, layer: int) -> Tensor:
+        upper = self.sums[layer].triu()
+        return upper + upper.triu(1).mT
+
+    # --- on disk ------------------------------------------------------------------------------------------------
+
+    @property
+    def _partial(self) -> Path:
+        key = hashlib.sha256("".join(self.files[layer].stem for layer in self.layers).encode()).hexdigest()[:32]
+        return next(iter(self.files.values())).parent / f"{key}.partial"
+
+    def _save(self, path: Path, *, layer: int | None = None, partial: bool = False) -> None:
+        state = {"tokens": self.tokens, "batches": self.batches, "next_look": self.next_look, "curves": self.curves}
+        if partial:
+            tensors = {}
+            for i in self.layers:
+                tensors |= {f"{i}/sum": self.sums[i], f"{i}/probes": self.probes[i]}
+                if i in self.directions:
+                    tensors[f"{i}/directions"] = self.directions[i].contiguous()
+        else:
+            assert layer is not None
+            tensors = {"C": (self._symmetric(layer) / self.tokens).contiguous()}
+            state = {"tokens": self.tokens, "convergence": self.curves[layer]}
+            note = {"path": str(self.corpus.path.resolve()) if self.corpus.path else None,
+                    "max_tokens": self.corpus.max_tokens, "window": self.corpus.window, "seed": self.corpus.seed}  # fmt: skip
+            path.with_suffix(".json").write_text(json.dumps(note))
+        temporary = path.with_name(path.name + ".tmp")
+        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+        temporary.replace(path)
+
+    def _resume(self) -> None:
+        if not self._partial.is_file():
+            return
+        with safe_open(self._partial, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            names = set(file.keys())
+            for i in self.layers:
+                self.sums[i], self.probes[i] = file.get_tensor(f"{i}/sum"), file.get_tensor(f"{i}/probes")
+                if f"{i}/directions" in names:
+                    self.directions[i] = file.get_tensor(f"{i}/directions")
+        self.tokens, self.batches, self.next_look = state["tokens"], state["batches"], state["next_look"]
+        self.curves = {int(i): [(n, c) for n, c in curve] for i, curve in state["curves"].items()}
+        logger.info("moments: going on after %d tokens", self.tokens)
+
+
+def _add_gram(total: Tensor, keys: Tensor) -> None:
+    """Add KᵀK to the upper triangle of `total`, in place, by column panels."""
+    q = keys.shape[1]
+    edges = [q * i // _PANELS for i in range(_PANELS + 1)]
+    for left, right in zip(edges, edges[1:], strict=False):
+        if left < right:
+            total[left:right, left:] += (keys[:, left:right].mT @ keys[:, left:]).cpu()
+
+
+def _load(file: Path) -> Moments:
+    with safe_open(file, framework="pt") as stored:
+        state = json.loads(stored.metadata()["state"])
+        return Moments(stored.get_tensor("C"), state["tokens"], tuple((n, c) for n, c in state["convergence"]))

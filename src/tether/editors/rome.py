@@ -1,0 +1,94 @@
+"""ROME (Meng et al., 2022) and R-ROME ("Rebuilding ROME"): one fact, one layer, one rank-1 update.
+
+Both take a key k for the subject and a value v* = v₀ + δ that makes the model say the new object, and write v* for k
+with the least change to everything else, in the metric of the keys' second moment C:  u = C⁻¹k̄ / ‖C⁻¹k̄‖.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+
+from tether.editors.base import Context, EditFailedError, EditSkippedError, Proposal
+from tether.editors.hparams import RomeHparams
+from tether.editors.latent import optimise
+from tether.facts.fact import Fact
+from tether.facts.tokens import encode
+from tether.lowrank import LowRank
+from tether.model.editable import EditableModel
+from tether.model.suffix import align, full_forward, projection_adds
+
+
+@dataclass
+class Rome:
+    """`rebuilt` false: ΔW = δ uᵀ/(uᵀk₀), as ROME and the paper compute it: k̄ (the mean key over contexts) in u, k₀ (the
+    bare prompt's) elsewhere. `rebuilt` true: ΔW = (v₀ + δ − W k̄ − b) uᵀ/(uᵀk̄), k̄ everywhere."""
+
+    rebuilt: bool
+    _copies: dict[torch.dtype, EditableModel] = field(default_factory=dict, repr=False)
+
+    def weights(self, model: EditableModel, hparams: RomeHparams) -> list[str]:
+        return [model.weight_name(layer) for layer in hparams.layers]
+
+    def propose(self, model: EditableModel, fact: Fact, context: Context) -> Proposal:
+        """ΔW for one fact. One full forward gives k̄, k₀, v₀ and the frozen prefix of the steps for δ."""
+        hparams = context.hparams
+        (layer,) = hparams.layers
+        name = model.weight_name(layer)
+
+        # Contexts: the bare prompt first, then behind each prefix; the KL prompt last.
+        prompts = [
+            encode(model.tokenizer, fact.prompt, fact.subject, prefix=prefix, target=fact.target_new)
+            for prefix in ("", *context.prefixes)
+        ]
+        prompts.append(encode(model.tokenizer, "{} is a", fact.subject))
+        rows = align(prompts, model.device)
+        run = full_forward(model, rows, layer)
+
+        # Key and direction.
+        keys = run.keys[:-1].double().cpu()
+        k0, k_mean = keys[0], keys.mean(0)
+        u = context.moments[layer].solve(k_mean)
+        u /= u.norm()
+
+        # Value.
+        latent = optimise(model, prompts, rows, run, hparams, arithmetic=self._arithmetic(model, hparams))
+        record = {
+            "loss_first": latent.losses[0], "loss_last": latent.losses[-1], "steps": float(len(latent.losses)),
+            "delta_norm": float(latent.delta.norm()), "v0_norm": float(run.values[0].float().norm()),
+        }  # fmt: skip
+        if len(latent.losses) == 1 and latent.losses[0] < hparams.loss_threshold:
+            raise EditSkippedError(f"the model already says {fact.text!r} -> {fact.target_new!r}", record)
+        if not latent.losses[-1] < latent.losses[0]:
+            raise EditFailedError(
+                f"{fact.text!r} -> {fact.target_new!r}: the loss went from {latent.losses[0]:.3g} to "
+                f"{latent.losses[-1]:.3g}; try a smaller v_lr or another layer",
+                record,
+            )
+
+        # Update.
+        v0, delta = run.values[0].double().cpu(), latent.delta.double().cpu()
+        if self.rebuilt:
+            # Every W k̄ + b is the mean of the outputs W k + b that the forward saw.
+            residual, key = v0 + delta - run.values[:-1].double().cpu().mean(0), k_mean
+        else:
+            residual, key = delta, k0
+        factor = u @ key
+        update = LowRank((residual / factor)[:, None].float(), u[None].float())
+        if not (torch.isfinite(update.A).all() and torch.isfinite(update.B).all()):
+            raise EditFailedError(f"{fact.text!r} -> {fact.target_new!r}: the update is not finite", record)
+        vectors = {f"{name}/K": key.float(), f"{name}/V": (v0 + delta).float()}
+        return Proposal({name: update.to(model.device)}, vectors, record)
+
+    def _arithmetic(self, model: EditableModel, hparams: RomeHparams) -> EditableModel | None:
+        """The model in the dtype of the steps for δ. Only blocks above the edited one are used, which never change; where
+        the edited block itself must run, the model's own dtype stays."""
+        dtype = getattr(torch, hparams.delta_dtype, model.dtype)
+        if dtype == model.dtype or not projection_adds(model, hparams.layers[0]):
+            return None
+        if dtype not in self._copies:
+            hf = copy.deepcopy(model.hf).to(dtype)
+            self._copies[dtype] = EditableModel(hf, model.tokenizer, id=model.id, anatomy=model.anatomy)
+        return self._copies[dtype]

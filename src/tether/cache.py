@@ -1,0 +1,57 @@
+"""The folder for what can be made again: converted models, moments."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """`TETHER_CACHE`, else `tether` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`). Need not exist yet."""
+    own = os.environ.get("TETHER_CACHE")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "tether"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of `path` (the file `<path>.lock`) inside the block, waiting for it; a kill releases it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _beside(path, ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def built_folder(path: Path, build: Callable[[Path], None]) -> Path:
+    """`path`, made by `build(empty folder)` where it does not exist yet: whole or not at all.
+
+    Of several processes one builds and the others wait for it; what a killed one left is thrown away by the next.
+    """
+    if path.is_dir():
+        return path
+    with locked(path):
+        if path.is_dir():
+            return path
+        partial = _beside(path, ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            build(partial)
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

@@ -1,0 +1,99 @@
+"""Health of an edited model, judged on a proposal, so that a disabling edit is seen before it is in.
+
+The rule, for the worst of the edited weights (m is σ_max of the unedited weight, κ₀ its condition number):
+
+    warn   σ̂_max > m (PRUNE has something to restrain), or κ > 2 κ₀, or perplexity > 1.1 × the unedited model's
+    alarm  this edit alone has σ_max(ΔW) > m, or κ > 4 κ₀, or perplexity > 1.5 × the unedited model's
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tether.evaluate.perplexity import builtin_text, perplexity
+from tether.ledger import Sum
+from tether.lowrank import LowRank
+from tether.model import EditableModel
+from tether.spectrum import Extremes, Spectrum
+
+KAPPA = (2.0, 4.0)
+PERPLEXITY = (1.1, 1.5)
+
+Level = Literal["ok", "warn", "alarm"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One look at a model with a proposal: the extremes of every edited weight, the level, and why."""
+
+    extremes: dict[str, Extremes]
+    kappa_ratio: float
+    update_ratio: float
+    perplexity_ratio: float | None
+    level: Level
+    reasons: tuple[str, ...]
+
+    @property
+    def worst(self) -> Extremes:
+        """The extremes of the weight with the largest κ."""
+        return max(self.extremes.values(), key=lambda e: e.kappa)
+
+    def line(self) -> str:
+        """The health line."""
+        ppl = "" if self.perplexity_ratio is None else f", perplexity × {self.perplexity_ratio:.3f}"
+        why = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        return (
+            f"health {self.level} — σ̂_max/m {self.update_ratio:.2f}, κ {self.worst.kappa:.1f} "
+            f"(× {self.kappa_ratio:.2f}){ppl}{why}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """For the journal; with several weights, each is reported."""
+        return {
+            "health": self.level, "reasons": list(self.reasons), "sigma_max": self.worst.sigma_max,
+            "sigma_min": self.worst.sigma_min, "kappa": self.worst.kappa, "kappa_ratio": self.kappa_ratio,
+            "update_sigma_max": max(e.update_sigma_max for e in self.extremes.values()),
+            "update_ratio": self.update_ratio,
+            **({} if self.perplexity_ratio is None else {"perplexity_ratio": self.perplexity_ratio}),
+            **({} if len(self.extremes) == 1 else {"weights": {
+                name: {"sigma_max": e.sigma_max, "sigma_min": e.sigma_min, "kappa": e.kappa,
+                       "update_sigma_max": e.update_sigma_max} for name, e in self.extremes.items()}}),
+        }  # fmt: skip
+
+
+class Health:
+    """Watches a model's edited weights. Keeps the spectrum of each unedited weight and the unedited perplexity."""
+
+    def __init__(self, model: EditableModel, m: Mapping[str, float]) -> None:
+        self.model, self.m = model, dict(m)
+        self.spectra = {name: Spectrum(model.original(name)) for name in m}
+        self.start = {name: spectrum.of(None).kappa for name, spectrum in self.spectra.items()}
+        self.text = builtin_text()
+        with model.unedited():
+            self.start_perplexity = perplexity(model, self.text).value
+
+    def look(
+        self, sums: Mapping[str, Sum], updates: Mapping[str, LowRank], *, read_text: bool
+    ) -> Reading:
+        """Judge the weights W₀ + Σ for `sums` that already hold the proposed `updates`; the model itself is as before the
+        proposal. `read_text` also measures the perplexity of a small built-in text with the proposal."""
+        extremes = {name: spectrum.of(sums[name].factors) for name, spectrum in self.spectra.items()}
+        kappa_ratio = max(e.kappa / self.start[name] for name, e in extremes.items())
+        update_ratio = max(e.update_sigma_max / self.m[name] for name, e in extremes.items())
+        alone = max((float(u.singular_values()[0]) / self.m[name] for name, u in updates.items() if u.rank), default=0.0)
+        ppl = None
+        if read_text or alone > 1 or kappa_ratio > KAPPA[1]:
+            with self.model.provisional(updates):
+                ppl = perplexity(self.model, self.text).value / self.start_perplexity
+        warn, alarm = [], []
+        if alone > 1:
+            alarm.append(f"this edit alone has σ_max {alone:.2f} m: a disabling edit")
+        if update_ratio > 1:
+            warn.append(f"σ̂_max {update_ratio:.2f} m")
+        for value, limits, what in ((kappa_ratio, KAPPA, "κ"), (ppl or 0.0, PERPLEXITY, "perplexity")):
+            if value > limits[0]:
+                (alarm if value > limits[1] else warn).append(f"{what} {value:.2f} × the unedited model's")
+        level: Level = "alarm" if alarm else "warn" if warn else "ok"
+        return Reading(extremes, kappa_ratio, update_ratio, ppl, level, (*alarm, *warn))

@@ -1,0 +1,195 @@
+"""The journal: one JSON line an event, each sealed by its own checksum and chained to the line before.
+
+A line is written whole or not at all: a torn last line (no newline yet) is dropped at open, since its event never
+happened; any other damage is an error that names the event.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tether.errors import TetherError
+from tether.facts.fact import Fact
+
+FORMAT = 1
+
+
+class WeightRecord(BaseModel):
+    """An edited weight: its shape (out, in) and m, the largest singular value of W₀."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: tuple[int, int]
+    sigma_max: float
+
+
+class Header(BaseModel):
+    """ledger.json: everything the events depend on. Never changes after the ledger is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = FORMAT
+    created: str
+    model: str
+    fingerprint: str
+    dtype: str
+    weights: dict[str, WeightRecord]
+    method: str
+    settings: dict[str, Any]
+    settings_origin: str
+    prefixes: tuple[str, ...]
+    moments: dict[int, dict[str, Any]]
+    corpus: dict[str, Any]
+    seed: int
+    threads: int
+    restrain: str
+    every: int | None
+    versions: dict[str, str]
+
+
+class Event(BaseModel):
+    """One line of the journal. `edit` numbers attempts (edit, failed, skipped), one a fact; `record` is what was measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    time: str
+    kind: Literal["edit", "failed", "skipped", "restrain", "undo", "guard"]
+    edit: int | None = None
+    fact: Fact | None = None
+    factors: str | None = None
+    sha256: str | None = None
+    restrain: str | None = None
+    undone: tuple[int, ...] | None = None
+    reason: str | None = None
+    record: dict[str, Any] = {}
+    previous: str
+    checksum: str = ""
+
+    def line(self) -> bytes:
+        """The sealed line, newline included."""
+        body = self.model_dump(mode="json", exclude_none=True, exclude={"checksum"})
+        return (json.dumps({**body, "checksum": _seal(body)}, ensure_ascii=False) + "\n").encode()
+
+
+def _seal(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write, fsync, rename, fsync the folder: after a kill the file is there whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Journal:
+    """The events on disk. Reading checks every line; appending needs the lock of `writing`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "journal.jsonl"
+        self._header_sha = hashlib.sha256((folder / "ledger.json").read_bytes()).hexdigest()
+        self._last = self._header_sha
+        self._whole = 0
+        self.events: list[Event] = []
+        self.reload()
+
+    def reload(self) -> None:
+        """Read and check every line. Raises TetherError that names the first damaged event."""
+        data = self.path.read_bytes() if self.path.exists() else b""
+        self._whole = data.rfind(b"\n") + 1
+        self._last, self.events = self._header_sha, []
+        for number, line in enumerate(data[: self._whole].split(b"\n")[:-1], start=1):
+            self.events.append(self._check(number, line))
+            self._last = hashlib.sha256(line + b"\n").hexdigest()
+
+    @property
+    def torn(self) -> bool:
+        """Whether a torn last line was dropped."""
+        return self.path.exists() and self.path.stat().st_size > self._whole
+
+    @property
+    def head(self) -> str:
+        """sha256 of the last line: the identity of everything so far."""
+        return self._last
+
+    def _check(self, number: int, line: bytes) -> Event:
+        where = f"{self.path}: event {number}"
+        remedy = "the ledger is damaged from here on; restore it from a copy"
+        try:
+            body = json.loads(line)
+            seal = body.pop("checksum", None)
+        except (ValueError, AttributeError):
+            raise TetherError(f"{where} is no JSON object: {remedy}") from None
+        if seal != _seal(body):
+            raise TetherError(f"{where} does not match its checksum: {remedy}")
+        try:
+            event = Event.model_validate({**body, "checksum": seal})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise TetherError(
+                f"{where}: {'.'.join(map(str, first['loc']))} = {first.get('input')!r} is not of ledger format {FORMAT}; "
+                "open it with a newer tether"
+            ) from None
+        if event.number != number:
+            raise TetherError(f"{where} is numbered {event.number}: lines are missing or out of order; {remedy}")
+        if event.previous != self._last:
+            raise TetherError(f"{where} does not follow the line before it: that line or ledger.json was changed; {remedy}")
+        return event
+
+    def append(self, **fields: Any) -> Event:
+        """Seal and write one event; on return it is on disk."""
+        event = Event(number=len(self.events) + 1, time=now(), previous=self._last, **fields)
+        line = event.line()
+        with self.path.open("r+b" if self.path.exists() else "w+b") as handle:
+            handle.truncate(self._whole)  # a torn last line
+            handle.seek(self._whole)
+            handle.write(line)
+            handle.flush()
+            os.fsync(handle.fileno())
+        if self._whole == 0:
+            _sync_folder(self.path.parent)
+        self._whole += len(line)
+        self._last = hashlib.sha256(line).hexdigest()
+        self.events.append(event)
+        return event
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """The one writer of a ledger: a lock that a kill releases. Raises TetherError while another process holds it."""
+    with (folder / "ledger.lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TetherError(f"{folder} is being written by another process: wait until it ends") from None
+        try:
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)

@@ -1,0 +1,280 @@
+"""The ledger: a folder that says what was changed in a model, so that it can be applied, undone, restrained, exported.
+
+    ledger = tether.Ledger.open("my-edits")
+    model = ledger.apply()                      # W₀ + what the ledger says
+    ledger.undo(17); ledger.apply(model)        # exact: as if edit 17 had not been added
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from tether.errors import TetherError
+from tether.facts.fact import Fact
+from tether.ledger.journal import Event, Header, Journal, write_atomically, writing
+from tether.ledger.sums import Sums
+from tether.lowrank import LowRank
+from tether.model import EditableModel, load as load_model
+from tether.restraint import Restraint, parse
+from tether.spectrum import Extremes, Spectrum
+
+ATTEMPTS = ("edit", "failed", "skipped")
+
+
+@dataclass(frozen=True)
+class SpectrumRow:
+    """The singular values of one weight after some edits under some restraint."""
+
+    edits: int
+    restraint: str
+    weight: str
+    extremes: Extremes
+    m: float
+    update_singular_values: tuple[float, ...]
+
+
+class Ledger:
+    """A ledger on disk. Reads are checked against the journal's hashes; one process writes at a time."""
+
+    def __init__(self, path: Path, header: Header, journal: Journal) -> None:
+        self.path, self.header, self._journal = path, header, journal
+
+    # --- making, opening, checking ------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: str | Path, header: Header) -> Ledger:
+        """A new ledger in an empty or new folder."""
+        path = Path(path)
+        if (path / "ledger.json").exists():
+            raise TetherError(f"{path} is a ledger already: choose another folder")
+        (path / "factors").mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "ledger.json", (header.model_dump_json(indent=2) + "\n").encode())
+        return cls(path, header, Journal(path))
+
+    @classmethod
+    def open(cls, path: str | Path, model: EditableModel | None = None) -> Ledger:
+        """Open a ledger and check every line of its journal; with a model, that it is the one the edits belong to."""
+        path = Path(path)
+        try:
+            header = Header.model_validate_json((path / "ledger.json").read_bytes())
+        except OSError:
+            raise TetherError(f"{path} is no ledger: it has no readable ledger.json; name the folder of a ledger") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise TetherError(
+                f"{path / 'ledger.json'}: {where} is not of ledger format 1 ({first['msg']}): damaged, or newer than this tether"
+            ) from None
+        ledger = cls(path, header, Journal(path))
+        if model is not None:
+            ledger.check_model(model)
+        return ledger
+
+    def check_model(self, model: EditableModel) -> None:
+        """Raise TetherError unless the model's edited weights are those the ledger was made on."""
+        found = model.fingerprint(list(self.header.weights))
+        if found != self.header.fingerprint:
+            raise TetherError(
+                f"{model.id} is not the model of {self.path}: its weights have fingerprint {found[:12]}, the ledger "
+                f"{self.header.fingerprint[:12]}; load {self.header.model!r} as it was"
+            )
+
+    def verify(self, model: EditableModel | None = None) -> dict[str, Any]:
+        """Check every line and every factors file (and the model). Returns counts by kind; raises TetherError that names
+        the first damaged event."""
+        self._journal.reload()
+        counts: dict[str, int] = {}
+        named = set()
+        for event in self.events:
+            counts[event.kind] = counts.get(event.kind, 0) + 1
+            if event.factors:
+                self._factors_bytes(event)
+                named.add(Path(event.factors).name)
+        orphans = sorted(f.name for f in (self.path / "factors").glob("*.safetensors") if f.name not in named)
+        expected = f"{self.attempts + 1:06d}.safetensors"  # a kill between the file and its line
+        if [name for name in orphans if name != expected]:
+            raise TetherError(
+                f"{self.path}: factors/{orphans[0]} has no line in the journal, so lines were cut off behind event "
+                f"{len(self.events)}; restore journal.jsonl from a copy"
+            )
+        if model is not None:
+            self.check_model(model)
+        return {"events": len(self.events), "kinds": counts, "torn_line": self._journal.torn, "head": self.head}
+
+    # --- what it says -------------------------------------------------------------------------------------------
+
+    @property
+    def events(self) -> list[Event]:
+        return self._journal.events
+
+    @property
+    def head(self) -> str:
+        """sha256 of the journal's last line."""
+        return self._journal.head
+
+    @property
+    def attempts(self) -> int:
+        """How many facts were tried: the number of the last edit."""
+        return sum(event.kind in ATTEMPTS for event in self.events)
+
+    @property
+    def undone(self) -> frozenset[int]:
+        return frozenset(i for event in self.events if event.undone for i in event.undone)
+
+    def live(self, upto: int | None = None) -> list[Event]:
+        """The edits that count: not undone, numbered at most `upto`."""
+        undone = self.undone
+        return [e for e in self._until(upto) if e.kind == "edit" and e.edit not in undone]
+
+    def facts(self, upto: int | None = None) -> list[tuple[int, Fact]]:
+        """Every fact tried and not undone, with its edit number; failed and skipped ones included."""
+        undone = self.undone
+        return [
+            (e.edit, e.fact) for e in self._until(upto)
+            if e.kind in ATTEMPTS and e.edit is not None and e.fact is not None and e.edit not in undone
+        ]  # fmt: skip
+
+    def _until(self, upto: int | None) -> Iterator[Event]:
+        if upto is not None and not 0 <= upto <= self.attempts:
+            raise TetherError(f"{upto} edits: {self.path} has edits 1 to {self.attempts}")
+        for event in self.events:
+            if upto is not None and event.kind in ATTEMPTS and event.edit is not None and event.edit > upto:
+                return
+            yield event
+
+    def factors(self, event: Event) -> dict[str, LowRank]:
+        """The updates of one edit by weight name, float32 on the CPU, checked against the journal."""
+        tensors = load(self._factors_bytes(event))
+        return {
+            name: LowRank(tensors[f"{name}/A"], tensors[f"{name}/B"])
+            for name in self.header.weights if f"{name}/A" in tensors
+        }  # fmt: skip
+
+    def _factors_bytes(self, event: Event) -> bytes:
+        where = f"{self.path}: event {event.number} (edit {event.edit})"
+        if event.factors is None:
+            raise TetherError(f"{where} names no factors file: restore the ledger from a copy")
+        try:
+            data = (self.path / event.factors).read_bytes()
+        except OSError:
+            raise TetherError(f"{where}: {event.factors} is missing; restore it from a copy") from None
+        if hashlib.sha256(data).hexdigest() != event.sha256:
+            raise TetherError(f"{where}: {event.factors} does not match its sha256; it was changed, restore it from a copy")
+        return data
+
+    # --- what follows from it -----------------------------------------------------------------------------------
+
+    def sums(self, upto: int | None = None, restrain: str | Restraint | None = None) -> Sums:
+        """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits up
+        to `upto`, and that function once."""
+        sums = Sums(
+            {name: weight.shape for name, weight in self.header.weights.items()},
+            {name: weight.sigma_max for name, weight in self.header.weights.items()},
+        )
+        undone = self.undone
+        for event in self._until(upto):
+            if event.kind == "edit" and event.edit not in undone:
+                sums.add(self.factors(event))
+            elif event.kind == "restrain" and restrain is None and event.restrain is not None:
+                sums.restrain(parse(event.restrain))
+        if restrain is not None:
+            sums.restrain(parse(restrain))
+        return sums
+
+    def apply(
+        self, model: EditableModel | None = None, *, upto: int | None = None, restrain: str | Restraint | None = None
+    ) -> EditableModel:
+        """Make the model (the recorded one is loaded if none is given) carry the ledger's edits. Changes it in place,
+        from its original weights: what else it carried on these weights is replaced."""
+        model = self.model_or_load(model)
+        self.sums(upto, restrain).show(model)
+        return model
+
+    def model_or_load(self, model: EditableModel | None) -> EditableModel:
+        """The given model after the fingerprint check, or the recorded one."""
+        if model is None:
+            model = load_model(self.header.model, dtype=self.header.dtype)
+        self.check_model(model)
+        return model
+
+    def undo(self, *edits: int) -> Event:
+        """Take edits out, by number: from now on the ledger is what it would be without them in the sum, later restraints
+        recomputed. Later edits are *not* computed anew. Nothing is deleted; needs no model."""
+        if not edits:
+            raise TetherError("undo needs the number of an edit: see `tether log`")
+        with self.writing():
+            live = {event.edit for event in self.live()}
+            for edit in edits:
+                if edit not in live:
+                    why = "was undone already" if edit in self.undone else "is no live edit"
+                    raise TetherError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
+            return self._journal.append(kind="undo", undone=tuple(sorted(set(edits))))
+
+    def spectrum(
+        self, model: EditableModel | None = None, *, at: Sequence[int] | None = None,
+        restrain: str | Restraint | None = None,
+    ) -> list[SpectrumRow]:  # fmt: skip
+        """σ_max, σ_min, κ of every edited weight and σ̂ of its update, after each number of edits in `at` (default: all).
+        Of the float32 W₀ + Σ, also for a model in a smaller dtype. The model is not changed."""
+        model = self.model_or_load(model)
+        rows = []
+        for name, weight in self.header.weights.items():
+            spectrum = Spectrum(model.original(name))
+            for upto in at if at is not None else [self.attempts]:
+                held = self.sums(upto, restrain).of[name].factors
+                rows.append(
+                    SpectrumRow(
+                        upto, "as recorded" if restrain is None else str(parse(restrain)), name, spectrum.of(held),
+                        weight.sigma_max, tuple(held.singular_values().tolist()),
+                    )
+                )  # fmt: skip
+        return rows
+
+    def export(
+        self, model: EditableModel | None, to: str | Path, *, as_: Literal["merged", "lora"],
+        restrain: str | Restraint | None = None, upto: int | None = None, rank: int | None = None,
+    ) -> Any:  # fmt: skip
+        """Write the edited model as a folder for transformers (`merged`) or as an adapter for peft (`lora`)."""
+        from tether.export import export_ledger
+
+        return export_ledger(self, model, Path(to), as_=as_, restrain=restrain, upto=upto, rank=rank)
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the ledger's lock; the journal is read again first, so that nothing written meanwhile is lost."""
+        with writing(self.path):
+            self._journal.reload()
+            yield
+
+    def append_edit(
+        self, fact: Fact, updates: dict[str, LowRank], vectors: dict[str, Tensor], record: dict[str, Any]
+    ) -> Event:
+        """Factors first (temporary name, fsync, rename), then the journal line (fsync). Needs `writing`."""
+        edit = self.attempts + 1
+        tensors = {f"{name}/{part}": getattr(update, part) for name, update in updates.items() for part in "AB"} | vectors
+        data = save({name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()})
+        file = f"factors/{edit:06d}.safetensors"
+        write_atomically(self.path / file, data)
+        return self._journal.append(
+            kind="edit", edit=edit, fact=fact, factors=file, sha256=hashlib.sha256(data).hexdigest(), record=record
+        )
+
+    def append_attempt(self, kind: str, fact: Fact, reason: str, record: dict[str, Any]) -> Event:
+        """A `failed` or `skipped` fact. Needs `writing`."""
+        return self._journal.append(kind=kind, edit=self.attempts + 1, fact=fact, reason=reason, record=record)
+
+    def append_restraint(self, restraint: Restraint, record: dict[str, Any]) -> Event:
+        """A restraint of the sum so far. Needs `writing`."""
+        return self._journal.append(kind="restrain", restrain=str(restraint), record=record)

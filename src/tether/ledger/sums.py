@@ -1,0 +1,55 @@
+"""The running sum of a ledger's updates: one function for live edits and for replay, so both give the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tether.lowrank import LowRank
+from tether.model.editable import EditableModel
+from tether.restraint import Restraint, restrain
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The sum for one weight: its factors in float32 on the CPU, and the dense p×q matrix accumulated event by event."""
+
+    factors: LowRank
+    dense: Tensor
+
+    def add(self, update: LowRank) -> Sum:
+        """Σ + AB."""
+        return Sum(self.factors + update, self.dense + update.to_dense())
+
+    def restrained(self, sigma_max: float, restraint: Restraint) -> Sum:
+        """F(Σ); the same bits where nothing exceeds m."""
+        factors = restrain(self.factors, sigma_max, restraint)
+        return self if factors is self.factors else Sum(factors, factors.to_dense())
+
+
+class Sums:
+    """The sums of every edited weight. `m` is σ_max of W₀ by weight name."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], m: Mapping[str, float]) -> None:
+        self.m = dict(m)
+        self.of = {
+            name: Sum(LowRank.zeros(*shape), torch.zeros(*shape, dtype=torch.float32)) for name, shape in shapes.items()
+        }
+
+    def with_updates(self, updates: Mapping[str, LowRank]) -> dict[str, Sum]:
+        """What the sums would be with these updates; nothing is changed."""
+        return {name: held.add(updates[name]) if name in updates else held for name, held in self.of.items()}
+
+    def add(self, updates: Mapping[str, LowRank]) -> None:
+        self.of = self.with_updates(updates)
+
+    def restrain(self, restraint: Restraint) -> None:
+        self.of = {name: held.restrained(self.m[name], restraint) for name, held in self.of.items()}
+
+    def show(self, model: EditableModel) -> None:
+        """Make the model carry the sums: round(W₀ + Σ); a weight without updates gets its original bits."""
+        for name, held in self.of.items():
+            model.set_update(name, held.dense if held.factors.rank else None)

@@ -1,0 +1,282 @@
+"""The loop: propose, watch, append, apply, restrain by schedule.
+
+    model = tether.load("smollm2")
+    ledger = tether.edit(model, tether.read_facts("facts.jsonl"), out="my-edits", restrain="log:1.2")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tether.editors import Context, Editor, EditFailedError, EditSkippedError, editor
+from tether.editors.hparams import RomeHparams, settings_for
+from tether.editors.moments import Corpus, Moments, moments, moments_key, recent_moments
+from tether.editors.sampling import sample_prefixes
+from tether.errors import TetherError
+from tether.facts.fact import Fact
+from tether.health import Health, Reading
+from tether.ledger import ATTEMPTS, Event, Header, Ledger, Sums, WeightRecord, now
+from tether.model import EditableModel
+from tether.restraint import Restraint, parse
+from tether.spectrum import Spectrum
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: facts done of this call's list, the event just written, the last health reading, seconds left."""
+
+    done: int
+    total: int
+    event: Event
+    reading: Reading | None
+    eta: float
+
+
+def edit(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    *,
+    out: str | Path,
+    method: str | None = None,
+    restrain: str | Restraint | None = None,
+    every: int | None = None,
+    batch_size: int = 1,
+    seed: int | None = None,
+    resume: bool = False,
+    strict: bool = False,
+    corpus: str | Path | None = None,
+    settings: str | Path | None = None,
+    layers: Sequence[int] | None = None,
+    health_every: int = 10,
+    progress: Callable[[Progress], None] | None = None,
+) -> Ledger:
+    """Edit facts into a model one after another and return the ledger; the model then carries its edits.
+
+    `out` is a new ledger, or an existing one to append to (after verifying it; `resume` goes on with an interrupted list of
+    facts). `restrain` is `none`, `log:1.2`, `log:e`, `linear:2`: applied once at the end, or to the running sum after
+    every `every` edits and the last. An appended run keeps the ledger's method, settings and, unless given,
+    restraint. `corpus` is a text file for the second moments or `self`; None takes cached moments of the model, else
+    `self`. A fact that fails is recorded and leaves the model as it was; `strict` raises instead. On any error or
+    Ctrl-C the model carries what the ledger says, and the ledger can be resumed.
+    """
+    out = Path(out)
+    if not facts:
+        raise TetherError("no facts to edit: the list is empty")
+    if every is not None and every < 1:
+        raise TetherError(f"every {every}: a restraint acts every K edits with K at least 1")
+    if batch_size != 1:
+        raise TetherError(f"batch size {batch_size}: rome and r-rome edit one fact at a time; use 1")
+    exists = (out / "ledger.json").exists()
+    if exists:
+        ledger = Ledger.open(out, model)
+        _check_same(ledger.header, method, seed, settings, layers)
+    else:
+        if out.exists() and any(p.name not in ("factors", "ledger.lock") for p in out.iterdir()):
+            raise TetherError(f"{out} holds something that is no ledger: choose an empty or new folder")
+        ledger = Ledger.create(
+            out, _header(model, method or "rome", parse(restrain or "none"), every, seed or 0, corpus, settings, layers)
+        )
+    if restrain is None:
+        restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
+    run = _Run(model, ledger, parse(restrain), every, strict, health_every, progress)
+    with ledger.writing():
+        if exists:
+            ledger.verify()
+        run.go(facts, skip=_already_done(ledger, facts) if resume else 0)
+    return ledger
+
+
+def _check_same(
+    header: Header, method: str | None, seed: int | None, settings: str | Path | None, layers: Sequence[int] | None
+) -> None:
+    """An appended run has the ledger's own method, seed and settings."""
+    given = {"method": method, "seed": seed, "layers": None if layers is None else tuple(layers)}
+    kept = {"method": header.method, "seed": header.seed, "layers": tuple(header.settings["layers"])}
+    for what, value in given.items():
+        if value is not None and value != kept[what]:
+            raise TetherError(f"{what} {value}: this ledger was made with {kept[what]}; leave it away or make a new ledger")
+    if settings is not None:
+        raise TetherError(f"settings {settings}: an existing ledger keeps its own; leave them away or make a new ledger")
+
+
+def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
+    """How many facts of the list, from its start, are the last ones the ledger tried."""
+    tried = [e.fact.sha256 for e in ledger.events if e.kind in ATTEMPTS and e.fact is not None]
+    wanted = [fact.sha256 for fact in facts]
+    return next((n for n in range(min(len(tried), len(wanted)), 0, -1) if tried[-n:] == wanted[:n]), 0)
+
+
+def _header(
+    model: EditableModel, method: str, restraint: Restraint, every: int | None, seed: int,
+    corpus: str | Path | None, settings: str | Path | None, layers: Sequence[int] | None,
+) -> Header:  # fmt: skip
+    """Everything the edits of a new ledger depend on; collects the moments if they are not cached."""
+    if model.edited:
+        raise TetherError("the model carries edits already: a new ledger starts from the unedited model (load it again)")
+    hparams, origin = settings_for(
+        method, model, file=None if settings is None else Path(settings),
+        layers=None if layers is None else tuple(layers),
+    )  # fmt: skip
+    names = editor(method).weights(model, hparams)
+    if corpus is not None:
+        text = Corpus.parse(corpus, seed=seed)
+    else:
+        text = recent_moments(model, hparams.layers) or Corpus.parse("self", seed=seed)
+        logger.info("moments from %s", f"cached {text.name}" if text.path else "text sampled from the model (self)")
+    collected = moments(model, hparams.layers, text, progress=_log_moments)
+    for layer, one in collected.items():
+        logger.info("layer %d: %d tokens, convergence %s", layer, one.tokens, one.convergence[-1:] or "not measured")
+    weights = {
+        name: WeightRecord(shape=tuple(model.weight(name).shape), sigma_max=Spectrum(model.original(name)).sigma_max)
+        for name in names
+    }
+    return Header(
+        created=now(), model=model.id, fingerprint=model.fingerprint(names), dtype=str(model.dtype).removeprefix("torch."),
+        weights=weights, method=method, settings=hparams.model_dump(mode="json"), settings_origin=origin,
+        prefixes=tuple(sample_prefixes(model, hparams.prefixes, seed)),
+        moments={layer: {"key": moments_key(model, layer, text), "sha256": _digest(one), "tokens": one.tokens}
+                 for layer, one in collected.items()},
+        corpus={"path": None if text.path is None else str(text.path.resolve()), **text.identity(), "seed": text.seed},
+        seed=seed, threads=torch.get_num_threads(), restrain=str(restraint), every=every, versions=versions(),
+    )  # fmt: skip
+
+
+def _log_moments(tokens: int, total: int | None) -> None:
+    logger.info("moments: %d tokens%s", tokens, "" if total is None else f" of {total}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in ("tether", "torch", "transformers", "safetensors")
+    }
+
+
+def _digest(one: Moments) -> str:
+    return hashlib.sha256(one.C.numpy().tobytes()).hexdigest()
+
+
+def _recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]:
+    """The moments a ledger was made with: from the cache, or collected again from the recorded corpus."""
+    recorded = header.corpus
+    path = None if recorded["path"] is None else Path(recorded["path"])
+    if path is not None and not path.is_file():
+        raise TetherError(f"corpus {path} of this ledger is gone: put it back, its moments are needed for further edits")
+    text = Corpus(path, recorded["max_tokens"], recorded["window"], recorded["seed"])
+    if text.identity()["sha256"] != recorded["sha256"]:
+        raise TetherError(f"corpus {path} has changed since this ledger was made: put the old text back")
+    found = moments(model, list(header.moments), text)
+    for layer, one in found.items():
+        if _digest(one) != header.moments[layer]["sha256"]:
+            logger.warning("moments of layer %d were collected anew and differ in the last bits: so will new edits", layer)
+    return found
+
+
+class _Run:
+    """One call of `edit`, with the ledger's lock held."""
+
+    def __init__(
+        self, model: EditableModel, ledger: Ledger, restraint: Restraint, every: int | None, strict: bool,
+        health_every: int, progress: Callable[[Progress], None] | None,
+    ) -> None:  # fmt: skip
+        self.model, self.ledger, self.restraint, self.every = model, ledger, restraint, every
+        self.strict, self.health_every, self.progress = strict, health_every, progress
+        header = ledger.header
+        if header.threads != torch.get_num_threads():
+            logger.warning(
+                "this ledger was made with %d threads, now there are %d: new factors may differ in their last bits",
+                header.threads, torch.get_num_threads(),
+            )  # fmt: skip
+        hparams = RomeHparams.model_validate(header.settings)
+        self.editor: Editor = editor(header.method)
+        self.context = Context(hparams, header.prefixes, _recorded_moments(model, header))
+        self.sums: Sums = ledger.sums()
+        self.health = Health(model, self.sums.m)
+        self.level = "ok"
+
+    def go(self, facts: Sequence[Fact], *, skip: int) -> None:
+        started = time.monotonic()
+        with self._carrying():
+            self._restrain_if_due()
+            for index, fact in enumerate(facts[skip:], start=skip + 1):
+                event, reading = self._one(fact)
+                self._restrain_if_due()
+                if self.progress:
+                    each = (time.monotonic() - started) / (index - skip)
+                    self.progress(Progress(index, len(facts), event, reading, each * (len(facts) - index)))
+            if self._since_restraint():
+                self._restrain()
+
+    @contextmanager
+    def _carrying(self) -> Iterator[None]:
+        """The model carries the sums inside and, whatever happens, after."""
+        try:
+            self.sums.show(self.model)
+            yield
+        finally:
+            self.sums.show(self.model)
+
+    def _one(self, fact: Fact) -> tuple[Event, Reading | None]:
+        started = time.monotonic()
+        number = self.ledger.attempts + 1
+        try:
+            proposal = self.editor.propose(self.model, fact, self.context)
+        except TetherError as error:
+            kind = "skipped" if isinstance(error, EditSkippedError) else "failed"
+            record: dict[str, Any] = dict(error.record) if isinstance(error, EditFailedError) else {}
+            logger.warning("edit %d %s: %s", number, kind, error)
+            event = self.ledger.append_attempt(kind, fact, str(error), {**record, "seconds": time.monotonic() - started})
+            if self.strict and kind == "failed":
+                raise TetherError(f"edit {number} failed, and --strict stops there: {error}") from None
+            return event, None
+        updates = {name: update.to("cpu", torch.float32) for name, update in proposal.updates.items()}
+        reading = self.health.look(
+            self.sums.with_updates(updates), updates, read_text=number % self.health_every == 0
+        )
+        if reading.level != "ok" and (reading.level != self.level or reading.reasons[0].startswith("this edit")):
+            logger.warning("edit %d (%s -> %s): %s", number, fact.subject, fact.target_new, reading.line())
+        self.level = reading.level
+        record = {
+            **proposal.record, "norm": max(u.norm() for u in updates.values()), **reading.record(),
+            "seconds": time.monotonic() - started,
+        }  # fmt: skip
+        event = self.ledger.append_edit(fact, updates, proposal.vectors, record)
+        self.sums.add(updates)
+        self.sums.show(self.model)
+        return event, reading
+
+    def _restrain_if_due(self) -> None:
+        if self.every is not None and self._since_restraint() >= self.every:
+            self._restrain()
+
+    def _since_restraint(self) -> int:
+        """Live edits after the last restraint; 0 where nothing restrains."""
+        if self.restraint.kind == "none":
+            return 0
+        count = 0
+        for event in self.ledger.events:
+            count = 0 if event.kind == "restrain" else count + (event.kind == "edit")
+        return count
+
+    def _restrain(self) -> None:
+        before = {name: held.factors.singular_values() for name, held in self.sums.of.items()}
+        self.sums.restrain(self.restraint)
+        self.ledger.append_restraint(self.restraint, {
+            name: {"update_sigma_max": float(s[0]) if len(s) else 0.0, "above_m": int((s > self.sums.m[name]).sum()),
+                   "restrained_sigma_max": max(self.sums.of[name].factors.singular_values().tolist(), default=0.0)}
+            for name, s in before.items()
+        })  # fmt: skip
+        self.sums.show(self.model)

@@ -23,7 +23,7 @@ KINDS = ("byte-level", "byte-level trimmed", "metaspace bpe", "unigram", "llama 
 
 @cache
 def tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    """A small tokenizer trained on CORPUS: GPT-2-like, Llama-3-like, SentencePiece-like, with and without BOS and EOS."""
+    """A small tokenizer trained on CORPUS: GPT-2-like, Llama-3-like, SentencePiece-like, with or without BOS, EOS."""
     special = ["<unk>", "<s>", "</s>"]
     if kind in ("byte-level", "byte-level trimmed", "bos and eos"):
         made = Tokenizer(models.BPE())
@@ -41,10 +41,14 @@ def tokenizer(kind: str) -> PreTrainedTokenizerFast:
             made.post_processor = processors.TemplateProcessing(
                 single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
             )
-    elif kind == "llama normalizer":
+    elif kind in ("llama normalizer", "joining words"):
         made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=False))
         made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        if kind == "llama normalizer":
+            made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
         made.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=200, special_tokens=special))
+        made.pre_tokenizer = None
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
         made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     else:
         model, trainer = (
@@ -141,6 +145,11 @@ def test_a_character_the_tokenizer_drops_is_named() -> None:
         encode(tok, "{} is", "™")
     with pytest.raises(TetherError, match=r"target '™' has no token"):
         encode(tok, "{} is", "is", target="™")
+
+
+def test_a_token_that_joins_subject_and_target_is_named() -> None:
+    with pytest.raises(TetherError, match=r"one token joins subject 's' and target 'P'"):
+        encode(tokenizer("joining words"), "{}", "s", target="P")
 
 
 WORD = st.text(alphabet="aPrisômeT東'-", min_size=1, max_size=8)

@@ -1,0 +1,19 @@
+"""Facts: reading them, finding their subjects among tokens, checking them."""
+
+from tether.facts.check import FactCheck, check_facts
+from tether.facts.fact import Fact, LocalityPrompt
+from tether.facts.readers import BadRecord, read_facts, scan_facts
+from tether.facts.tokens import EncodedPrompt, encode, locate
+
+__all__ = [
+    "BadRecord",
+    "EncodedPrompt",
+    "Fact",
+    "FactCheck",
+    "LocalityPrompt",
+    "check_facts",
+    "encode",
+    "locate",
+    "read_facts",
+    "scan_facts",
+]

@@ -1,0 +1,115 @@
+"""What is wrong with a list of facts, found before a minute is spent on editing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tether.errors import TetherError
+from tether.facts.fact import Fact
+from tether.facts.tokens import EncodedPrompt, encode
+
+if TYPE_CHECKING:
+    from tether.model.editable import EditableModel
+
+_BATCH = 8  # prompts a forward pass: logits of 8 short prompts stay small for any vocabulary
+
+
+@dataclass(frozen=True)
+class FactCheck:
+    """One fact as an editor will see it. `index` counts from 0 in the list checked; `tokens` are the prompt's, special
+    tokens included, and `read_at` the place in them where the edit is read and written (None, and no tokens, where the
+    subject or the target has none). No `problems`: fit to edit."""
+
+    index: int
+    fact: Fact
+    tokens: tuple[str, ...]
+    read_at: int | None
+    problems: tuple[str, ...]
+
+    @property
+    def read_token(self) -> str | None:
+        """The token the edit is read at: the subject's last."""
+        return None if self.read_at is None else self.tokens[self.read_at]
+
+
+def check_facts(model: EditableModel, facts: Sequence[Fact], known: Iterable[Fact] = ()) -> list[FactCheck]:
+    """One FactCheck a fact, in order. `known` are facts edited before, those of a ledger.
+
+    Problems: no token for the subject or the target; a target the model, as it is now, already answers greedily; a
+    target_new equal to target_true; a prompt asked before, in `facts` or `known` (compared without regard to case and
+    spacing), with the same target (duplicate) or another (contradiction). Records that could not become a Fact are
+    `scan_facts`' to name. One batched forward pass over prompts and targets; changes nothing.
+    """
+    encoded: list[EncodedPrompt | TetherError] = [_encode(model, fact) for fact in facts]
+    answered = _answered(model, [e for e in encoded if isinstance(e, EncodedPrompt)])
+    earlier = {_key(fact.text): (f"known fact {i}", fact) for i, fact in enumerate(known)}
+    checks = []
+    for index, (fact, found) in enumerate(zip(facts, encoded, strict=True)):
+        problems = []
+        tokens: tuple[str, ...] = ()
+        read_at = None
+        if isinstance(found, EncodedPrompt):
+            tokens = tuple(model.tokenizer.decode([i]) for i in found.ids[: found.target_start])
+            read_at = found.subject_last
+            if next(answered):
+                problems.append(f"the model already answers {fact.target_new!r} to {fact.text!r}: nothing to edit")
+        else:
+            problems.append(str(found))
+        if fact.target_true is not None and _key(fact.target_true) == _key(fact.target_new):
+            problems.append(f"target_new equals target_true {fact.target_true!r}: give another new answer")
+        problems += _repeated(fact, earlier)
+        earlier.setdefault(_key(fact.text), (f"fact {index}", fact))
+        checks.append(FactCheck(index, fact, tokens, read_at, tuple(problems)))
+    return checks
+
+
+def _encode(model: EditableModel, fact: Fact) -> EncodedPrompt | TetherError:
+    try:
+        return encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)
+    except TetherError as error:
+        return error
+
+
+def _key(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _repeated(fact: Fact, earlier: dict[str, tuple[str, Fact]]) -> Iterator[str]:
+    if _key(fact.text) in earlier:
+        where, other = earlier[_key(fact.text)]
+        if _key(other.target_new) == _key(fact.target_new):
+            yield f"{fact.text!r} is a duplicate of {where}: remove one of the two"
+        else:
+            yield (
+                f"{fact.text!r} contradicts {where}, whose target is {other.target_new!r} and not "
+                f"{fact.target_new!r}: keep one of the two"
+            )
+
+
+@torch.no_grad()
+def _answered(model: EditableModel, prompts: Sequence[EncodedPrompt]) -> Iterator[bool]:
+    """Whether greedy decoding from each bare prompt gives its target: exactly where every target token is the argmax
+    behind the ones before it, so one forward pass with the target in place decides."""
+    for first in range(0, len(prompts), _BATCH):
+        batch = prompts[first : first + _BATCH]
+        ids, mask = _pad(batch, model.device)
+        best = model.hf(input_ids=ids, attention_mask=mask).logits.argmax(dim=-1)
+        for row, prompt in zip(best.tolist(), batch, strict=True):
+            start, stop = prompt.target_start, len(prompt.ids)
+            yield tuple(row[start - 1 : stop - 1]) == prompt.ids[start:stop]
+
+
+def _pad(batch: Sequence[EncodedPrompt], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, both batch×longest int64, padded on the right, where a causal model cannot see it."""
+    longest = max(len(prompt.ids) for prompt in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(batch):
+        ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
+        mask[row, : len(prompt.ids)] = 1
+    return ids.to(device), mask.to(device)

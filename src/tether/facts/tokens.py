@@ -1,0 +1,88 @@
+"""Where a subject and a target lie among a text's tokens, by the character offsets of a fast tokenizer.
+
+    encode(tokenizer, "The {} is located in the city of", "Eiffel Tower", target="Rome")
+
+Token strings are never compared: what a word's tokens are depends on what stands before and after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from tether.errors import TetherError
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids of a text, the index of the subject's last token in them, and that of the target's first token:
+    `target_start == len(ids)` where there is no target."""
+
+    ids: tuple[int, ...]
+    subject_last: int
+    target_start: int
+
+
+def locate(tokenizer: PreTrainedTokenizerFast, text: str, start: int, end: int) -> int:
+    """Index, among the ids `tokenizer(text)` gives, of the last token that overlaps the last of the characters
+    text[start:end]. Raises TetherError where no token does, and for a tokenizer without offsets."""
+    _, spans = _tokenize(tokenizer, text)
+    return _last_over(spans, text, start, end)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, subject: str, *, prefix: str = "", target: str | None = None
+) -> EncodedPrompt:
+    """Tokens of "prefix. prompt target", with the subject at the place of the `{}` in the prompt: there alone, also
+    where the prefix or the rest of the prompt names it again. `encode(tokenizer, "{} is a", subject)` is the KL prompt.
+
+    Special tokens are those the tokenizer adds by default, without any it puts behind the text. Target tokens are
+    those that reach beyond the prompt's end, so the space before the target is theirs. Raises TetherError where the
+    subject or the target has no token of its own, and for a tokenizer without offsets.
+    """
+    if prompt.count("{}") != 1:
+        raise TetherError(f"prompt {prompt!r} must contain exactly one '{{}}', the place of the subject")
+    before, _, after = prompt.partition("{}")
+    if prefix:
+        before = f"{prefix}. {before}"
+    start, end = len(before), len(before) + len(subject)
+    bare = before + subject + after
+    text = bare if target is None else f"{bare} {target}"
+    ids, spans = _tokenize(tokenizer, text)
+    target_start = next((i for i, (_, stop) in enumerate(spans) if stop > len(bare)), len(ids))
+    if target is not None and target_start == len(ids):
+        raise TetherError(f"target {target!r} has no token behind {bare!r}: write another target")
+    subject_last = _last_over(spans, text, start, end)
+    if subject_last >= target_start:
+        raise TetherError(
+            f"{text!r}: one token joins subject {subject!r} and target {target!r}; put words between them"
+        )
+    return EncodedPrompt(ids, subject_last, target_start)
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    """Ids and character spans, (0, 0) for special tokens; those behind the text are cut off."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise TetherError(
+            f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (a tokenizer.json)"
+        )
+    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    length = len(encoding["input_ids"])
+    while length and encoding["special_tokens_mask"][length - 1]:
+        length -= 1
+    spans = [(start, stop) for start, stop in encoding["offset_mapping"][:length]]
+    return tuple(encoding["input_ids"][:length]), spans
+
+
+def _last_over(spans: list[tuple[int, int]], text: str, start: int, end: int) -> int:
+    if not 0 <= start < end <= len(text):
+        raise TetherError(
+            f"characters {start} to {end} are no part of {text!r}: a subject needs at least one character"
+        )
+    over = [i for i, (left, right) in enumerate(spans) if left < end and right >= end and left < right]
+    if not over:
+        raise TetherError(
+            f"subject {text[start:end]!r} has no token in {text!r}: the tokenizer drops its last character; rewrite it"
+        )
+    return over[-1]

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Restraint:
-    """F of equation 4, callable on singular values. `str()` gives the written form (`none`, `log:1.2`, `linear:2`)."""
+    """F of equation 4, callable on singular values. `str()` gives the written form (`none`, `log:1.2`, `linear:2`),
+    from which `parse` gives the same restraint, bit for bit."""
 
     kind: Literal["none", "log", "linear"]
     parameter: float = 0.0
@@ -52,7 +53,8 @@ class Restraint:
             return "none"
         if self.parameter == math.e:
             return f"{self.kind}:e"
-        return f"{self.kind}:{self.parameter:g}"
+        short = f"{self.parameter:g}"
+        return f"{self.kind}:{short if float(short) == self.parameter else repr(self.parameter)}"
 
 
 def none() -> Restraint:

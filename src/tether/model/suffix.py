@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from tether.facts.tokens import EncodedPrompt
 from tether.model.editable import EditableModel
@@ -153,12 +153,13 @@ def full_forward(model: EditableModel, rows: Rows, layer: int) -> Run:
         for kept in cache.layers
     ]
     return Run(
-        layer, seen["keys"], seen["values"], seen["hidden"], seen["inputs"], last[:, rows.anchor :], frozen, seen["tuple"]
+        layer, seen["keys"], seen["values"], seen["hidden"], seen["inputs"], last[:, rows.anchor :], frozen,
+        seen["tuple"],
     )  # fmt: skip
 
 
 def projection_adds(model: EditableModel, layer: int) -> bool:
-    """Whether a vector added to the projection's output arrives unchanged in the block's output: true for plain residual
+    """Whether a vector added to the projection's output arrives unchanged in the block's output: true for residual
     blocks, false where a norm lies between (Gemma 2 and 3). Measured on one token."""
     outputs: list[Tensor] = []
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
@@ -181,8 +182,8 @@ def projection_adds(model: EditableModel, layer: int) -> bool:
 
 
 class Suffix:
-    """The steps after a full forward: `step(δ)` is the final hidden states from the anchor on, with δ ∈ R^p added to the
-    projection's output (float, any dtype) at the anchor of every row, differentiable in δ. The model is not changed.
+    """The steps after a full forward: `step(δ)` is the final hidden states from the anchor on, with δ ∈ R^p added to
+    the projection's output (float, any dtype) at the anchor of every row, differentiable in δ. Does not change the model.
 
     Blocks up to the edited one are skipped. Where the block passes its projection through a norm, the edited block runs
     as well (block 0 behind a norm leaves nothing to skip: use `Plain`). `model` may be a copy of the run's model in
@@ -266,9 +267,11 @@ def _cast(cache: Cache, dtype: torch.dtype) -> Cache:
 def head_logits(model: EditableModel, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n vocab"]:
     """Logits of final hidden states as the model itself computes them (scale and soft cap included), in its dtype."""
 
-    def given(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=hidden[None])
+    def given(*args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
 
+    # Some heads call the module that holds the blocks, past the base that wraps it.
+    trunk = model.hf.get_submodule(model.anatomy.blocks.rpartition(".")[0])
     ids = torch.zeros(1, len(hidden), dtype=torch.long, device=model.device)
-    with replaced_forward(model.base, given):
+    with replaced_forward(model.base, given), replaced_forward(trunk, given):
         return model.hf(input_ids=ids, use_cache=False).logits[0]

@@ -1,0 +1,45 @@
+"""A mean with its n and standard error, and how records become one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, TypedDict
+
+Record = dict[str, Any]  # one measured item, as it stands in the items file
+
+
+class Measure(TypedDict):
+    """`value` and `stderr` in percent; n facts, `prompts` prompts. Without items value and stderr are None, n is 0."""
+
+    value: float | None
+    n: int
+    stderr: float | None
+    prompts: int
+
+
+def cluster_mean(groups: Iterable[Sequence[float]]) -> Measure:
+    """The mean, in percent, of the groups' means, each group being the values (0 to 1) of one fact's prompts.
+
+    The prompts of a fact are not independent of each other, so n counts facts, and stderr = sd(ddof = 1)/√n of their
+    means; None for a single fact. Empty groups do not count.
+    """
+    filled = [group for group in groups if group]
+    prompts = sum(len(group) for group in filled)
+    means = [100 * sum(group) / len(group) for group in filled]
+    n = len(means)
+    if not n:
+        return {"value": None, "n": 0, "stderr": None, "prompts": 0}
+    value = math.fsum(means) / n
+    stderr = None
+    if n > 1:
+        stderr = math.sqrt(math.fsum((mean - value) ** 2 for mean in means) / (n - 1) / n)
+    return {"value": value, "n": n, "stderr": stderr, "prompts": prompts}
+
+
+def measure(records: Iterable[Record]) -> Measure:
+    """`cluster_mean` of the records' `value`, a group an edit."""
+    groups: dict[int, list[float]] = {}
+    for record in records:
+        groups.setdefault(record["edit"], []).append(record["value"])
+    return cluster_mean(groups.values())

@@ -1,0 +1,345 @@
+"""The editing metrics on a model whose every probability is set by hand, and results.json over a ledger of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tether.errors import TetherError
+from tether.evaluate import evaluate, evaluate_editing, evaluate_ledger, measure_baseline, read
+from tether.evaluate.editing import says
+from tether.evaluate.measure import cluster_mean
+from tether.facts.fact import Fact, LocalityPrompt
+from tether.ledger import Header, Ledger, WeightRecord
+from tether.lowrank import LowRank
+from tether.model.anatomy import Anatomy
+from tether.model.editable import EditableModel
+from tether.spectrum import Spectrum
+
+WORDS = [
+    "<unk>",
+    "</s>",
+    "home",
+    "of",
+    "in",
+    "alice",
+    "bob",
+    "carol",
+    "dave",
+    "paris",
+    "rome",
+    "new",
+    "york",
+    "oslo",
+    ".",
+]
+NEXT = {  # the likeliest next word, and the second likeliest
+    "alice": ("paris", "oslo"), "bob": ("rome", "paris"), "carol": ("paris", "rome"), "dave": ("new", "oslo"),
+    "new": ("york", "oslo"), "in": ("oslo", "rome"), "paris": (".", "oslo"), "rome": (".", "oslo"),
+    "york": (".", "oslo"), "oslo": (".", "rome"), ".": ("</s>", "."),
+}  # fmt: skip
+WEIGHT = "model.layers.0.mlp.down_proj.weight"
+
+
+def bigram_model() -> EditableModel:
+    """The last token alone decides: 70 % for the first word of NEXT, 20 % for the second. Nothing attends, and the MLP,
+    whose activations are those of the last token alone, adds nothing until it is edited."""
+    size = len(WORDS)
+    hf = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size, hidden_size=size + 1, intermediate_size=size + 1, num_hidden_layers=1,
+            num_attention_heads=1, num_key_value_heads=1, head_dim=4, max_position_embeddings=64, rms_norm_eps=0.0,
+            tie_word_embeddings=False, bos_token_id=None, eos_token_id=1,
+        )
+    )  # fmt: skip
+    chances = torch.full((size, size), 0.1 / (size - 2))
+    for word, (first, second) in NEXT.items():
+        chances[WORDS.index(word), WORDS.index(first)] = 0.7
+        chances[WORDS.index(word), WORDS.index(second)] = 0.2
+    with torch.no_grad():
+        block = hf.model.layers[0]
+        block.self_attn.o_proj.weight.zero_()
+        block.mlp.down_proj.weight.zero_()
+        block.mlp.gate_proj.weight.copy_(torch.eye(size + 1))
+        block.mlp.up_proj.weight.copy_(torch.eye(size + 1))
+        hf.model.embed_tokens.weight.copy_(torch.eye(size, size + 1))
+        hf.lm_head.weight.zero_()
+        hf.lm_head.weight[:, :size] = chances.log().mT / math.sqrt(size + 1)
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="</s>")
+    # Gate, up and down projection are squares of one size: structure cannot tell which is which.
+    return EditableModel(hf, tokenizer, anatomy=Anatomy("model.layers", "mlp.down_proj"))
+
+
+def become(word: str, like: str) -> dict[str, LowRank]:
+    """The update behind which `word` is continued as `like` is: its own direction out, the other's in."""
+    size = len(WORDS) + 1
+    root = math.sqrt(size)
+    activation = root / (1 + math.exp(-root)) * root
+    A, B = torch.zeros(size, 1), torch.zeros(1, size)
+    A[WORDS.index(word)], A[WORDS.index(like)] = -1, 1
+    B[0, WORDS.index(word)] = 1 / activation
+    return {WEIGHT: LowRank(A, B)}
+
+
+def near(prompt: str, target: str | None = None) -> LocalityPrompt:
+    return LocalityPrompt(prompt=prompt, target=target)
+
+
+ALICE = Fact(
+    subject="alice", prompt="home of {}", target_new="rome", target_true="paris", id="a",
+    paraphrases=("of alice", "alice in"),  # "in" is followed by oslo, then by rome, whatever alice is
+    locality=(
+        near("home of carol", "paris"), near("home of dave", "oslo"), near("of alice", "paris"), near("in alice"),
+    ),
+)  # fmt: skip
+DAVE = Fact(subject="dave", prompt="home of {}", target_new="new york", locality=(near("bob"),))
+FACTS = [(1, ALICE), (2, DAVE)]
+
+
+def numbers(kinds: dict[str, dict[str, object]]) -> dict[str, tuple[object, object]]:
+    return {kind: (found["value"], found["n"]) for kind, found in kinds.items()}
+
+
+def test_every_metric_of_the_edited_model() -> None:
+    model = bigram_model()
+    with model.provisional(become("alice", "bob")):
+        found = evaluate_editing(model, FACTS)
+    half = pytest.approx(50.0)
+    third = pytest.approx(100 / 3)
+    # compare: DAVE has no true target and no locality answer, so one fact counts. "alice in": rome 20 % > paris.
+    # Locality against rome: carol says paris, dave oslo, and alice rome.
+    assert numbers(found.summary["compare"]) == {
+        "efficacy": (100.0, 1),
+        "generalization": (100.0, 1),
+        "locality": (pytest.approx(200 / 3), 1),
+    }
+    # match: "alice in" says oslo; dave says new. Locality answers: carol right, dave says new, alice rome.
+    assert numbers(found.summary["match_all"]) == {
+        "efficacy": (100.0, 2),
+        "generalization": (half, 1),
+        "locality": (third, 1),
+        "locality_unchanged": (pytest.approx((50 + 100) / 2), 2),  # both prompts that end with alice changed
+    }
+    assert found.summary["match_tokens"]["efficacy"]["prompts"] == 2
+    assert found.summary["generate"]["efficacy"]["value"] == 100.0
+    assert numbers(found.summary["generate"])["generalization"] == (half, 1)
+    assert numbers(found.summary["generate"])["locality"] == (third, 1)
+    assert found.retention == [(1, 100.0), (2, 100.0)]
+    assert model.edited == ()
+
+
+def test_the_unedited_model_and_its_probabilities() -> None:
+    found = evaluate_editing(bigram_model(), FACTS)
+    assert found.retention == [(1, 0.0), (2, 100.0)]
+    assert numbers(found.summary["match_all"])["locality_unchanged"] == (100.0, 2)
+    [record] = [r for r in found.records if r["metric"] == "compare" and r["kind"] == "efficacy"]
+    assert record["edit"] == 1 and record["fact"] == "a" and record["prompt"] == "home of alice"
+    assert record["target"] == "rome" and record["against"] == "paris" and record["value"] == 0.0
+    assert record["log_likelihood"] == pytest.approx(math.log(0.1 / (len(WORDS) - 2)), abs=1e-5)
+    assert record["other"] == pytest.approx(math.log(0.7), abs=1e-5)
+    [text] = [r["continuation"] for r in found.records if r["metric"] == "generate" and r["prompt"] == "home of dave"][
+        :1
+    ]
+    assert text == "new york ."
+
+
+def test_shares_and_whole_targets_differ() -> None:
+    fact = Fact(subject="dave", prompt="home of {}", target_new="new paris")
+    found = evaluate_editing(bigram_model(), [(1, fact)], metrics=["match"])
+    assert found.summary["match_tokens"]["efficacy"] == {"value": 50.0, "n": 1, "stderr": None, "prompts": 1}
+    assert found.summary["match_all"]["efficacy"]["value"] == 0.0
+    assert found.summary["match_all"]["locality"] == {"value": None, "n": 0, "stderr": None, "prompts": 0}
+    assert set(found.summary) == {"match_tokens", "match_all"}
+
+
+def test_a_baseline_saves_the_unedited_forwards_and_limits_take_the_first_prompts() -> None:
+    model = bigram_model()
+    calls: list[int] = []
+    with model.provisional(become("alice", "bob")):
+        baseline = measure_baseline(model, FACTS)
+        handle = model.block(0).register_forward_hook(lambda *_: calls.append(1))
+        with_it = evaluate_editing(model, FACTS, baseline=baseline, metrics=["compare", "match"])
+        assert len(calls) == 1  # all metrics in one batch
+        without = evaluate_editing(model, FACTS, metrics=["compare", "match"])
+        assert len(calls) == 3
+        handle.remove()
+        few = evaluate_editing(model, FACTS, max_paraphrases=1, max_locality=0)
+    assert with_it == without
+    assert few.summary["match_all"]["generalization"] == {"value": 100.0, "n": 1, "stderr": None, "prompts": 1}
+    assert few.summary["match_all"]["locality_unchanged"]["n"] == 0
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(TetherError, match=r"exactness is no editing metric: choose from compare, match, generate"):
+        evaluate_editing(bigram_model(), FACTS, metrics=["exactness"])
+    with pytest.raises(TetherError, match=r"'chess' is no ability that can be measured: choose from perplexity"):
+        evaluate(bigram_model(), [ALICE], abilities=["chess"])
+
+
+@pytest.mark.parametrize(
+    ("continuation", "target", "expected"),
+    [
+        (" Rome.", "Rome", True),
+        ("\n\nThe answer is ROME", "Rome", True),
+        (" the Romeo of old", "Rome", False),
+        (" Paris. Rome", "Rome", False),
+        (" Paris\nRome", "Rome", False),
+        (" version 3.5 of Rome", "Rome", True),
+        (" St. Petersburg, Russia", "St. Petersburg", True),
+        (" New\nYork", "New York", True),
+        (" C++ of course", "C++", True),
+        ("", "Rome", False),
+    ],
+)
+def test_what_a_continuation_says(continuation: str, target: str, expected: bool) -> None:
+    assert says(continuation, target) is expected
+
+
+@given(st.lists(st.lists(st.floats(0, 1), max_size=4), max_size=6))
+def test_the_mean_of_facts(groups: list[list[float]]) -> None:
+    found = cluster_mean(groups)
+    means = [100 * statistics.fmean(group) for group in groups if group]
+    assert found["n"] == len(means) and found["prompts"] == sum(map(len, groups))
+    if not means:
+        assert found["value"] is None and found["stderr"] is None
+        return
+    assert found["value"] == pytest.approx(statistics.fmean(means), abs=1e-9)
+    if len(means) == 1:
+        assert found["stderr"] is None
+    else:
+        assert found["stderr"] == pytest.approx(statistics.stdev(means) / math.sqrt(len(means)), abs=1e-6)
+
+
+# --- results.json -----------------------------------------------------------------------------------------------
+
+TEXT = "home of alice in paris . home of bob in rome ."
+OPTIONS = {"text": TEXT, "restraints": ["none", "linear:2"], "at": [0, 1, 2]}
+
+
+def ledger_of_two(model: EditableModel, folder: Path) -> Ledger:
+    """alice is continued as bob, then dave as carol; without the prompts that test them."""
+    name = model.weight_name(0)
+    weight = WeightRecord(shape=tuple(model.weight(name).shape), sigma_max=Spectrum(model.original(name)).sigma_max)
+    header = Header(
+        created="", model=model.id, fingerprint=model.fingerprint([name]), dtype="float32", weights={name: weight},
+        method="by hand", settings={}, settings_origin="test", prefixes=(), moments={}, corpus={}, seed=0, threads=1,
+        restrain="none", every=None, versions={},
+    )  # fmt: skip
+    ledger = Ledger.create(folder, header)
+    bare = [fact.model_copy(update={"paraphrases": (), "locality": ()}) for fact in (ALICE, DAVE)]
+    with ledger.writing():
+        ledger.append_edit(bare[0], become("alice", "bob"), {}, {})
+        ledger.append_edit(bare[1], become("dave", "carol"), {}, {})
+    return ledger
+
+
+def test_a_ledger_is_measured_at_every_number_of_edits(tmp_path: Path) -> None:
+    model = bigram_model()
+    ledger = ledger_of_two(model, tmp_path / "ledger")
+    out = tmp_path / "results.json"
+    results = evaluate_ledger(ledger, model, [DAVE, ALICE], out=out, **OPTIONS)
+    keys = [(0, "none"), (1, "none"), (1, "linear:2"), (2, "none"), (2, "linear:2")]
+    assert [row.key for row in results.rows] == keys
+    unedited, one, _, both, _ = results.rows
+    assert unedited.retention == [(1, 0.0), (2, 100.0)]
+    assert one.retention == [(1, 100.0)]
+    assert both.retention == [(1, 100.0), (2, 0.0)]
+    assert one.editing["match_all"]["generalization"].prompts == 2  # the given facts' paraphrases
+    assert both.editing["compare"]["locality"].n == 1
+    assert not one.replayed
+    assert unedited.spectrum[WEIGHT].update_sigma_max == 0
+    assert both.spectrum[WEIGHT].update_sigma_max == pytest.approx(
+        float(ledger.sums(2, "none").of[WEIGHT].factors.singular_values()[0])
+    )
+    assert unedited.abilities["perplexity"].unit == "ppl"
+    assert model.edited == ()
+
+    stored = json.loads(out.read_text())
+    assert set(stored) == {"model", "ledger", "facts_sha256", "versions", "settings", "rows"}
+    assert set(stored["rows"][0]) == {
+        "edits", "restraint", "replayed", "editing", "retention", "abilities", "spectrum",
+    }  # fmt: skip
+    assert stored["rows"][0]["spectrum"][WEIGHT]["kappa"] is None  # W₀ is zero here, κ infinite
+    again = read(out)
+    assert again == results.model_copy(update={"rows": again.rows, "items": again.items})
+    assert again.items == results.items
+    assert {(item["edits"], item["restraint"]) for item in again.items} == set(keys)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_journal_as_recorded(tmp_path: Path) -> None:
+    model = bigram_model()
+    ledger = ledger_of_two(model, tmp_path / "ledger")
+    [row] = evaluate_ledger(ledger, model, abilities=[]).rows
+    assert row.key == (2, "as recorded")
+    assert row.replayed and row.abilities == {}
+
+
+def test_resume_keeps_what_was_measured_in_the_same_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = bigram_model()
+    ledger = ledger_of_two(model, tmp_path / "ledger")
+    out = tmp_path / "results.json"
+    caplog.set_level(logging.INFO)
+
+    def run(facts: list[Fact] | None = None, **changes: object) -> tuple[int, list[tuple[int, str]]]:
+        """How many rows were measured, and which the file has then."""
+        caplog.clear()
+        evaluate_ledger(ledger, model, facts, out=out, resume=True, **(OPTIONS | changes))  # type: ignore[arg-type]
+        return caplog.text.count("measuring"), [row.key for row in read(out).rows]
+
+    assert run(at=[0, 1], restraints=["none"]) == (2, [(0, "none"), (1, "none")])
+    assert run(at=[0, 1], restraints=["none"])[0] == 0
+    # With 2 edits row 0 is of more facts, so it is measured anew; the row of 1 edit stays.
+    assert run(at=[0, 1, 2], restraints=["none"]) == (2, [(0, "none"), (1, "none"), (2, "none")])
+    assert run(at=[0, 1], restraints=["none"]) == (0, [(0, "none"), (1, "none"), (2, "none")])
+    assert run()[0] == 2  # linear:2 at 1 and 2
+    assert run([ALICE, DAVE])[0] == 5  # other prompts
+    assert run([ALICE, DAVE], text="in oslo .")[0] == 5
+    ledger.undo(2)
+    assert run([ALICE, DAVE], text="in oslo .")[0] == 5
+
+
+def test_facts_of_another_ledger_are_refused_and_missing_ones_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = bigram_model()
+    ledger = ledger_of_two(model, tmp_path / "ledger")
+    other = Fact(subject="carol", prompt="home of {}", target_new="rome")
+    with pytest.raises(TetherError, match=r"none of the 1 facts given is one of the 2 edits"):
+        evaluate_ledger(ledger, model, [other], **OPTIONS)
+    evaluate_ledger(ledger, model, [ALICE], at=[2], abilities=[])
+    assert "1 of 2 edits are not among the facts given" in caplog.text
+    with pytest.raises(TetherError, match=r"3 edits"):
+        evaluate_ledger(ledger, model, at=[3], abilities=[])
+
+
+def test_damaged_results_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    with pytest.raises(TetherError, match=r"cannot be read"):
+        read(file)
+    file.write_text('{"rows": 3}')
+    with pytest.raises(TetherError, match=r"no results file \(model: Field required\)"):
+        read(file)
+
+
+def test_a_model_as_it_is() -> None:
+    model = bigram_model()
+    with model.provisional(become("alice", "bob")):
+        results = evaluate(model, [ALICE, DAVE], text=TEXT)
+        assert model.edited == (WEIGHT,)
+    [row] = results.rows
+    assert row.key == (2, "as it is") and results.ledger is None
+    assert row.editing["compare"]["efficacy"].value == 100
+    assert evaluate(model, [ALICE], abilities=[]).rows[0].edits == 0

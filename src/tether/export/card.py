@@ -10,8 +10,6 @@ from pathlib import Path
 
 from tether.facts.fact import Fact
 
-UNMEASURED = "Measurements"
-
 
 def model_card(
     *,
@@ -27,13 +25,14 @@ def model_card(
 ) -> str:
     """Markdown with YAML front matter.
 
-    `facts` are (edit number, fact) of the edits the weights carry, `weights` the names of the changed weights, `details`
-    further sections, title -> Markdown: one called "Measurements" stands in place of the sentence that nothing was
-    measured. A local path in `base_model` is cut to its last part. `library` is "transformers" or "peft".
+    `facts` are (edit number, fact) of the edits the weights carry, `weights` the names of the changed weights,
+    `details` further sections, title -> Markdown: one called "Measurements" stands in place of the sentence that
+    nothing was measured. A local path in `base_model` is cut to its last part. `library` is "transformers" or "peft".
     """
     base = Path(base_model).name if Path(base_model).is_absolute() or Path(base_model).exists() else base_model
     sections = {
-        UNMEASURED: "Not measured here: neither whether each edit took, nor what else changed. `tether evaluate` measures both.",
+        "Measurements": "Not measured here: neither whether each edit took, nor what else changed. "
+        "`tether evaluate` measures both.",
         **(details or {}),
     }
     front = [

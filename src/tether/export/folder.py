@@ -17,14 +17,16 @@ CARD, MANIFEST = "README.md", "tether.json"
 
 @contextmanager
 def new_folder(to: str | Path) -> Iterator[Path]:
-    """A temporary sibling of `to` to write into. It becomes `to` when the block ends, and is deleted on an error or Ctrl-C.
+    """A temporary sibling of `to` to write into. It becomes `to` when the block ends; an error or Ctrl-C deletes it.
 
-    Raises TetherError, before anything is written, where `to` is a file or a folder with something in it, and for a disk
-    that refuses a write inside the block.
+    Raises TetherError, before anything is written, where `to` is a file or a folder with something in it, and for any
+    file that the disk refuses inside the block.
     """
     to = Path(to).absolute()
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise TetherError(f"{to} exists and is not an empty folder: an export never overwrites; give another destination")
+        raise TetherError(
+            f"{to} exists and is not an empty folder: an export never overwrites; give another destination"
+        )
     temporary = to.with_name(f".{to.name}.{uuid4().hex[:8]}.partial")
     try:
         temporary.mkdir(parents=True)
@@ -33,7 +35,7 @@ def new_folder(to: str | Path) -> Iterator[Path]:
             to.rmdir()
         temporary.rename(to)
     except OSError as error:
-        raise TetherError(f"{to} could not be written ({error.strerror or error}): free or choose another place") from error
+        raise TetherError(f"{to} could not be made: {error}; choose another place or free this one") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

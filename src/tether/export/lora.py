@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tether.errors import TetherError
 from tether.export.folder import new_folder, write_papers
@@ -67,10 +67,16 @@ def export_lora(
     tensors: dict[str, Tensor] = {}
     kept: dict[str, LoraWeight] = {}
     for name, update in updates.items():
+        module = name.removesuffix(".weight")
+        if not (model.is_transposed(name) or isinstance(model.hf.get_submodule(module), nn.Linear)):
+            raise TetherError(
+                f"{name} is no weight of a linear layer: an adapter cannot hold its update; export merged"
+            )
+        if update.shape != tuple(model.weight(name).shape):
+            raise ValueError(f"update {update.shape} does not fit {name}, which is {tuple(model.weight(name).shape)}")
         weight, factors = _compress(name, update, rank)
         if weight.rank == 0:
             continue
-        module = name.removesuffix(".weight")
         kept[module] = weight
         tensors[f"base_model.model.{module}.lora_A.weight"] = factors.B.contiguous()  # r×in
         tensors[f"base_model.model.{module}.lora_B.weight"] = factors.A.contiguous()  # out×r
@@ -84,9 +90,11 @@ def export_lora(
 
     common = Counter(weight.rank for weight in kept.values()).most_common(1)[0][0]
     unequal = {module: weight.rank for module, weight in kept.items() if weight.rank != common}
+    base = model.hf.name_or_path or model.id  # what transformers loads, where a bundled model's id is not
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=model.hf.name_or_path or model.id,
+        base_model_name_or_path=base,
+        revision=model.id.removeprefix(f"{base}@") if model.id.startswith(f"{base}@") else None,
         r=common,
         lora_alpha=common,
         rank_pattern=unequal,

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def export_merged(model: EditableModel, to: str | Path, card: str, manifest: Mapping[str, object]) -> None:
-    """Write weights (safetensors, the model's dtype), config, tokenizer, `card` as README.md and `manifest` as tether.json.
+    """Write weights (safetensors, the model's dtype), config, tokenizer, README.md (`card`), tether.json (`manifest`).
 
-    `model` carries the edits already and is not changed. `to` must not exist or be empty; it appears whole or not at all.
-    Raises TetherError for an edited weight that is not finite or that is shared with another parameter.
+    `model` carries the edits already and is not changed. `to` must not exist or be empty; it appears whole or not at
+    all. Raises TetherError for an edited weight that is not finite or that is shared with another parameter.
     """
     _refuse_unsound(model)
     with new_folder(to) as folder:

@@ -1,0 +1,262 @@
+"""PRUNE on anybody's edited checkpoint: two folders of safetensors in, a restrained third one out.
+
+report = tether.restrain_checkpoint("llama", "llama-edited", "llama-restrained", restrain="log:1.2")
+print(report.table())
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tether.errors import TetherError
+from tether.export import card, triplets
+from tether.export.folder import CARD, MANIFEST, new_folder, versions, write_papers
+from tether.export.tensors import Stored, same_bytes, stored_tensors
+from tether.restraint import Restraint, parse
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MatrixReport:
+    """One changed matrix: D = edited − base against m = σ_max(base)."""
+
+    name: str
+    shape: tuple[int, int]
+    sigma_max: float
+    update_norm: float  # ‖D‖_F, which no singular value of D exceeds
+    update_sigma_max: float | None  # None where ‖D‖_F ≤ m settles it
+    above: int  # singular values of D above m
+    update_sigma_max_after: float | None
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """What happened to each tensor of the edited checkpoint; tensors equal in both are only counted."""
+
+    restraint: str
+    matrices: tuple[MatrixReport, ...]
+    copied: dict[str, str]  # name -> why a tensor that differs was copied as it is
+    only_in_base: tuple[str, ...]
+    equal: int
+
+    @property
+    def restrained(self) -> tuple[str, ...]:
+        """The matrices that the restraint changed: all others are the edited checkpoint's, bit for bit."""
+        return tuple(x.name for x in self.matrices if x.update_sigma_max_after != x.update_sigma_max)
+
+    def table(self) -> str:
+        """The changed matrices as a Markdown table."""
+        head = ("matrix", "shape", "m", "largest of the update", "number above m", "largest after")
+        return card.table(head, [_row(matrix) for matrix in self.matrices])
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+def restrain_checkpoint(
+    base: str | Path,
+    edited: str | Path,
+    out: str | Path,
+    restrain: str | Restraint = "log:1.2",
+    *,
+    device: str | torch.device = "cpu",
+) -> CheckpointReport:
+    """Write `edited` to the new folder `out`, with the singular values of every difference to `base` restrained.
+
+    For each floating matrix of one name and shape in both: D = B − A in float32, m = σ_max(A), and where D has singular
+    values above m, W̄ = B − Σ_{σ̂>m} (σ̂ − F(σ̂)) û v̂ᵀ (eqs. 4-6), cast to B's dtype. Everything else, every file beside
+    the tensors too, is B's byte for byte, less a `.git`; B's own README.md and tether.json are kept as README.edited.md
+    and tether.edited.json. Base and edited may be sharded differently; `out` has the shards of `edited`. Memory: a few
+    copies of the largest matrix in float32, on `device`. Neither input is changed, and `out` appears whole or not at
+    all.
+
+    Raises TetherError for a folder without safetensors, quantised weights, two checkpoints that share no matrix, a
+    matrix that is not finite, and an `out` that has something in it.
+    """
+    restraint, base, edited, out = parse(restrain), Path(base), Path(edited), Path(out)
+    originals, tensors = stored_tensors(base), stored_tensors(edited)
+    for inside in (base, edited):
+        _refuse_quantised_config(inside)
+        if inside.resolve() in (out.resolve(), *out.resolve().parents):
+            raise TetherError(f"{out} lies in {inside}, which is left as it is: give a destination outside it")
+    _refuse_other_architecture(base, edited)
+    originals = _renamed(originals, tensors)
+    if not any(n in tensors and tensors[n].shape == o.shape and len(o.shape) == 2 for n, o in originals.items()):
+        raise TetherError(
+            f"{edited} and {base} share no matrix of one name and shape: give a checkpoint and its own base"
+        )
+
+    with new_folder(out) as folder:
+        shutil.copytree(
+            edited, folder, dirs_exist_ok=True, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns(".git")
+        )
+        matrices: list[MatrixReport] = []
+        copied: dict[str, str] = {}
+        for name, stored in tensors.items():
+            original = originals.get(name)
+            if original is not None and same_bytes(original, stored):
+                continue
+            reason = _not_comparable(name, original, stored)
+            if reason or original is None:
+                copied[name] = reason
+                continue
+            report, W = _restrain(name, original, stored, restraint, torch.device(device))
+            if W is not None:
+                stored.overwrite(folder / stored.file.name, W)
+            if report is None:
+                copied[name] = "zero in the base, which leaves nothing to measure against"
+            elif report.update_norm > 0:
+                matrices.append(report)
+                logger.info(
+                    "%s: m %.4g, ‖D‖_F %.4g, %d above m", name, report.sigma_max, report.update_norm, report.above
+                )
+        only = tuple(name for name in originals if name not in tensors)
+        equal = len(tensors) - len(matrices) - len(copied)
+        result = CheckpointReport(str(restraint), tuple(matrices), copied, only, equal)
+        _warn(result, restraint, folder)
+        _write_papers(folder, base, edited, result)
+    return result
+
+
+def _restrain(
+    name: str, original: Stored, stored: Stored, restraint: Restraint, device: torch.device
+) -> tuple[MatrixReport | None, Tensor | None]:
+    """The report of one matrix (None for a zero base), and the restrained one in float32 where it differs from B."""
+    A = original.read().to(device, torch.float32)
+    B = stored.read().to(device)
+    D = B.float().sub_(A) if B.dtype != torch.float32 else B - A
+    norm = float(D.norm(dtype=torch.float64))
+    if not (A.isfinite().all() and D.isfinite().all()):
+        raise TetherError(
+            f"{name} is not finite in base or edited: a restraint needs finite weights; look at that edit"
+        )
+    m = triplets.largest(A)
+    del A
+    shape = (D.shape[0], D.shape[1])
+    if m == 0:
+        return None, None
+    if norm <= m:
+        return MatrixReport(name, shape, m, norm, None, 0, None), None
+    u, s, vh, top = triplets.above(D, m)
+    del D
+    if not len(s):
+        return MatrixReport(name, shape, m, norm, top, 0, top), None
+    after = restraint(s, m)
+    report = MatrixReport(name, shape, m, norm, top, len(s), float(after[0]))
+    if torch.equal(after, s):
+        return report, None
+    excess = ((s - after)[:, None] * vh).float()
+    return report, B.float().addmm_(u.float(), excess, alpha=-1)
+
+
+def _not_comparable(name: str, original: Stored | None, stored: Stored) -> str:
+    """Why a tensor that differs is copied as it is; empty for a matrix to restrain."""
+    if original is None:
+        return "only in the edited checkpoint"
+    if original.shape != stored.shape:
+        return f"shape {list(stored.shape)}, in the base {list(original.shape)}"
+    if len(stored.shape) != 2:
+        return f"changed, but no matrix: {len(stored.shape)} dimensions"
+    if not (original.is_floating and stored.is_floating):
+        raise TetherError(
+            f"{name} is a changed matrix of type {stored.dtype} (base: {original.dtype}): quantised weights cannot be "
+            "restrained; dequantise both checkpoints first"
+        )
+    return ""
+
+
+def _renamed(originals: dict[str, Stored], tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """The base's tensors under the edited names. Where no name is common, one side may have left the same first part of
+    every name away, as checkpoints of a bare transformer do (`h.0.…` for `transformer.h.0.…`)."""
+    if originals.keys() & tensors.keys():
+        return originals
+    for name in tensors:
+        for other in originals:
+            if name.endswith("." + other):
+                prefix = name.removesuffix(other)
+                return {prefix + key: stored for key, stored in originals.items()}
+            if other.endswith("." + name):
+                prefix = other.removesuffix(name)
+                return {key.removeprefix(prefix): stored for key, stored in originals.items()}
+    return originals
+
+
+def _config(folder: Path) -> dict[str, object]:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise TetherError(f"{file} is no JSON ({error}): fetch it again") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _refuse_quantised_config(folder: Path) -> None:
+    if _config(folder).get("quantization_config"):
+        raise TetherError(
+            f"{folder} is quantised (its config.json says so): dequantise it, or give the checkpoint before it"
+        )
+
+
+def _refuse_other_architecture(base: Path, edited: Path) -> None:
+    a, b = _config(base).get("model_type"), _config(edited).get("model_type")
+    if a and b and a != b:
+        raise TetherError(f"{base} is of type {a} and {edited} of type {b}: give a checkpoint and its own base")
+
+
+def _warn(report: CheckpointReport, restraint: Restraint, folder: Path) -> None:
+    capped = [x for x in report.matrices if x.above and (restraint.acts_below(x.sigma_max) is not None)]
+    if capped:
+        logger.warning(
+            "%s with m below 1/ln α = %.3g in %d matrices (%s first, m = %.3g): capped at σ̂, since the formula would "
+            "enlarge values just above m",
+            restraint, restraint.acts_below(capped[0].sigma_max), len(capped), capped[0].name, capped[0].sigma_max,
+        )  # fmt: skip
+    for file in sorted(folder.rglob("*")) if report.restrained else ():
+        nested = file.suffix == ".safetensors" and file.parent != folder
+        if nested or file.suffix in {".bin", ".pt", ".pth", ".gguf"}:
+            logger.warning("%s is copied as it is: weights in it are not restrained", file.relative_to(folder))
+
+
+def _write_papers(folder: Path, base: Path, edited: Path, report: CheckpointReport) -> None:
+    for name in (CARD, MANIFEST):
+        if (folder / name).exists():
+            kept = Path(name)
+            (folder / name).rename(folder / f"{kept.stem}.edited{kept.suffix}")
+    names = {"base": base.resolve().name, "edited": edited.resolve().name}
+    details = {
+        "Changed matrices": f"{names['edited']} against {names['base']}.\n\n{report.table()}",
+        "Copied as they are": card.table(("tensor", "why"), list(report.copied.items())) if report.copied else "None.",
+    }
+    text = card.model_card(
+        base_model=names["base"],
+        facts=[],
+        method="the edited checkpoint's own, with the singular values of its differences to the base restrained",
+        settings={},
+        restraint=report.restraint,
+        weights=[matrix.name for matrix in report.matrices],
+        versions=versions(),
+        details=details,
+    )
+    write_papers(folder, text, {"kind": "restrained checkpoint", **names, **report.to_dict(), "versions": versions()})
+
+
+def _row(matrix: MatrixReport) -> tuple[object, ...]:
+    top, after = matrix.update_sigma_max, matrix.update_sigma_max_after
+    return (
+        matrix.name,
+        f"{matrix.shape[0]}×{matrix.shape[1]}",
+        f"{matrix.sigma_max:.4g}",
+        f"at most {matrix.update_norm:.4g}" if top is None else f"{top:.4g}",
+        matrix.above,
+        "unchanged" if top is None or after == top else f"{after:.4g}",
+    )

@@ -74,17 +74,18 @@ class Health:
         with model.unedited():
             self.start_perplexity = perplexity(model, self.text).value
 
-    def look(
-        self, sums: Mapping[str, Sum], updates: Mapping[str, LowRank], *, read_text: bool
-    ) -> Reading:
-        """Judge the weights W₀ + Σ for `sums` that already hold the proposed `updates`; the model itself is as before the
-        proposal. `read_text` also measures the perplexity of a small built-in text with the proposal."""
+    def look(self, sums: Mapping[str, Sum], updates: Mapping[str, LowRank], *, read_text: bool) -> Reading:
+        """Judge the weights W₀ + Σ for `sums` that already hold the proposed `updates`; the model itself is as before
+        the proposal. With `read_text`, and for an edit that alone exceeds m, the perplexity of a small built-in text is
+        measured with the proposal."""
         extremes = {name: spectrum.of(sums[name].factors) for name, spectrum in self.spectra.items()}
         kappa_ratio = max(e.kappa / self.start[name] for name, e in extremes.items())
         update_ratio = max(e.update_sigma_max / self.m[name] for name, e in extremes.items())
-        alone = max((float(u.singular_values()[0]) / self.m[name] for name, u in updates.items() if u.rank), default=0.0)
+        alone = max(
+            (float(u.singular_values()[0]) / self.m[name] for name, u in updates.items() if u.rank), default=0.0
+        )
         ppl = None
-        if read_text or alone > 1 or kappa_ratio > KAPPA[1]:
+        if read_text or alone > 1:
             with self.model.provisional(updates):
                 ppl = perplexity(self.model, self.text).value / self.start_perplexity
         warn, alarm = [], []

@@ -28,7 +28,9 @@ class LowRank:
             )
 
     @classmethod
-    def zeros(cls, p: int, q: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LowRank:
+    def zeros(
+        cls, p: int, q: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> LowRank:
         """The zero p×q matrix, of rank bound 0."""
         return cls(torch.zeros(p, 0, dtype=dtype, device=device), torch.zeros(0, q, dtype=dtype, device=device))
 
@@ -91,7 +93,7 @@ class LowRank:
 
     def truncate(self, rank: int | None = None, rtol: float | None = None) -> LowRank:
         """The closest update of at most `rank`, or without the singular values ≤ rtol·σ̂_max; factors û·√σ̂ and √σ̂·v̂ᵀ
-        in this update's dtype. With neither argument: the numerical rank (rtol = machine epsilon of the dtype × max(p, q)).
+        in this update's dtype. With neither argument: the numerical rank (rtol = the dtype's epsilon × max(p, q)).
         """
         u, s, vh = self._svd
         if rank is None:

@@ -1,7 +1,7 @@
 """The loop: propose, watch, append, apply, restrain by schedule.
 
-    model = tether.load("smollm2")
-    ledger = tether.edit(model, tether.read_facts("facts.jsonl"), out="my-edits", restrain="log:1.2")
+model = tether.load("smollm2")
+ledger = tether.edit(model, tether.read_facts("facts.jsonl"), out="my-edits", restrain="log:1.2")
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tether.editors import Context, Editor, EditFailedError, EditSkippedError, editor
+from tether.editors import Context, EditFailedError, Editor, EditSkippedError, editor
 from tether.editors.hparams import RomeHparams, settings_for
 from tether.editors.moments import Corpus, Moments, moments, moments_key, recent_moments
 from tether.editors.sampling import sample_prefixes
@@ -65,8 +65,8 @@ def edit(
 ) -> Ledger:
     """Edit facts into a model one after another and return the ledger; the model then carries its edits.
 
-    `out` is a new ledger, or an existing one to append to (after verifying it; `resume` goes on with an interrupted list of
-    facts). `restrain` is `none`, `log:1.2`, `log:e`, `linear:2`: applied once at the end, or to the running sum after
+    `out` is a new ledger, or an existing one to append to (after verifying it; `resume` goes on with an interrupted
+    list of facts). `restrain` is `none`, `log:1.2`, `log:e`, `linear:2`: once at the end, or on the running sum after
     every `every` edits and the last. An appended run keeps the ledger's method, settings and, unless given,
     restraint. `corpus` is a text file for the second moments or `self`; None takes cached moments of the model, else
     `self`. A fact that fails is recorded and leaves the model as it was; `strict` raises instead. On any error or
@@ -107,9 +107,13 @@ def _check_same(
     kept = {"method": header.method, "seed": header.seed, "layers": tuple(header.settings["layers"])}
     for what, value in given.items():
         if value is not None and value != kept[what]:
-            raise TetherError(f"{what} {value}: this ledger was made with {kept[what]}; leave it away or make a new ledger")
+            raise TetherError(
+                f"{what} {value}: this ledger was made with {kept[what]}; leave it away or make a new ledger"
+            )
     if settings is not None:
-        raise TetherError(f"settings {settings}: an existing ledger keeps its own; leave them away or make a new ledger")
+        raise TetherError(
+            f"settings {settings}: an existing ledger keeps its own; leave them away or make a new ledger"
+        )
 
 
 def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
@@ -125,7 +129,9 @@ def _header(
 ) -> Header:  # fmt: skip
     """Everything the edits of a new ledger depend on; collects the moments if they are not cached."""
     if model.edited:
-        raise TetherError("the model carries edits already: a new ledger starts from the unedited model (load it again)")
+        raise TetherError(
+            "the model carries edits already: a new ledger starts from the unedited model (load it again)"
+        )
     hparams, origin = settings_for(
         method, model, file=None if settings is None else Path(settings),
         layers=None if layers is None else tuple(layers),
@@ -140,11 +146,15 @@ def _header(
     for layer, one in collected.items():
         logger.info("layer %d: %d tokens, convergence %s", layer, one.tokens, one.convergence[-1:] or "not measured")
     weights = {
-        name: WeightRecord(shape=tuple(model.weight(name).shape), sigma_max=Spectrum(model.original(name)).sigma_max)
+        name: WeightRecord(
+            shape=(model.weight(name).shape[0], model.weight(name).shape[1]),
+            sigma_max=Spectrum(model.original(name)).sigma_max,
+        )
         for name in names
     }
     return Header(
-        created=now(), model=model.id, fingerprint=model.fingerprint(names), dtype=str(model.dtype).removeprefix("torch."),
+        created=now(), model=model.id, fingerprint=model.fingerprint(names),
+        dtype=str(model.dtype).removeprefix("torch."),
         weights=weights, method=method, settings=hparams.model_dump(mode="json"), settings_origin=origin,
         prefixes=tuple(sample_prefixes(model, hparams.prefixes, seed)),
         moments={layer: {"key": moments_key(model, layer, text), "sha256": _digest(one), "tokens": one.tokens}
@@ -174,14 +184,18 @@ def _recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments
     recorded = header.corpus
     path = None if recorded["path"] is None else Path(recorded["path"])
     if path is not None and not path.is_file():
-        raise TetherError(f"corpus {path} of this ledger is gone: put it back, its moments are needed for further edits")
+        raise TetherError(
+            f"corpus {path} of this ledger is gone: put it back, its moments are needed for further edits"
+        )
     text = Corpus(path, recorded["max_tokens"], recorded["window"], recorded["seed"])
     if text.identity()["sha256"] != recorded["sha256"]:
         raise TetherError(f"corpus {path} has changed since this ledger was made: put the old text back")
     found = moments(model, list(header.moments), text)
     for layer, one in found.items():
         if _digest(one) != header.moments[layer]["sha256"]:
-            logger.warning("moments of layer %d were collected anew and differ in the last bits: so will new edits", layer)
+            logger.warning(
+                "moments of layer %d were collected anew and differ in the last bits: so will new edits", layer
+            )
     return found
 
 
@@ -238,14 +252,14 @@ class _Run:
             kind = "skipped" if isinstance(error, EditSkippedError) else "failed"
             record: dict[str, Any] = dict(error.record) if isinstance(error, EditFailedError) else {}
             logger.warning("edit %d %s: %s", number, kind, error)
-            event = self.ledger.append_attempt(kind, fact, str(error), {**record, "seconds": time.monotonic() - started})
+            event = self.ledger.append_attempt(
+                kind, fact, str(error), {**record, "seconds": time.monotonic() - started}
+            )
             if self.strict and kind == "failed":
                 raise TetherError(f"edit {number} failed, and --strict stops there: {error}") from None
             return event, None
         updates = {name: update.to("cpu", torch.float32) for name, update in proposal.updates.items()}
-        reading = self.health.look(
-            self.sums.with_updates(updates), updates, read_text=number % self.health_every == 0
-        )
+        reading = self.health.look(self.sums.with_updates(updates), updates, read_text=number % self.health_every == 0)
         if reading.level != "ok" and (reading.level != self.level or reading.reasons[0].startswith("this edit")):
             logger.warning("edit %d (%s -> %s): %s", number, fact.subject, fact.target_new, reading.line())
         self.level = reading.level

@@ -94,7 +94,7 @@ def _bundled(method: str, shape: Mapping[str, int]) -> tuple[dict[str, Any] | No
 
 
 def _rule(model: EditableModel) -> dict[str, Any]:
-    """A gated MLP (two modules feed the projection) is edited early and with little decay, as the Llamas of the paper; a
+    """A gated MLP (two modules feed the projection) is edited early and with little decay, as the paper's Llamas; a
     plain one in the middle third, as its GPT-2 XL."""
     projection = model.projection(0)
     parent = model.block(0).get_submodule(model.anatomy.projection.rpartition(".")[0])

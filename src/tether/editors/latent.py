@@ -1,4 +1,4 @@
-"""δ: the vector that, added to the projection's output at the subject's last token, makes the model say the new object."""
+"""δ: what, added to the projection's output at the subject's last token, makes the model say the new object."""
 
 from __future__ import annotations
 
@@ -47,13 +47,16 @@ class Objective:
             for position in range(prompt.target_start, len(prompt.ids)):
                 column = position - 1 - prompt.subject_last
                 reads.append((row, column, prompt.ids[position], 1 / (len(contexts) * length)))
-        row, column, target, weight = zip(*reads, strict=True)
         kl = prompts[-1]
         kl_column = 0 if kl_position == "subject" else len(kl.ids) - 1 - kl.subject_last
         return cls(
-            torch.tensor(row, device=device), torch.tensor(column, device=device), torch.tensor(target, device=device),
-            torch.tensor(weight, device=device), len(contexts), kl_column,
-        )  # fmt: skip
+            torch.tensor([r[0] for r in reads], device=device),
+            torch.tensor([r[1] for r in reads], device=device),
+            torch.tensor([r[2] for r in reads], device=device),
+            torch.tensor([r[3] for r in reads], device=device),
+            len(contexts),
+            kl_column,
+        )
 
     def log_probabilities(self, model: EditableModel, hidden: Float[Tensor, "n s d"]) -> tuple[Tensor, Tensor]:
         """log P at every read position (m×vocab) and at the KL position (vocab), float32; logits nowhere else."""
@@ -73,10 +76,10 @@ def optimise(
 ) -> Latent:
     """Minimise mean NLL(o*)/|o*| + kl_factor·KL(P_δ ‖ P₀) + v_weight_decay·‖δ‖/‖v₀‖² over δ with Adam.
 
-    `prompts` are the contexts of the edit prompt with the target behind each, the bare one first, and the KL prompt last;
-    `run` is their full forward. At most `v_num_grad_steps` evaluations, so one Adam step fewer; after each step δ is
-    clamped to clamp_norm_factor·‖v₀‖; stops below `loss_threshold`. `arithmetic` is a copy of the model in another dtype
-    for the steps. Gradients are taken with respect to δ alone. The model is not changed.
+    `prompts` are the contexts of the edit prompt with the target behind each, the bare one first, and the KL prompt
+    last; `run` is their full forward. At most `v_num_grad_steps` evaluations, so one Adam step fewer; after each step δ
+    is clamped to clamp_norm_factor·‖v₀‖; stops below `loss_threshold`. `arithmetic` is a copy of the model in another
+    dtype for the steps. Gradients are taken with respect to δ alone. The model is not changed.
     """
     objective = Objective.of(prompts, hparams.kl_position, rows.ids.device)
     stepper = arithmetic or model

@@ -7,6 +7,7 @@ the text doubled.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -223,11 +224,8 @@ class _Pass:
             return hook
 
         handles = [self.model.projection(layer).register_forward_pre_hook(see(layer)) for layer in self.layers]
-        with torch.inference_mode(), hooks(*handles):
-            try:
-                self.model.base(input_ids=ids, use_cache=False)
-            except _Stop:
-                pass
+        with torch.inference_mode(), hooks(*handles), contextlib.suppress(_Stop):
+            self.model.base(input_ids=ids, use_cache=False)
         self.tokens += ids.numel()
 
     def _look(self) -> None:
@@ -256,7 +254,7 @@ class _Pass:
     def _save(self, path: Path, *, layer: int | None = None, partial: bool = False) -> None:
         state = {"tokens": self.tokens, "batches": self.batches, "next_look": self.next_look, "curves": self.curves}
         if partial:
-            tensors = {}
+            tensors: dict[str, Tensor] = {}
             for i in self.layers:
                 tensors |= {f"{i}/sum": self.sums[i], f"{i}/probes": self.probes[i]}
                 if i in self.directions:
@@ -265,8 +263,12 @@ class _Pass:
             assert layer is not None
             tensors = {"C": (self._symmetric(layer) / self.tokens).contiguous()}
             state = {"tokens": self.tokens, "convergence": self.curves[layer]}
-            note = {"path": str(self.corpus.path.resolve()) if self.corpus.path else None,
-                    "max_tokens": self.corpus.max_tokens, "window": self.corpus.window, "seed": self.corpus.seed}  # fmt: skip
+            note = {
+                "path": str(self.corpus.path.resolve()) if self.corpus.path else None,
+                "max_tokens": self.corpus.max_tokens,
+                "window": self.corpus.window,
+                "seed": self.corpus.seed,
+            }
             path.with_suffix(".json").write_text(json.dumps(note))
         temporary = path.with_name(path.name + ".tmp")
         save_file(tensors, temporary, metadata={"state": json.dumps(state)})
@@ -291,7 +293,7 @@ def _add_gram(total: Tensor, keys: Tensor) -> None:
     """Add KᵀK to the upper triangle of `total`, in place, by column panels."""
     q = keys.shape[1]
     edges = [q * i // _PANELS for i in range(_PANELS + 1)]
-    for left, right in zip(edges, edges[1:], strict=False):
+    for left, right in itertools.pairwise(edges):
         if left < right:
             total[left:right, left:] += (keys[:, left:right].mT @ keys[:, left:]).cpu()
 

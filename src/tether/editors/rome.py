@@ -83,8 +83,8 @@ class Rome:
         return Proposal({name: update.to(model.device)}, vectors, record)
 
     def _arithmetic(self, model: EditableModel, hparams: RomeHparams) -> EditableModel | None:
-        """The model in the dtype of the steps for δ. Only blocks above the edited one are used, which never change; where
-        the edited block itself must run, the model's own dtype stays."""
+        """The model in the dtype of the steps for δ. Only blocks above the edited one are used, which never change;
+        where the edited block itself must run, the model's own dtype stays."""
         dtype = getattr(torch, hparams.delta_dtype, model.dtype)
         if dtype == model.dtype or not projection_adds(model, hparams.layers[0]):
             return None

@@ -38,7 +38,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     created: str
     model: str
     fingerprint: str
@@ -58,7 +58,8 @@ class Header(BaseModel):
 
 
 class Event(BaseModel):
-    """One line of the journal. `edit` numbers attempts (edit, failed, skipped), one a fact; `record` is what was measured."""
+    """One line of the journal. `edit` numbers attempts (edit, failed, skipped), one a fact; `record` is what was
+    measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -154,13 +155,15 @@ class Journal:
         except ValidationError as error:
             first = error.errors()[0]
             raise TetherError(
-                f"{where}: {'.'.join(map(str, first['loc']))} = {first.get('input')!r} is not of ledger format {FORMAT}; "
-                "open it with a newer tether"
+                f"{where}: {'.'.join(map(str, first['loc']))} = {first.get('input')!r} is not of ledger format "
+                f"{FORMAT}; open it with a newer tether"
             ) from None
         if event.number != number:
             raise TetherError(f"{where} is numbered {event.number}: lines are missing or out of order; {remedy}")
         if event.previous != self._last:
-            raise TetherError(f"{where} does not follow the line before it: that line or ledger.json was changed; {remedy}")
+            raise TetherError(
+                f"{where} does not follow the line before it: that line or ledger.json was changed; {remedy}"
+            )
         return event
 
     def append(self, **fields: Any) -> Event:

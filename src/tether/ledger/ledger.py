@@ -1,8 +1,8 @@
 """The ledger: a folder that says what was changed in a model, so that it can be applied, undone, restrained, exported.
 
-    ledger = tether.Ledger.open("my-edits")
-    model = ledger.apply()                      # W₀ + what the ledger says
-    ledger.undo(17); ledger.apply(model)        # exact: as if edit 17 had not been added
+ledger = tether.Ledger.open("my-edits")
+model = ledger.apply()                      # W₀ + what the ledger says
+ledger.undo(17); ledger.apply(model)        # exact: as if edit 17 had not been added
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tether.facts.fact import Fact
 from tether.ledger.journal import Event, Header, Journal, write_atomically, writing
 from tether.ledger.sums import Sums
 from tether.lowrank import LowRank
-from tether.model import EditableModel, load as load_model
+from tether.model import EditableModel
+from tether.model import load as load_model
 from tether.restraint import Restraint, parse
 from tether.spectrum import Extremes, Spectrum
 
@@ -68,12 +69,15 @@ class Ledger:
         try:
             header = Header.model_validate_json((path / "ledger.json").read_bytes())
         except OSError:
-            raise TetherError(f"{path} is no ledger: it has no readable ledger.json; name the folder of a ledger") from None
+            raise TetherError(
+                f"{path} is no ledger: it has no readable ledger.json; name the folder of a ledger"
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             raise TetherError(
-                f"{path / 'ledger.json'}: {where} is not of ledger format 1 ({first['msg']}): damaged, or newer than this tether"
+                f"{path / 'ledger.json'}: {where} is not of ledger format 1 ({first['msg']}): damaged, or newer "
+                "than this tether"
             ) from None
         ledger = cls(path, header, Journal(path))
         if model is not None:
@@ -90,8 +94,8 @@ class Ledger:
             )
 
     def verify(self, model: EditableModel | None = None) -> dict[str, Any]:
-        """Check every line and every factors file (and the model). Returns counts by kind; raises TetherError that names
-        the first damaged event."""
+        """Check every line and every factors file (and the model). Returns counts by kind; raises TetherError that
+        names the first damaged event."""
         self._journal.reload()
         counts: dict[str, int] = {}
         named = set()
@@ -169,14 +173,16 @@ class Ledger:
         except OSError:
             raise TetherError(f"{where}: {event.factors} is missing; restore it from a copy") from None
         if hashlib.sha256(data).hexdigest() != event.sha256:
-            raise TetherError(f"{where}: {event.factors} does not match its sha256; it was changed, restore it from a copy")
+            raise TetherError(
+                f"{where}: {event.factors} does not match its sha256; it was changed, restore it from a copy"
+            )
         return data
 
     # --- what follows from it -----------------------------------------------------------------------------------
 
     def sums(self, upto: int | None = None, restrain: str | Restraint | None = None) -> Sums:
-        """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits up
-        to `upto`, and that function once."""
+        """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits
+        up to `upto`, and that function once."""
         sums = Sums(
             {name: weight.shape for name, weight in self.header.weights.items()},
             {name: weight.sigma_max for name, weight in self.header.weights.items()},
@@ -208,8 +214,8 @@ class Ledger:
         return model
 
     def undo(self, *edits: int) -> Event:
-        """Take edits out, by number: from now on the ledger is what it would be without them in the sum, later restraints
-        recomputed. Later edits are *not* computed anew. Nothing is deleted; needs no model."""
+        """Take edits out, by number: from now on the ledger is what it would be without them in the sum, later
+        restraints recomputed. Later edits are *not* computed anew. Nothing is deleted; needs no model."""
         if not edits:
             raise TetherError("undo needs the number of an edit: see `tether log`")
         with self.writing():
@@ -224,8 +230,8 @@ class Ledger:
         self, model: EditableModel | None = None, *, at: Sequence[int] | None = None,
         restrain: str | Restraint | None = None,
     ) -> list[SpectrumRow]:  # fmt: skip
-        """σ_max, σ_min, κ of every edited weight and σ̂ of its update, after each number of edits in `at` (default: all).
-        Of the float32 W₀ + Σ, also for a model in a smaller dtype. The model is not changed."""
+        """σ_max, σ_min, κ of every edited weight and σ̂ of its update, after each number of edits in `at` (default:
+        all). Of the float32 W₀ + Σ, also for a model in a smaller dtype. The model is not changed."""
         model = self.model_or_load(model)
         rows = []
         for name, weight in self.header.weights.items():
@@ -263,7 +269,9 @@ class Ledger:
     ) -> Event:
         """Factors first (temporary name, fsync, rename), then the journal line (fsync). Needs `writing`."""
         edit = self.attempts + 1
-        tensors = {f"{name}/{part}": getattr(update, part) for name, update in updates.items() for part in "AB"} | vectors
+        tensors = {
+            f"{name}/{part}": getattr(update, part) for name, update in updates.items() for part in "AB"
+        } | vectors
         data = save({name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()})
         file = f"factors/{edit:06d}.safetensors"
         write_atomically(self.path / file, data)

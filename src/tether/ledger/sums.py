@@ -15,7 +15,8 @@ from tether.restraint import Restraint, restrain
 
 @dataclass(frozen=True)
 class Sum:
-    """The sum for one weight: its factors in float32 on the CPU, and the dense p×q matrix accumulated event by event."""
+    """The sum for one weight: its factors in float32 on the CPU, and the dense p×q matrix, accumulated event by
+    event."""
 
     factors: LowRank
     dense: Tensor

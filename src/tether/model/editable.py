@@ -23,7 +23,7 @@ from tether.model.anatomy import Anatomy, find_anatomy
 class EditableModel:
     """A transformers model, its fast tokenizer, and where its MLP output projections are.
 
-    Weights are named as in `hf.named_parameters()` and always seen as out×in (p×q), whatever the layout stores. A weight
+    Weights are named as in `hf.named_parameters()` and always seen as out×in (p×q), whatever the layout stores. One
     that carries an update S is `round(W₀ + S)` in the model's dtype, computed in float32 from the kept W₀, so that
     changing S never accumulates rounding. Only the weights that were touched are kept a second time.
     """

@@ -183,7 +183,7 @@ def projection_adds(model: EditableModel, layer: int) -> bool:
 
 class Suffix:
     """The steps after a full forward: `step(δ)` is the final hidden states from the anchor on, with δ ∈ R^p added to
-    the projection's output (float, any dtype) at the anchor of every row, differentiable in δ. Does not change the model.
+    the projection's output (float, any dtype) at the anchor of every row, differentiable in δ. The model stays as it is.
 
     Blocks up to the edited one are skipped. Where the block passes its projection through a norm, the edited block runs
     as well (block 0 behind a norm leaves nothing to skip: use `Plain`). `model` may be a copy of the run's model in

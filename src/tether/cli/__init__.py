@@ -1,0 +1,5 @@
+"""The command: one thin file a verb."""
+
+from tether.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,140 @@
+"""What all verbs share: errors on one line, exit codes, JSON, logs on stderr.
+
+Exit codes: 0 done, 1 the work failed, 2 the command line is wrong, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tether.errors import TetherError
+
+app = typer.Typer(
+    name="tether",
+    help="Change what a language model knows, edit after edit, and keep it tethered to everything else it knew.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+VERBS = (
+    "edit",
+    "evaluate",
+    "spectrum",
+    "log",
+    "verify",
+    "undo",
+    "export",
+    "restrain",
+    "check",
+    "moments",
+    "report",
+    "demo",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+ModelName = Annotated[str, typer.Option("--model", help="smollm2 (bundled), a folder, a .gguf file, or a hub id.")]
+ModelOrRecorded = Annotated[
+    str | None, typer.Option("--model", help="The model; by default the one the ledger records.")
+]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, …; by default the checkpoint's own.")]
+Device = Annotated[str | None, typer.Option(help="A torch device; by default the accelerator, else the CPU.")]
+AnatomyFile = Annotated[
+    str | None, typer.Option("--anatomy", help="JSON file that names an unknown layout's blocks and projection.")
+]
+LedgerPath = Annotated[Path, typer.Argument(help="Folder of a ledger.")]
+
+out = Console(soft_wrap=True, highlight=False, markup=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+def show(document: Any, text: str, as_json: bool) -> None:
+    """The one thing a verb prints on stdout."""
+    out.out(json.dumps(document, ensure_ascii=False, indent=2, default=str) if as_json else text, highlight=False)
+
+
+def numbers(text: str | None, what: str) -> list[int] | None:
+    """`0,10,100` -> [0, 10, 100]."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r}: write whole numbers with commas, as in 0,10,100", param_hint=what
+        ) from None
+
+
+def load_model(name: str, *, dtype: str | None = None, device: str | None = None, anatomy: str | None = None) -> Any:
+    from tether.model import load
+
+    return load(name, dtype=dtype, device=device, anatomy=anatomy)
+
+
+def open_ledger(path: Path, model: str | None = None, dtype: str | None = None, device: str | None = None) -> Any:
+    """The ledger, and its model (the recorded one in the recorded dtype unless named otherwise)."""
+    from tether.ledger import Ledger
+
+    ledger = Ledger.open(path)
+    loaded = load_model(model or ledger.header.model, dtype=dtype or ledger.header.dtype, device=device)
+    ledger.check_model(loaded)
+    return ledger, loaded
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default torch's choice.")] = None,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
+    )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    for verb in VERBS:
+        import_module(f"tether.cli.{verb}")
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app(standalone_mode=False)
+    except TetherError as error:
+        _fail(str(error), 1, as_json)
+    except KeyboardInterrupt:
+        _fail("interrupted; a ledger can be resumed with --resume", 130, as_json)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except typer.Abort:
+        _fail("interrupted; a ledger can be resumed with --resume", 130, as_json)
+    except Exception as error:  # a usage error has its own code; anything else is a bug and shows itself
+        if not hasattr(error, "exit_code"):
+            raise
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        _fail(f"{message} (see tether --help)", 2, as_json)
+    sys.exit(0)
+
+
+def _fail(message: str, code: int, as_json: bool) -> None:
+    line = " ".join(message.split())
+    if as_json:
+        out.out(json.dumps({"error": line}), highlight=False)
+    err.out(f"tether: {line}", highlight=False)
+    sys.exit(code)

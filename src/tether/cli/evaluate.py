@@ -1,0 +1,86 @@
+"""tether evaluate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, numbers, open_ledger, show
+from tether.evaluate import METRICS, Results, evaluate_ledger
+from tether.facts import read_facts
+
+
+@app.command("evaluate")
+def command(
+    ledger: LedgerPath,
+    out: Annotated[Path, typer.Option(help="results.json; items go beside it.")],
+    facts: Annotated[
+        Path | None, typer.Option(help="Facts file that lends its prompts; default: the ledger's.")
+    ] = None,
+    model: ModelOrRecorded = None,
+    at: Annotated[str | None, typer.Option(help="Numbers of edits, with commas; default: all.")] = None,
+    restrain: Annotated[str | None, typer.Option(help="Restraints, with commas; default: as recorded.")] = None,
+    abilities: Annotated[
+        str, typer.Option(help="General abilities, with commas: perplexity; '' for none.")
+    ] = "perplexity",
+    abilities_data: Annotated[
+        Path | None, typer.Option(help="Plain text for the perplexity; default: built in.")
+    ] = None,
+    metrics: Annotated[str, typer.Option(help="Of compare, match, generate.")] = ",".join(METRICS),
+    paraphrases: Annotated[int | None, typer.Option(min=0, help="At most N paraphrases a fact.")] = None,
+    locality: Annotated[int | None, typer.Option(min=0, help="At most N locality prompts a fact.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there.")] = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a ledger's edits at any number of them, under any restraint."""
+    opened, loaded = open_ledger(ledger, model, dtype, device)
+    text = None if abilities_data is None else abilities_data.read_text(encoding="utf-8")
+    results = evaluate_ledger(
+        opened, loaded, None if facts is None else read_facts(facts), at=numbers(at, "--at"),
+        restraints=[None] if restrain is None else restrain.split(","),
+        abilities=[a for a in abilities.split(",") if a], metrics=[m for m in metrics.split(",") if m],
+        max_paraphrases=paraphrases, max_locality=locality, text=text, out=out, resume=resume,
+    )  # fmt: skip
+    show(results.model_dump(mode="json"), table(results), as_json)
+
+
+def table(results: Results) -> str:
+    """Every row's main numbers, mean ± standard error."""
+    wanted = [
+        ("compare", "efficacy"),
+        ("compare", "generalization"),
+        ("compare", "locality"),
+        ("match_tokens", "efficacy"),
+        ("match_all", "efficacy"),
+        ("generate", "efficacy"),
+    ]
+    start = next(
+        (r.abilities["perplexity"].value for r in results.rows if r.edits == 0 and "perplexity" in r.abilities), None
+    )
+    head = ["edits", "restraint", "κ", "σ̂_max", "perplexity (ratio)", *(f"{m} {k}" for m, k in wanted)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in results.rows:
+        kappa = max((s.kappa for s in row.spectrum.values() if s.kappa is not None), default=None)
+        top = max((s.update_sigma_max for s in row.spectrum.values() if s.update_sigma_max is not None), default=None)
+        ppl = row.abilities.get("perplexity")
+        shown = (
+            ""
+            if ppl is None or ppl.value is None
+            else f"{ppl.value:.2f}" + (f" ({ppl.value / start:.3f})" if start else "")
+        )
+        cells = []
+        for metric, kind in wanted:
+            number = row.editing.get(metric, {}).get(kind)
+            shown_error = "" if number is None or number.stderr is None else f" ± {number.stderr:.1f}"
+            cells.append("" if number is None or number.value is None else f"{number.value:.1f}{shown_error}")
+        ks = "" if kappa is None else f"{kappa:.1f}"
+        ts = "" if top is None else f"{top:.1f}"
+        lines.append(f"| {row.edits} | {row.restraint} | {ks} | {ts} | {shown} | " + " | ".join(cells) + " |")
+    counts = {n.n for row in results.rows for kinds in row.editing.values() for n in kinds.values()}
+    return (
+        "\n".join(lines) + f"\nmean ± standard error in percent over n facts (n: {', '.join(map(str, sorted(counts)))})"
+    )

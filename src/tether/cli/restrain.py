@@ -1,0 +1,31 @@
+"""tether restrain"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tether.cli.app import Json, app, show
+from tether.export import restrain_checkpoint
+
+
+@app.command("restrain")
+def command(
+    base: Annotated[Path, typer.Option(help="Folder of the unedited checkpoint.")],
+    edited: Annotated[Path, typer.Option(help="Folder of the edited one, whatever edited it.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the restrained one.")],
+    restrain: Annotated[str, typer.Option(help="log:ALPHA or linear:BETA.")] = "log:1.2",
+    device: Annotated[str, typer.Option(help="Where the singular values are found.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """PRUNE on anybody's edited checkpoint."""
+    report = restrain_checkpoint(base, edited, out, restrain, device=device)
+    lines = [report.table()] if report.matrices else []
+    lines.append(
+        f"{out}: {len(report.matrices)} matrices differ, {len(report.restrained)} restrained by {report.restraint}; "
+        f"{report.equal} tensors equal, {len(report.copied)} copied as they are"
+    )
+    lines += [f"copied {name}: {why}" for name, why in report.copied.items()]
+    show(report.to_dict(), "\n".join(lines), as_json)

@@ -1,0 +1,161 @@
+"""Where a model keeps its blocks and their MLP output projections, found by structure.
+
+    find_anatomy(hf)                                            # Anatomy("model.layers", "mlp.down_proj")
+    find_anatomy(hf, {"blocks": "net.h", "projection": "ff.out"})   # a layout that structure does not tell
+
+No name of a model, a class or a module is looked at; the search runs on shapes and signatures alone, also on the meta
+device.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from tether.errors import TetherError
+
+_REMEDY = 'name it: anatomy={"blocks": "...", "projection": "..."} or --anatomy FILE.json with these two keys'
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Two dotted paths: the ModuleList of blocks, and inside a block the MLP output projection."""
+
+    blocks: str
+    projection: str
+
+
+def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | None = None) -> Anatomy:
+    """The blocks are the one ModuleList of `num_hidden_layers` modules with attention in each; the projection is the
+    one Linear or Conv1D in every block, outside the attention, that gives the hidden size and takes the width a module
+    beside it gives (or half of that, where gate and up are one matrix).
+
+    `named` (a mapping or the path of a JSON file, keys "blocks" and "projection") is checked and taken instead.
+    Raises TetherError where nothing or more than one thing fits: a mixture of experts, an encoder.
+    """
+    if named is not None:
+        return _named(hf, named)
+    text = hf.config.get_text_config()
+    layers, hidden = text.num_hidden_layers, text.hidden_size
+    lists = {
+        path: module
+        for path, module in hf.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == layers
+        and all(any(_is_attention(m) for m in _descendants(block)) for block in module)
+    }
+    found = {path: projections for path, blocks in lists.items() if (projections := _projections(blocks, hidden))}
+    if hf.can_generate() and not hf.config.is_encoder_decoder and [len(p) for p in found.values()] == [1]:
+        [(blocks_path, (projection,))] = found.items()
+        return Anatomy(blocks_path, projection)
+    raise TetherError(
+        f"layout of {type(hf).__name__} not recognised: looked for a decoder with one list of {layers} blocks with "
+        f"attention, each with one Linear or Conv1D outside it that gives {hidden} values and takes the width of a "
+        f"module beside it; found {_findings(hf, lists, found)}; {_REMEDY}"
+    )
+
+
+def _named(hf: PreTrainedModel, named: Mapping[str, str] | str | Path) -> Anatomy:
+    where = "anatomy"
+    if isinstance(named, str | Path):
+        where = str(named)
+        try:
+            named = json.loads(Path(named).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TetherError(f"{where} is no readable JSON file ({error}); {_REMEDY}") from None
+    if not isinstance(named, Mapping) or set(named) != {"blocks", "projection"}:
+        raise TetherError(f"{where} must have exactly the keys 'blocks' and 'projection'; {_REMEDY}")
+    anatomy = Anatomy(**named)
+    blocks = _get(hf, anatomy.blocks)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        lists = [path for path, module in hf.named_modules() if isinstance(module, nn.ModuleList)]
+        raise TetherError(f"blocks {anatomy.blocks!r} is no ModuleList of the model: it has {_listed(lists)}")
+    hidden = hf.config.get_text_config().hidden_size
+    for index, block in enumerate(blocks):
+        module = _get(block, anatomy.projection)
+        if module is None or _width(module) is None or _width(module)[1] != hidden:  # type: ignore[index]
+            fits = [p for p, m in block.named_modules() if (width := _width(m)) and width[1] == hidden]
+            raise TetherError(
+                f"projection {anatomy.projection!r} of block {index} is no Linear or Conv1D to the hidden size "
+                f"{hidden}: the block has {_listed(fits)}"
+            )
+    return anatomy
+
+
+def _projections(blocks: nn.ModuleList, hidden: int) -> list[str]:
+    """Paths of what fits the description in any block, without those that are not in all."""
+    each = [list(_candidates(block, hidden)) for block in blocks]
+    return [path for path in each[0] if all(path in paths for paths in each)]
+
+
+def _candidates(block: nn.Module, hidden: int) -> Iterator[str]:
+    outside = dict(_outside_attention(block))
+    # Experts are stacked into tensors of three dimensions or kept in a list: no one matrix holds a token's MLP.
+    if any(isinstance(m, nn.ModuleList) or any(p.ndim > 2 for p in m.parameters(False)) for m in outside.values()):
+        return
+    for path, module in outside.items():
+        width = _width(module)
+        if width is None or width[1] != hidden:
+            continue
+        parent = path.rpartition(".")[0]
+        beside = [m for m in block.get_submodule(parent).children() if m is not module]
+        if any(other is not None and other[1] in (width[0], 2 * width[0]) for other in map(_width, beside)):
+            yield path
+
+
+def _outside_attention(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module below this one that is neither an attention nor inside one, with its path."""
+    for name, child in module.named_children():
+        if not _is_attention(child):
+            yield prefix + name, child
+            yield from _outside_attention(child, f"{prefix}{name}.")
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return "attention_mask" in inspect.signature(type(module).forward).parameters
+
+
+def _descendants(module: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in module.modules() if m is not module)
+
+
+def _width(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a module with one matrix of floating-point weights; None for any other."""
+    if isinstance(module, nn.Linear):
+        stored = (module.out_features, module.in_features)
+    elif isinstance(module, Conv1D):
+        stored = (module.nx, module.nf)
+    else:
+        return None
+    if tuple(module.weight.shape) != stored or not module.weight.is_floating_point():
+        return None
+    return stored if isinstance(module, Conv1D) else (stored[1], stored[0])
+
+
+def _get(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _findings(hf: PreTrainedModel, lists: Mapping[str, nn.ModuleList], found: Mapping[str, list[str]]) -> str:
+    if hf.config.is_encoder_decoder or not hf.can_generate():
+        return "a model that is no decoder with a language-model head"
+    if not lists:
+        others = [f"{p} ({len(m)})" for p, m in hf.named_modules() if isinstance(m, nn.ModuleList)]
+        return f"no such list of blocks, but {_listed(others)}"
+    if not found:
+        return f"blocks {_listed(list(lists))} and no such projection in each of them"
+    return "more than one: " + _listed([f"{path}.*.{p}" for path, projections in found.items() for p in projections])
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    return (", ".join(names[:most]) + (", …" if len(names) > most else "")) or "none"

@@ -2,8 +2,10 @@
 
 The rule, for the worst of the edited weights (m is σ_max of the unedited weight, κ₀ its condition number):
 
-    warn   σ̂_max > m (PRUNE has something to restrain), or κ > 2 κ₀, or perplexity > 1.1 × the unedited model's
-    alarm  this edit alone has σ_max(ΔW) > m, or κ > 4 κ₀, or perplexity > 1.5 × the unedited model's
+    warn   σ̂_max > 3 m, or κ > 3 κ₀, or perplexity > 1.1 × the unedited model's
+    alarm  this edit alone has σ_max(ΔW) > 8 m, or κ > 6 κ₀, or perplexity > 1.5 × the unedited model's
+
+PRUNE begins to act at σ̂_max > m, long before a model suffers; the limits here are where SmolLM2 was seen to suffer.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from tether.lowrank import LowRank
 from tether.model import EditableModel
 from tether.spectrum import Extremes, Spectrum
 
-KAPPA = (2.0, 4.0)
+UPDATE = 3.0
+ALONE = 8.0
+KAPPA = (3.0, 6.0)
 PERPLEXITY = (1.1, 1.5)
 
 Level = Literal["ok", "warn", "alarm"]
@@ -76,7 +80,7 @@ class Health:
 
     def look(self, sums: Mapping[str, Sum], updates: Mapping[str, LowRank], *, read_text: bool) -> Reading:
         """Judge the weights W₀ + Σ for `sums` that already hold the proposed `updates`; the model itself is as before
-        the proposal. With `read_text`, and for an edit that alone exceeds m, the perplexity of a small built-in text is
+        the proposal. With `read_text`, and for a disabling edit, the perplexity of a small built-in text is
         measured with the proposal."""
         extremes = {name: spectrum.of(sums[name].factors) for name, spectrum in self.spectra.items()}
         kappa_ratio = max(e.kappa / self.start[name] for name, e in extremes.items())
@@ -85,13 +89,13 @@ class Health:
             (float(u.singular_values()[0]) / self.m[name] for name, u in updates.items() if u.rank), default=0.0
         )
         ppl = None
-        if read_text or alone > 1:
+        if read_text or alone > ALONE:
             with self.model.provisional(updates):
                 ppl = perplexity(self.model, self.text).value / self.start_perplexity
         warn, alarm = [], []
-        if alone > 1:
+        if alone > ALONE:
             alarm.append(f"this edit alone has σ_max {alone:.2f} m: a disabling edit")
-        if update_ratio > 1:
+        if update_ratio > UPDATE:
             warn.append(f"σ̂_max {update_ratio:.2f} m")
         for value, limits, what in ((kappa_ratio, KAPPA, "κ"), (ppl or 0.0, PERPLEXITY, "perplexity")):
             if value > limits[0]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tether.cli.app import Json, app, err, show
+
+if TYPE_CHECKING:
+    from tether.demo import Step
 
 
 @app.command("demo")
@@ -20,5 +23,16 @@ def command(
     """Edit the bundled model with facts written for this project, with and without PRUNE, and draw a report."""
     from tether.demo import run_demo
 
-    result = run_demo(out, limit=limit, progress=lambda line: err.out(line, highlight=False))
-    show(dataclasses.asdict(result), result.text, as_json)
+    result = run_demo(out, limit=limit, progress=_tell)
+    text = f"{result.table()}\n{result.edits} edits, {result.failed} failed; scores: all target tokens, percent"
+    show(dataclasses.asdict(result), f"{text}\n\nledger  {result.ledger}\nreport  {result.report}", as_json)
+
+
+def _tell(step: Step) -> None:
+    at = "" if step.total is None else f" {step.done}/{step.total}"
+    edited = step.edited
+    what = "" if edited is None or edited.event.fact is None else (
+        f" {edited.event.fact.subject} -> {edited.event.fact.target_new}"
+        f"{'' if edited.reading is None else f' | {edited.reading.line()}'} | {edited.eta:.0f} s left"
+    )  # fmt: skip
+    err.out(f"{step.stage}{at}{what}", highlight=False)

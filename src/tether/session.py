@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from tether.ledger import ATTEMPTS, Event, Header, Ledger, Sums, WeightRecord, n
 from tether.model import EditableModel
 from tether.restraint import Restraint, parse
 from tether.spectrum import Spectrum
+from tether.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -166,13 +165,6 @@ def _header(
 
 def _log_moments(tokens: int, total: int | None) -> None:
     logger.info("moments: %d tokens%s", tokens, "" if total is None else f" of {total}")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    return {"python": platform.python_version()} | {
-        name: metadata.version(name) for name in ("tether", "torch", "transformers", "safetensors")
-    }
 
 
 def _digest(one: Moments) -> str:

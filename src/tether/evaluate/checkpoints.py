@@ -13,11 +13,12 @@ from tether.evaluate.abilities import check_abilities, measure_abilities
 from tether.evaluate.editing import METRICS, Baseline, check_metrics, evaluate_editing, measure_baseline
 from tether.evaluate.measure import Record
 from tether.evaluate.perplexity import builtin_text
-from tether.evaluate.results import Ability, Number, Results, Row, Singular, facts_sha256, read, versions, write
+from tether.evaluate.results import Ability, Number, Results, Row, Singular, facts_sha256, read, write
 from tether.facts.fact import Fact
 from tether.ledger import Ledger, SpectrumRow
 from tether.model.editable import EditableModel
 from tether.restraint import Restraint, parse
+from tether.versions import versions
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,11 +90,6 @@ class Results(_Strict):
 def facts_sha256(facts: Iterable[Fact]) -> str:
     """Identity of a list of facts, their prompts included, in order."""
     return hashlib.sha256("".join(fact.sha256 for fact in facts).encode()).hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    return {name: version(name) for name in ("tether", "torch", "transformers")} | {"python": platform.python_version()}
 
 
 def items_path(path: Path) -> Path:

@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tether.checkpoint_files import Stored, same_bytes, stored_tensors
 from tether.errors import TetherError
 from tether.export import card, triplets
-from tether.export.folder import CARD, MANIFEST, new_folder, versions, write_papers
-from tether.export.tensors import Stored, same_bytes, stored_tensors
+from tether.export.folder import CARD, MANIFEST, new_folder, write_papers
 from tether.restraint import Restraint, parse
+from tether.versions import versions
 
 logger = logging.getLogger(__name__)
 

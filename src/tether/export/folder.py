@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -45,8 +44,3 @@ def write_papers(folder: Path, card: str, manifest: Mapping[str, object]) -> Non
     (folder / CARD).write_text(card, encoding="utf-8")
     text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that decide what an export contains."""
-    return {name: importlib.metadata.version(name) for name in ("tether", "torch", "transformers", "safetensors")}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
+from tether.checkpoint_files import Stored, stored_tensors
 from tether.errors import TetherError
 from tether.lowrank import LowRank
 from tether.model.anatomy import Anatomy, find_anatomy
@@ -169,13 +168,13 @@ class EditableModel:
         """sha256 of weights (names, shapes, dtypes, bytes) as the checkpoint stores them, before any cast; of the
         in-memory unedited ones where the model came from no folder. `names` None: every weight of the checkpoint."""
         digest = hashlib.sha256()
-        stored = _stored_weights(self.folder) if self.folder else {}
+        stored = stored_tensors(self.folder) if self.folder else {}
         if names is None:
             names = sorted(stored) if stored else [n for n, _ in self.hf.named_parameters()]
         for name in sorted(names):
             entry = _match(stored, name)
             digest.update(name.encode())
-            for part in entry.parts() if entry else self._parts_in_memory(name):
+            for part in _parts(entry) if entry else self._parts_in_memory(name):
                 digest.update(part)
         return digest.hexdigest()
 
@@ -189,42 +188,14 @@ class EditableModel:
         yield parameter.contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
-class _Stored:
-    """Where one tensor lies in a safetensors file."""
-
-    def __init__(self, file: Path, dtype: str, shape: list[int], start: int, end: int) -> None:
-        self.file, self.dtype, self.shape, self.start, self.end = file, dtype, shape, start, end
-
-    def parts(self, chunk: int = 1 << 24) -> Iterator[bytes]:
-        yield f"{self.dtype}{self.shape}".encode()
-        with self.file.open("rb") as handle:
-            handle.seek(self.start)
-            left = self.end - self.start
-            while left:
-                data = handle.read(min(chunk, left))
-                if not data:
-                    raise TetherError(f"{self.file} ends early: the checkpoint is damaged; fetch it again")
-                left -= len(data)
-                yield data
-
-
-def _stored_weights(folder: Path) -> dict[str, _Stored]:
-    """Every tensor of a checkpoint folder by name, from the headers of its safetensors files."""
-    stored = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, end = entry["data_offsets"]
-                stored[name] = _Stored(file, entry["dtype"], entry["shape"], 8 + length + start, 8 + length + end)
-    return stored
-
-
-def _match(stored: Mapping[str, _Stored], name: str) -> _Stored | None:
+def _match(stored: Mapping[str, Stored], name: str) -> Stored | None:
     """The stored tensor of a parameter; base-model checkpoints leave the first part of its name away."""
     if name in stored:
         return stored[name]
     matches = [key for key in stored if name.endswith("." + key) or key.endswith("." + name)]
     return stored[matches[0]] if len(matches) == 1 else None
+
+
+def _parts(stored: Stored) -> Iterator[bytes]:
+    yield f"{stored.dtype}{list(stored.shape)}".encode()
+    yield from stored.chunks()

@@ -16,7 +16,7 @@ does, so masks, positions, norms and the head are the model's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,14 +158,19 @@ def full_forward(model: EditableModel, rows: Rows, layer: int) -> Run:
     )  # fmt: skip
 
 
+class _Seen(Exception):  # noqa: N818 - no error: the blocks above need not run
+    pass
+
+
 def projection_adds(model: EditableModel, layer: int) -> bool:
     """Whether a vector added to the projection's output arrives unchanged in the block's output: true for residual
-    blocks, false where a norm lies between (Gemma 2 and 3). Measured on one token."""
+    blocks, false where a norm lies between (Gemma 2 and 3). Measured on one token, up to the block."""
     outputs: list[Tensor] = []
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
 
     def see(_: nn.Module, __: Any, output: Any) -> None:
         outputs.append(_first(output).float())
+        raise _Seen
 
     probe = torch.ones(model.hidden_size)
 
@@ -173,8 +178,9 @@ def projection_adds(model: EditableModel, layer: int) -> bool:
         return output + probe.to(output)
 
     with torch.no_grad(), hooks(model.block(layer).register_forward_hook(see)):
-        model.base(input_ids=ids, use_cache=False)
-        with hooks(model.projection(layer).register_forward_hook(add)):
+        with suppress(_Seen):
+            model.base(input_ids=ids, use_cache=False)
+        with suppress(_Seen), hooks(model.projection(layer).register_forward_hook(add)):
             model.base(input_ids=ids, use_cache=False)
     shift = (outputs[1] - outputs[0]).flatten().cpu()
     tolerance = 8 * torch.finfo(model.dtype).eps * (1 + outputs[0].abs().max().item())
@@ -182,24 +188,27 @@ def projection_adds(model: EditableModel, layer: int) -> bool:
 
 
 class Suffix:
-    """The steps after a full forward: `step(δ)` is the final hidden states from the anchor on, with δ ∈ R^p added to
-    the projection's output (float, any dtype) at the anchor of every row, differentiable in δ. The model stays as it is.
+    """The steps after a full forward: `step(δ)` is the final hidden states from the anchor on, δ ∈ R^p added to
+    the projection's output (float, any dtype) at the anchor of every row, differentiable in δ. The model is unchanged.
 
     Blocks up to the edited one are skipped. Where the block passes its projection through a norm, the edited block runs
     as well (block 0 behind a norm leaves nothing to skip: use `Plain`). `model` may be a copy of the run's model in
-    another dtype.
+    another dtype. `columns` is how many columns from the anchor on are wanted (None: all); those behind change none of
+    them and are not computed.
     """
 
-    def __init__(self, model: EditableModel, rows: Rows, run: Run, *, adds: bool) -> None:
+    def __init__(self, model: EditableModel, rows: Rows, run: Run, *, adds: bool, columns: int | None = None) -> None:
         self.model, self.run, self.adds = model, run, adds
-        self.anchor, self.mask = rows.anchor, rows.mask
-        self.ids, self.positions = rows.ids[:, rows.anchor :], rows.positions[:, rows.anchor :]
+        end = rows.ids.shape[1] if columns is None else rows.anchor + columns
+        self.mask = rows.mask[:, :end]
+        self.ids, self.positions = rows.ids[:, rows.anchor : end], rows.positions[:, rows.anchor : end]
+        entry = run.hidden if adds else run.inputs
+        self.entry = entry[:, : self.ids.shape[1]].to(model.dtype)
         self.cache = _cast(run.cache, model.dtype)
 
     def __call__(self, delta: Float[Tensor, " p"]) -> Float[Tensor, "n s d"]:
-        run, dtype = self.run, self.model.dtype
+        run, entry = self.run, self.entry
         skipped = run.layer + 1 if self.adds else run.layer
-        entry = (run.hidden if self.adds else run.inputs).to(dtype)
         if self.adds:
             entry = torch.cat([entry[:, :1] + delta.to(entry), entry[:, 1:]], dim=1)
         with ExitStack() as stack:

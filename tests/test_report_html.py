@@ -1,0 +1,218 @@
+"""The report: well-formed, self-contained, everything escaped; the demo end to end on a tiny model."""
+
+from __future__ import annotations
+
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import tiny
+
+from tether.demo import Step, demo_facts, run_demo
+from tether.errors import TetherError
+from tether.evaluate import Results, Row, read
+from tether.ledger import Ledger
+from tether.model import EditableModel
+from tether.report import write_report
+from tether.session import edit
+
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed; collects texts, ids, links and tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.texts: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1].append(data)
+
+
+def tiny_llama() -> EditableModel:
+    return EditableModel(*tiny.tiny_model("llama"))
+
+
+NASTY = '<script>alert(1)</script> & $x$ "q"'
+
+
+def some_results(name: str = NASTY) -> Results:
+    def number(value: float | None, stderr: float | None = 1.5) -> dict[str, object]:
+        return {"value": value, "n": 4, "stderr": stderr, "prompts": 8}
+
+    nothing = number(None, None)
+
+    def row(edits: int, restraint: str, kappa: float) -> Row:
+        return Row.model_validate({
+            "edits": edits, "restraint": restraint, "replayed": restraint == "as recorded",
+            "editing": {metric: {"efficacy": number(97.25), "generalization": number(50), "locality": nothing}
+                        for metric in ("compare", "match_all", "generate")},
+            "retention": [(1, 100.0)],
+            "abilities": {"perplexity": {"value": 31.5, "n": 900, "stderr": 0.25, "unit": "ppl"},
+                          name: {"value": 44.0, "n": 25, "stderr": None, "unit": "percent"}},
+            "spectrum": {name: {"sigma_max": 24, "sigma_min": 1.0, "kappa": kappa, "update_sigma_max": edits}},
+        })  # fmt: skip
+
+    spectrum_only = Row.model_validate({
+        "edits": 2, "restraint": "none", "replayed": False,
+        "spectrum": {name: {"sigma_max": None, "sigma_min": 0, "kappa": None, "update_sigma_max": 2.0}},
+    })  # fmt: skip
+    rows = [
+        row(0, "none", 20.0),
+        spectrum_only,
+        row(4, "none", 900.0),
+        row(4, "log:1.2", 31.0),
+        row(4, "as recorded", 30),
+    ]
+    return Results(model=name, ledger=None, facts_sha256="0", versions={"tether": "0"}, settings={}, rows=rows)
+
+
+def test_the_page_is_whole_and_needs_nothing_beside_it(tmp_path: Path) -> None:
+    file = write_report(some_results(), tmp_path / "new" / "page.html", title=NASTY)
+    page = Page(file.read_text(encoding="utf-8"))
+    assert file == tmp_path / "new" / "page.html"
+    assert page.tags.count("svg") == 3  # κ, editing scores, abilities: no ledger, no curve by edit
+    assert "script" not in page.tags
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert sum(text.strip() == NASTY for text in page.texts) >= 3  # title, heading, a table cell
+    assert [
+        "0",
+        "no restraint",
+        "compare",
+        "97.2 ± 1.5 (n 4, 8 prompts)",
+        "50.0 ± 1.5 (n 4, 8 prompts)",
+        "–",
+    ] in page.rows
+    assert ["4", "log:1.2", "perplexity", "31.5", "0.25", "900", "ppl"] in page.rows
+    assert ["2", "no restraint", NASTY, "–", "0", "–", "2"] in page.rows
+    assert "disinformation" in "".join(page.texts)
+
+
+def test_the_same_results_give_the_same_page_and_a_folder_gets_report_html(tmp_path: Path) -> None:
+    first = write_report(some_results(), tmp_path / "a")
+    assert first == tmp_path / "a" / "report.html"
+    assert first.read_bytes() == write_report(some_results(), tmp_path / "b").read_bytes()
+
+
+def test_empty_results_are_a_page_without_figures(tmp_path: Path) -> None:
+    results = some_results()
+    results.rows = []
+    page = Page(write_report(results, tmp_path).read_text(encoding="utf-8"))
+    assert "svg" not in page.tags
+    assert page.texts.count("Not measured.") == 3
+
+
+def test_without_matplotlib_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_svg"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(TetherError, match=re.escape("pip install 'tether[report]'")):
+        write_report(some_results(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Step], object]:
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TETHER_CACHE", str(folder / "cache"))
+        steps: list[Step] = []
+        result = run_demo(folder / "out", model=tiny_llama(), limit=2, progress=steps.append)
+        return folder, steps, result
+
+
+def test_the_demo_leaves_ledger_results_and_report(demo, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    folder, steps, result = demo
+    monkeypatch.setenv("TETHER_CACHE", str(folder / "cache"))
+    assert list(dict.fromkeys(step.stage for step in steps)) == ["moments", "edit", "evaluate", "report"]
+    assert [step.done for step in steps if step.stage == "edit"] == [1, 2]
+    ledger = Ledger.open(result.ledger)
+    assert ledger.attempts == 2 == result.edits + result.failed
+    assert {(0, "none"), (2, "none"), (2, "log:1.2")} == {row.key for row in read(result.results).rows}
+    page = Page(result.report.read_text(encoding="utf-8"))
+    assert page.tags.count("svg") == 5
+    assert all(
+        any(row[:1] == [str(i)] and fact.text in row for row in page.rows) for i, fact in enumerate(demo_facts(2), 1)
+    )
+    lines = result.table().splitlines()
+    assert len(lines) == 4
+    assert len({len(line) for line in lines}) == 1
+    assert lines[3].startswith("2 edits, PRUNE log:1.2")
+
+
+def test_an_interrupted_demo_goes_on_to_the_same_numbers(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    folder, _, whole = demo
+    monkeypatch.setenv("TETHER_CACHE", str(folder / "cache"))
+
+    def stop(step: Step) -> None:
+        if step.stage == "edit":
+            raise KeyboardInterrupt
+
+    model = tiny_llama()
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(tmp_path, model=model, limit=2, progress=stop)
+    model.clear_updates()
+    assert Ledger.open(tmp_path / "ledger").attempts == 1
+    again = run_demo(tmp_path, model=model, limit=2)
+    assert again.rows == whole.rows
+    factors = [Ledger.open(path) for path in (tmp_path / "ledger", whole.ledger)]
+    assert [e.sha256 for e in factors[0].live()] == [e.sha256 for e in factors[1].live()]
+
+
+def test_the_demo_leaves_somebody_elses_ledger_alone(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    folder, _, _ = demo
+    monkeypatch.setenv("TETHER_CACHE", str(folder / "cache"))
+    edit(tiny_llama(), demo_facts(2)[1:], out=tmp_path / "ledger")
+    with pytest.raises(TetherError, match="not the first ones"):
+        run_demo(tmp_path, model=tiny_llama(), limit=2)
+    assert Ledger.open(tmp_path / "ledger").attempts == 1
+
+
+def test_a_limit_beyond_the_facts_is_refused() -> None:
+    with pytest.raises(TetherError, match="limit 0: the demo has"):
+        demo_facts(0)
+
+
+def test_an_undone_edit_and_a_failed_one_are_named(demo, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import shutil
+
+    _, _, result = demo
+    shutil.copytree(result.ledger, tmp_path / "ledger")
+    ledger = Ledger.open(tmp_path / "ledger")
+    (first, *_) = ledger.live()
+    ledger.undo(first.edit)
+    with ledger.writing():
+        ledger.append_attempt("failed", demo_facts(3)[2], NASTY, {"seconds": 1.0})
+    page = Page(write_report(read(result.results), tmp_path, ledger=ledger).read_text(encoding="utf-8"))
+    assert any("undone" in row for row in page.rows)
+    assert any("failed" in row and NASTY in row for row in page.rows)

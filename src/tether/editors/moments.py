@@ -238,7 +238,7 @@ class _Pass:
             if layer in self.directions:
                 cosine = torch.cosine_similarity(directions, self.directions[layer], dim=0).mean()
                 self.curves[layer].append((self.tokens, float(cosine)))
-            self.directions[layer] = directions
+            self.directions[layer] = directions.contiguous()  # the layout a checkpoint gives back: same last bits
 
     def _symmetric(self, layer: int) -> Tensor:
         upper = self.sums[layer].triu()

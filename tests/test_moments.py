@@ -1,0 +1,183 @@
+"""Second moments against a naive pass, in one pass for many layers, cached and resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from core import bits, editable, plain_text, random_update, same_bits
+from torch import Tensor
+
+from tether.editors.moments import Corpus, Moments, _Pass, moments, moments_key, recent_moments
+from tether.errors import TetherError
+from tether.model import EditableModel
+
+WINDOW = 32
+
+
+def corpus(**more: Any) -> Corpus:
+    return Corpus.parse(plain_text(), **{"window": WINDOW, "max_tokens": 1024, **more})
+
+
+def naive(model: EditableModel, layer: int, windows: list[list[int]]) -> Tensor:
+    """E[k kᵀ] in float64, of full plain forwards."""
+    keys: list[Tensor] = []
+    handle = model.projection(layer).register_forward_hook(
+        lambda _, args, __: keys.append(args[0].reshape(-1, args[0].shape[-1]).double())
+    )
+    for window in windows:
+        model.hf(input_ids=torch.tensor([window]))
+    handle.remove()
+    stacked = torch.cat(keys)
+    return stacked.mT @ stacked / len(stacked)
+
+
+def collect(model: EditableModel, layers: list[int], cache: Path, **more: Any) -> dict[int, Moments]:
+    return moments(model, layers, corpus(), cache=cache, batch_tokens=4 * WINDOW, **more)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon", "opt"])
+def test_equal_to_a_naive_pass(family: str, tmp_path: Path) -> None:
+    model = editable(family)
+    before = bits(model)
+    found = collect(model, [0, 2], tmp_path)
+    ids = model.tokenizer(plain_text().read_text(), add_special_tokens=False).input_ids
+    windows = [ids[i : i + WINDOW] for i in range(0, 1024, WINDOW)]
+    assert list(corpus().windows(model)) == windows
+    for layer, one in found.items():
+        expected = naive(model, layer, windows)
+        assert one.tokens == 1024 and one.C.dtype == torch.float64
+        torch.testing.assert_close(one.C, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
+        assert torch.equal(one.C, one.C.mT)
+    k = torch.randn(len(found[2].C), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found[2].solve(k), torch.linalg.solve(found[2].C, k.double()), rtol=1e-6, atol=1e-6)
+    assert same_bits(model, before)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.hf.modules())
+
+
+def test_several_layers_in_one_pass_equal_single_ones(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    together = collect(model, [3, 0, 2, 0], tmp_path / "together")
+    assert sorted(together) == [0, 2, 3]
+    for layer, one in together.items():
+        alone = collect(model, [layer], tmp_path / "alone")[layer]
+        assert torch.equal(alone.C, one.C)
+        assert alone == Moments(alone.C, one.tokens, one.convergence)
+
+
+def test_convergence_is_measured_as_the_text_doubles(tmp_path: Path) -> None:
+    model = editable("llama")
+    one = moments(model, [1], corpus(max_tokens=None), cache=tmp_path, batch_tokens=WINDOW)[1]
+    tokens, cosines = zip(*one.convergence, strict=True)
+    assert tokens[0] == 2 * 4 * 80 and tokens[1] == 2 * tokens[0] and tokens[-1] == one.tokens
+    assert all(0 < cosine <= 1 + 1e-9 for cosine in cosines)
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 5, 7])
+def test_an_interrupted_pass_ends_with_the_same_bits(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Pass, "CHECKPOINT_EVERY", 2)
+    model = editable("gpt2")
+    whole = collect(model, [0, 2], tmp_path / "whole")
+    seen: list[int] = []
+
+    def stop(tokens: int, total: int | None) -> None:
+        assert total == 1024
+        seen.append(tokens)
+        if len(seen) == after:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        collect(model, [0, 2], tmp_path / "broken", progress=stop)
+    assert not list((tmp_path / "broken/moments").glob("*.safetensors"))
+    seen.clear()
+    resumed = collect(model, [0, 2], tmp_path / "broken", progress=lambda tokens, _: seen.append(tokens))
+    assert seen[0] == 4 * WINDOW * (after // 2 * 2 + 1), "it goes on at its last checkpoint"
+    for layer, one in whole.items():
+        assert torch.equal(resumed[layer].C, one.C)
+        assert (resumed[layer].tokens, resumed[layer].convergence) == (one.tokens, one.convergence)
+    assert not [f.name for f in (tmp_path / "broken/moments").iterdir() if f.suffix in (".partial", ".tmp")]
+
+
+def test_the_cache_needs_no_forward(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    first = collect(model, [1, 2], tmp_path)
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("a forward ran")
+
+    handle = model.base.register_forward_pre_hook(fail)
+    again = collect(model, [2], tmp_path)
+    assert torch.equal(again[2].C, first[2].C)
+    with pytest.raises(AssertionError, match="a forward ran"):
+        collect(model, [3], tmp_path)
+    handle.remove()
+    assert recent_moments(model, [1, 2], tmp_path) == Corpus(plain_text().resolve(), 1024, WINDOW, 0)
+    assert recent_moments(model, [1, 3], tmp_path) is None
+    assert recent_moments(editable("gpt2", seed=1), [1], tmp_path) is None
+
+
+def test_edits_do_not_matter(tmp_path: Path) -> None:
+    """C is of the unedited model, and the edits are still there afterwards."""
+    model = editable("gpt2")
+    expected = collect(model, [2], tmp_path / "a")[2].C
+    name = model.weight_name(0)
+    model.set_update(name, random_update(32, 80, 2, seed=0, scale=5.0).to_dense())
+    edited = bits(model)
+    assert moments_key(model, 2, corpus()) == moments_key(editable("gpt2"), 2, corpus())
+    assert torch.equal(collect(model, [2], tmp_path / "b")[2].C, expected)
+    assert same_bits(model, edited) and model.edited == (name,)
+
+
+def test_text_sampled_from_the_model_itself(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    own = Corpus.parse("self", window=WINDOW, max_tokens=256, seed=3)
+    random_state = torch.random.get_rng_state()
+    found = moments(model, [1], own, cache=tmp_path / "a")[1]
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    assert found.tokens == 256
+    model.set_update(model.weight_name(1), random_update(32, 80, 2, seed=0, scale=5.0).to_dense())
+    assert torch.equal(moments(model, [1], own, cache=tmp_path / "b")[1].C, found.C), "sampled from the unedited model"
+    other = Corpus.parse("self", window=WINDOW, max_tokens=256, seed=4)
+    assert not torch.equal(moments(model, [1], other, cache=tmp_path / "a")[1].C, found.C)
+    assert moments_key(model, 1, own) != moments_key(model, 1, other)
+
+
+def test_the_key_knows_all_that_matters(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    text = tmp_path / "text.txt"
+    text.write_text("one two three")
+    keys = {
+        moments_key(model, 1, Corpus.parse(text)),
+        moments_key(model, 2, Corpus.parse(text)),
+        moments_key(model, 1, Corpus.parse(text, window=8)),
+        moments_key(model, 1, Corpus.parse(text, max_tokens=8)),
+        moments_key(editable("gpt2", seed=1), 1, Corpus.parse(text)),
+        moments_key(editable("gpt2", dtype=torch.bfloat16), 1, Corpus.parse(text)),
+    }
+    text.write_text("one two four")
+    keys.add(moments_key(model, 1, Corpus.parse(text)))
+    assert len(keys) == 7
+
+
+def test_texts_that_do_not_do(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    with pytest.raises(TetherError, match="is no file"):
+        Corpus.parse(tmp_path / "none.txt")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    with pytest.raises(TetherError, match="has no tokens"):
+        moments(model, [1], Corpus.parse(empty), cache=tmp_path)
+    short = tmp_path / "short.txt"
+    short.write_text("The Eiffel Tower is in Paris.")
+    found = moments(model, [1], Corpus.parse(short), cache=tmp_path)[1]
+    assert found.tokens == len(model.tokenizer(short.read_text()).input_ids), "a single short window counts"
+    with pytest.raises(TetherError, match="singular"):
+        found.solve(torch.ones(80))

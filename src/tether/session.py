@@ -32,6 +32,8 @@ from tether.versions import versions
 
 logger = logging.getLogger(__name__)
 
+_LEFT_BY_A_KILL = ("factors", "ledger.lock", "ledger.json.tmp")  # while a ledger was being made
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -83,7 +85,7 @@ def edit(
         ledger = Ledger.open(out, model)
         _check_same(ledger.header, method, seed, settings, layers)
     else:
-        if out.exists() and any(p.name not in ("factors", "ledger.lock") for p in out.iterdir()):
+        if out.exists() and any(p.name not in _LEFT_BY_A_KILL for p in out.iterdir()):
             raise TetherError(f"{out} holds something that is no ledger: choose an empty or new folder")
         ledger = Ledger.create(
             out, _header(model, method or "rome", parse(restrain or "none"), every, seed or 0, corpus, settings, layers)
@@ -228,10 +230,15 @@ class _Run:
 
     @contextmanager
     def _carrying(self) -> Iterator[None]:
-        """The model carries the sums inside and, whatever happens, after."""
+        """The model carries the sums inside and, whatever happens, after: those of the ledger on disk, also where an
+        interruption came between an event and its sum."""
         try:
             self.sums.show(self.model)
             yield
+        except BaseException:
+            self.ledger.reload()
+            self.sums = self.ledger.sums()
+            raise
         finally:
             self.sums.show(self.model)
 

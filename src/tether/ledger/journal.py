@@ -146,7 +146,7 @@ class Journal:
         try:
             body = json.loads(line)
             seal = body.pop("checksum", None)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, TypeError):
             raise TetherError(f"{where} is no JSON object: {remedy}") from None
         if seal != _seal(body):
             raise TetherError(f"{where} does not match its checksum: {remedy}")

@@ -121,6 +121,10 @@ class Ledger:
     def events(self) -> list[Event]:
         return self._journal.events
 
+    def reload(self) -> None:
+        """Read the journal again, as it is on disk."""
+        self._journal.reload()
+
     @property
     def head(self) -> str:
         """sha256 of the journal's last line."""
@@ -281,7 +285,10 @@ class Ledger:
 
     def append_attempt(self, kind: str, fact: Fact, reason: str, record: dict[str, Any]) -> Event:
         """A `failed` or `skipped` fact. Needs `writing`."""
-        return self._journal.append(kind=kind, edit=self.attempts + 1, fact=fact, reason=reason, record=record)
+        edit = self.attempts + 1
+        # A kill between the factors of another fact and their line may have left this number's file.
+        (self.path / f"factors/{edit:06d}.safetensors").unlink(missing_ok=True)
+        return self._journal.append(kind=kind, edit=edit, fact=fact, reason=reason, record=record)
 
     def append_restraint(self, restraint: Restraint, record: dict[str, Any]) -> Event:
         """A restraint of the sum so far. Needs `writing`."""

@@ -1,0 +1,127 @@
+"""The command, as a person or a script calls it: on a tiny model in a folder, through every verb."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from core import FACTS, SETTINGS
+from tiny import save, tiny_model
+
+from tether.model import load
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, facts, settings, a corpus, and a ledger of four edits made by the command."""
+    folder = tmp_path_factory.mktemp("cli")
+    save(*tiny_model("llama"), folder / "model")
+    lines = [fact.model_dump_json(exclude_none=True) for fact in FACTS]
+    (folder / "facts.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    (folder / "corpus.txt").write_text("The Eiffel Tower is in the city of Paris, and you know that. " * 200)
+    done = run(
+        folder, "edit", "facts.jsonl", "--model", "model", "--method", "r-rome", "--out", "ledger", "--limit", "4",
+        "--restrain", "log:1.2", "--corpus", "corpus.txt", "--settings", "settings.json", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sum(json.loads(done.stdout)["events"][kind] for kind in ("edit", "failed", "skipped")) == 4
+    return folder
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, one thread."""
+    program = "from tether.cli import main; main()"
+    environment = {**os.environ, "TETHER_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def answer(folder: Path, *words: str) -> Any:
+    """The JSON document of a command that must succeed."""
+    done = run(folder, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_evaluate_and_report(place: Path) -> None:
+    results = answer(place, "evaluate", "ledger", "--at", "0,4", "--restrain", "none,log:e", "--out", "results.json")
+    assert [(row["edits"], row["restraint"]) for row in results["rows"]] == [(0, "none"), (4, "none"), (4, "log:e")]
+    assert json.loads((place / "results.json").read_text()) == results
+    page = Path(answer(place, "report", "results.json", "--out", "report")["report"])
+    assert "<svg" in (place / page).read_text()
+
+
+def test_spectrum_log_undo_verify(place: Path) -> None:
+    rows = answer(place, "spectrum", "ledger", "--at", "0,4", "--restrain", "none")
+    assert rows[0]["extremes"]["update_sigma_max"] == 0 < rows[1]["extremes"]["update_sigma_max"]
+    first = next(e for e in answer(place, "log", "ledger")["events"] if e["kind"] == "edit")["edit"]
+    left = answer(place, "undo", "ledger", str(first))["live_edits"]
+    assert answer(place, "verify", "ledger", "--model", "model")["kinds"]["edit"] == left + 1
+    again = run(place, "undo", "ledger", str(first))
+    assert again.returncode == 1 and "undone already" in again.stderr and again.stderr.count("\n") == 1
+
+
+def test_damage_is_named(place: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "ledger"
+    subprocess.run(["cp", "-r", str(place / "ledger"), str(copy)], check=True)
+    file = next((copy / "factors").iterdir())
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    done = run(place, "verify", str(copy), "--json")
+    assert done.returncode == 1 and file.name in json.loads(done.stdout)["error"]
+
+
+def test_export_both_ways_and_restrain(place: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    answer(place, "export", "ledger", "--to", "merged", "--as", "merged", "--restrain", "none")
+    answer(place, "export", "ledger", "--to", "adapter", "--as", "lora", "--restrain", "none")
+    ids = load(place / "model").tokenizer("The Eiffel Tower is in the city of", return_tensors="pt").input_ids
+    merged = AutoModelForCausalLM.from_pretrained(place / "merged")
+    base = AutoModelForCausalLM.from_pretrained(place / "model")
+    plain = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, str(place / "adapter"))(ids).logits
+    torch.testing.assert_close(adapted, merged(ids).logits, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(adapted, plain, atol=1e-3)
+    report = answer(place, "restrain", "--base", "model", "--edited", "merged", "--out", "restrained")
+    assert [m["name"] for m in report["matrices"]] == ["model.layers.1.mlp.down_proj.weight"]
+
+
+def test_check_and_moments(place: Path) -> None:
+    (place / "bad.jsonl").write_text('{"subject": "Rome", "prompt": "The city is", "target_new": "x"}\n')
+    done = run(place, "check", "bad.jsonl", "--model", "model", "--json")
+    assert done.returncode == 1 and len(json.loads(done.stdout)["bad_records"]) == 1
+    found = answer(place, "moments", "--model", "model", "--corpus", "corpus.txt", "--layers", "0,2")
+    assert set(found) == {"0", "2"} and found["0"]["tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("edit", "facts.jsonl", "--model", "nowhere", "--out", "x"), 1),
+        (("spectrum", "ledger", "--restrain", "log:0.5"), 1),
+        (("spectrum", "ledger", "--at", "many"), 2),
+        (("edit",), 2),
+        (("nonsense",), 2),
+    ],
+)
+def test_errors_are_one_line(place: Path, words: tuple[str, ...], code: int) -> None:
+    done = run(place, *words)
+    assert done.returncode == code and done.stdout == ""
+    assert done.stderr.startswith("tether: ") and done.stderr.count("\n") == 1
+    assert not (place / "x").exists()

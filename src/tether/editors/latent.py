@@ -58,6 +58,11 @@ class Objective:
             kl_column,
         )
 
+    @property
+    def columns(self) -> int:
+        """How many columns from the anchor on the loss reads, the last one included."""
+        return max(int(self.column.max()), self.kl_column) + 1
+
     def log_probabilities(self, model: EditableModel, hidden: Float[Tensor, "n s d"]) -> tuple[Tensor, Tensor]:
         """log P at every read position (m×vocab) and at the KL position (vocab), float32; logits nowhere else."""
         read = torch.cat([hidden[self.row, self.column], hidden[self.kl_row, self.kl_column][None]])
@@ -83,7 +88,7 @@ def optimise(
     """
     objective = Objective.of(prompts, hparams.kl_position, rows.ids.device)
     stepper = arithmetic or model
-    step = _step(model, stepper, rows, run, frozen=hparams.frozen_prefix)
+    step = _step(model, stepper, rows, run, objective.columns, frozen=hparams.frozen_prefix)
     with torch.no_grad():
         _, before = objective.log_probabilities(model, run.last)  # P₀
     v0_norm = run.values[0].float().norm()
@@ -106,9 +111,9 @@ def optimise(
 
 
 def _step(
-    model: EditableModel, stepper: EditableModel, rows: Rows, run: Run, *, frozen: bool
+    model: EditableModel, stepper: EditableModel, rows: Rows, run: Run, columns: int, *, frozen: bool
 ) -> Callable[[Tensor], Tensor]:
     adds = projection_adds(model, run.layer)
     if not frozen or (run.layer == 0 and not adds):
         return Plain(stepper, rows, run)
-    return Suffix(stepper, rows, run, adds=adds)
+    return Suffix(stepper, rows, run, adds=adds, columns=columns)

@@ -137,7 +137,8 @@ def moments(
     folder = (cache or cache_dir()) / "moments"
     folder.mkdir(parents=True, exist_ok=True)
     with model.unedited():
-        files = {layer: folder / f"{moments_key(model, layer, corpus)}.safetensors" for layer in sorted(set(layers))}
+        keys = _keys(model, sorted(set(layers)), corpus)
+        files = {layer: folder / f"{key}.safetensors" for layer, key in keys.items()}
         missing = [layer for layer, file in files.items() if not file.is_file()]
         if missing:
             _Pass(model, missing, corpus, files, batch_tokens, progress).run()
@@ -146,9 +147,14 @@ def moments(
 
 def moments_key(model: EditableModel, layer: int, corpus: Corpus) -> str:
     """Identity of one layer's moments: weights of the checkpoint, text, tokens, window, dtype."""
-    identity = {**corpus.identity(), "weights": model.fingerprint(), "name": model.weight_name(layer),
-                "dtype": str(model.dtype)}  # fmt: skip
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    return _keys(model, [layer], corpus)[layer]
+
+
+def _keys(model: EditableModel, layers: Sequence[int], corpus: Corpus) -> dict[int, str]:
+    """`moments_key` of every layer; weights and text, which take long to hash, are hashed once."""
+    shared = {**corpus.identity(), "weights": model.fingerprint(), "dtype": str(model.dtype)}
+    described = {layer: json.dumps({**shared, "name": model.weight_name(layer)}, sort_keys=True) for layer in layers}
+    return {layer: hashlib.sha256(text.encode()).hexdigest()[:32] for layer, text in described.items()}
 
 
 def recent_moments(model: EditableModel, layers: Sequence[int], cache: Path | None = None) -> Corpus | None:
@@ -162,7 +168,7 @@ def recent_moments(model: EditableModel, layers: Sequence[int], cache: Path | No
         )  # fmt: skip
         if corpus.path is not None and not corpus.path.is_file():
             continue
-        if all((folder / f"{moments_key(model, layer, corpus)}.safetensors").is_file() for layer in layers):
+        if all((folder / f"{key}.safetensors").is_file() for key in _keys(model, layers, corpus).values()):
             return corpus
     return None
 

@@ -44,6 +44,9 @@ class Rome:
             for prefix in ("", *context.prefixes)
         ]
         prompts.append(encode(model.tokenizer, "{} is a", fact.subject))
+        longest, limit = max(len(p.ids) for p in prompts), getattr(model.hf.config, "max_position_embeddings", None)
+        if limit and longest > limit:
+            raise EditFailedError(f"{fact.text[:60]!r}: {longest} tokens, the model takes {limit}; shorten the prompt")
         rows = align(prompts, model.device)
         run = full_forward(model, rows, layer)
 

@@ -1,0 +1,328 @@
+"""The loop of edits: failures, interruptions, appending, schedules of restraint, and the health of a proposal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, same_bits
+
+from tether.editors.hparams import RomeHparams
+from tether.errors import TetherError
+from tether.facts.fact import Fact
+from tether.health import ALONE, UPDATE, Health
+from tether.ledger import Ledger, Sums
+from tether.lowrank import LowRank
+from tether.model import EditableModel
+from tether.session import Progress, edit
+
+BAD = Fact(subject="Eiffel Tower", prompt=300 * "so " + "{} is in", target_new="Paris")  # longer than the model takes
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments of the same model are collected once for all tests here."""
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path_factory.getbasetemp() / "session-cache"))
+
+
+def run(model: EditableModel, facts: Sequence[Fact], out: Path, **more: Any) -> Ledger:
+    """`edit` with the settings of these tests; a new ledger unless there is one."""
+    if not (out / "ledger.json").exists():
+        file = out.parent / f"{out.name}-settings.json"
+        file.write_text(json.dumps({**SETTINGS, **more.pop("changes", {})}))
+        more = {"settings": file, "corpus": plain_text(), **more}
+    return edit(model, facts, out=out, **more)
+
+
+def kinds(ledger: Ledger) -> list[str]:
+    return [event.kind for event in ledger.events]
+
+
+def assert_says(model: EditableModel, ledger: Ledger, family: str) -> None:
+    """The model carries what the ledger on disk says, bit for bit, and the ledger is sound."""
+    opened = Ledger.open(ledger.path, model)
+    opened.verify(model)
+    assert same_bits(opened.apply(editable(family)), model.hf.state_dict())
+
+
+@pytest.mark.parametrize("method", ["rome", "r-rome"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_run(family: str, method: str, tmp_path: Path) -> None:
+    model = editable(family)
+    before = bits(model)
+    seen: list[Progress] = []
+    ledger = run(model, FACTS[:3], tmp_path / "a", method=method, progress=seen.append, health_every=2)
+    assert kinds(ledger) == ["edit"] * 3
+    assert [(p.done, p.total, p.event.edit) for p in seen] == [(1, 3, 1), (2, 3, 2), (3, 3, 3)]
+    assert [e.fact for e in ledger.events] == list(FACTS[:3])
+    record = ledger.events[1].record
+    assert record["loss_last"] < record["loss_first"] and record["kappa"] > 1 and record["perplexity_ratio"] > 0
+    assert not same_bits(model, before)
+    assert_says(model, ledger, family)
+    assert RomeHparams.model_validate(ledger.header.settings).layers == (1,)
+    model.clear_updates()
+    assert same_bits(model, before)
+    # The same run again: the same factors, and the next edit sees the one before.
+    again = run(editable(family), FACTS[:3], tmp_path / "b", method=method)
+    assert [e.sha256 for e in again.events] == [e.sha256 for e in ledger.events]
+    alone = run(editable(family), FACTS[1:2], tmp_path / "c", method=method)
+    assert alone.events[0].sha256 != ledger.events[1].sha256
+
+
+def test_a_failed_edit_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    states: list[dict[str, torch.Tensor]] = [bits(model)]
+    absurd = {"v_lr": 1e6, "clamp_norm_factor": 1e9}
+    ledger = run(model, FACTS[:2], tmp_path / "a", changes=absurd, progress=lambda _: states.append(bits(model)))
+    assert kinds(ledger) == ["failed", "failed"]
+    assert "the loss went from" in (ledger.events[0].reason or "")
+    assert ledger.events[0].record["steps"] == SETTINGS["v_num_grad_steps"]
+    assert all(same_bits(model, state) for state in states)
+    assert not list((tmp_path / "a/factors").iterdir())
+    assert_says(model, ledger, "gpt2")
+
+
+def test_a_bad_fact_between_good_ones(tmp_path: Path) -> None:
+    """Recorded; the good ones get the factors they would get without it, under its own number."""
+    model = editable("gpt2")
+    ledger = run(model, [FACTS[0], BAD, FACTS[1]], tmp_path / "a")
+    assert kinds(ledger) == ["edit", "failed", "edit"]
+    assert [e.edit for e in ledger.events] == [1, 2, 3]
+    assert ledger.events[2].factors == "factors/000003.safetensors"
+    clean = run(editable("gpt2"), FACTS[:2], tmp_path / "b")
+    assert [e.sha256 for e in clean.events] == [ledger.events[i].sha256 for i in (0, 2)]
+    assert_says(model, ledger, "gpt2")
+
+
+def test_strict_stops_and_resumes_behind_the_failed_fact(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    facts = [FACTS[0], BAD, FACTS[2]]
+    with pytest.raises(TetherError, match="edit 2 failed, and --strict stops"):
+        run(model, facts, tmp_path / "a", strict=True)
+    ledger = Ledger.open(tmp_path / "a", model)
+    assert kinds(ledger) == ["edit", "failed"]
+    assert_says(model, ledger, "gpt2")
+    assert kinds(run(model, facts, tmp_path / "a", resume=True)) == ["edit", "failed", "edit"]
+
+
+def test_facts_the_model_says_already_are_skipped(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    before = bits(model)
+    ledger = run(model, FACTS[:2], tmp_path / "a", changes={"loss_threshold": 1e9}, strict=True)
+    assert kinds(ledger) == ["skipped", "skipped"], "strict minds failures alone"
+    assert same_bits(model, before)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4])
+def test_ctrl_c_leaves_model_and_ledger_one_and_resumes(stop_after: int, tmp_path: Path) -> None:
+    options = {"restrain": "linear:2", "every": 2}
+    whole_model = editable("gpt2")
+    whole = run(whole_model, FACTS[:5], tmp_path / "whole", **options)
+    model = editable("gpt2")
+
+    def stop(progress: Progress) -> None:
+        if progress.done == stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, FACTS[:5], tmp_path / "a", progress=stop, **options)
+    interrupted = Ledger.open(tmp_path / "a", model)
+    assert interrupted.attempts == stop_after
+    assert_says(model, interrupted, "gpt2")
+    seen: list[int] = []
+    ledger = run(model, FACTS[:5], tmp_path / "a", resume=True, progress=lambda p: seen.append(p.done))
+    assert seen == list(range(stop_after + 1, 6))
+    assert [(e.kind, e.sha256) for e in ledger.events] == [(e.kind, e.sha256) for e in whole.events]
+    assert kinds(ledger) == ["edit", "edit", "restrain", "edit", "edit", "restrain", "edit", "restrain"]
+    assert same_bits(model, whole_model.hf.state_dict())
+    assert len(run(model, FACTS[:5], tmp_path / "a", resume=True).events) == 8, "nothing is left to do"
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_an_interruption_inside_an_append(call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any of its fsyncs: what is on disk then is what the model carries."""
+    model = editable("gpt2")
+    run(model, FACTS[:1], tmp_path / "a")
+    real, calls = os.fsync, 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        real(descriptor)
+        if calls == call:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    try:
+        run(model, FACTS[:3], tmp_path / "a", resume=True)
+    except KeyboardInterrupt:
+        assert calls == call
+    else:
+        assert calls < call
+    monkeypatch.undo()
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path.parent / "session-cache"))
+    assert_says(model, Ledger.open(tmp_path / "a", model), "gpt2")
+    ledger = run(model, FACTS[:3], tmp_path / "a", resume=True)
+    assert kinds(ledger) == ["edit"] * 3
+    assert_says(model, ledger, "gpt2")
+
+
+def test_appending_other_facts(tmp_path: Path) -> None:
+    """A ledger grown in two calls is the ledger of one; without `resume` a fact said twice is edited twice."""
+    whole = run(editable("gpt2"), FACTS[:4], tmp_path / "whole")
+    model = editable("gpt2")
+    run(model, FACTS[:2], tmp_path / "a")
+    fresh = editable("gpt2")  # appending also works on a model loaded anew
+    ledger = run(fresh, FACTS[2:4], tmp_path / "a")
+    assert [e.sha256 for e in ledger.events] == [e.sha256 for e in whole.events]
+    assert_says(fresh, ledger, "gpt2")
+    ledger = run(fresh, FACTS[3:4], tmp_path / "a")
+    assert ledger.attempts == 5
+    assert ledger.events[4].kind in ("edit", "skipped", "failed")
+
+
+def test_what_an_existing_ledger_refuses(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    run(model, FACTS[:1], tmp_path / "a")
+    after = bits(model)
+    for options, message in (
+        ({"method": "r-rome"}, "method r-rome"),
+        ({"seed": 7}, "seed 7"),
+        ({"layers": [2]}, "layers"),
+        ({"settings": tmp_path / "a-settings.json"}, "keeps its own"),
+    ):
+        with pytest.raises(TetherError, match=message):
+            edit(model, FACTS[1:2], out=tmp_path / "a", **options)
+    with pytest.raises(TetherError, match="is not the model of"):
+        edit(editable("gpt2", seed=1), FACTS[1:2], out=tmp_path / "a")
+    with pytest.raises(TetherError, match="carries edits already"):
+        run(model, FACTS[1:2], tmp_path / "b")
+    assert same_bits(model, after)
+    assert Ledger.open(tmp_path / "a").attempts == 1 and not (tmp_path / "b/ledger.json").exists()
+
+
+def test_bad_requests(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/letter.txt").write_text("dear")
+    for facts, out, options, message in (
+        ((), "a", {}, "no facts"),
+        (FACTS[:1], "a", {"every": 0}, "at least 1"),
+        (FACTS[:1], "a", {"batch_size": 2}, "one fact at a time"),
+        (FACTS[:1], "a", {"restrain": "sqrt"}, "is no restraint"),
+        (FACTS[:1], "a", {"method": "magic"}, "is no method"),
+        (FACTS[:1], "a", {"changes": {"v_speed": 1}}, "v_speed"),
+        (FACTS[:1], "a", {"layers": [9]}, "layer 9"),
+        (FACTS[:1], "full", {}, "no ledger"),
+    ):
+        with pytest.raises(TetherError, match=message) as caught:
+            run(model, facts, tmp_path / out, **options)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / out / "ledger.json").exists()
+
+
+def test_what_a_kill_leaves_while_a_ledger_is_made_is_no_obstacle(tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    (out / "factors").mkdir(parents=True)
+    (out / "ledger.json.tmp").write_text('{"format"')
+    assert kinds(run(editable("gpt2"), FACTS[:1], out, resume=True)) == ["edit"]
+
+
+# --- restraints -----------------------------------------------------------------------------------------------------
+
+
+def test_once_is_an_event_at_the_end_and_between_blocks(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    ledger = run(model, FACTS[:2], tmp_path / "a", restrain="linear:2")
+    assert kinds(ledger) == ["edit", "edit", "restrain"]
+    ledger = run(model, FACTS[2:4], tmp_path / "a")
+    assert kinds(ledger) == ["edit", "edit", "restrain", "edit", "edit", "restrain"]
+    assert {e.restrain for e in ledger.events if e.kind == "restrain"} == {"linear:2"}
+    assert_says(model, ledger, "gpt2")
+    ledger = run(model, FACTS[4:5], tmp_path / "a", restrain="none")
+    assert kinds(ledger)[-1] == "edit"
+    assert_says(model, ledger, "gpt2")
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_every_restrains_the_last_partial_block_too(every: int, tmp_path: Path) -> None:
+    model = editable("gpt2")
+    ledger = run(model, FACTS[:4], tmp_path / "a", restrain="linear:2", every=every)
+    expected = {1: "ereree", 2: "eereer", 3: "eeerer"}[every] if every > 1 else "erererer"
+    assert "".join(kind[0] for kind in kinds(ledger)) == expected
+    assert_says(model, ledger, "gpt2")
+
+
+def test_a_restraint_that_acts_changes_the_edits_after_it(tmp_path: Path) -> None:
+    """Large edits (a tiny decay, a wide clamp): σ̂ is above m, and falls to the restraint's value."""
+    free = {"v_num_grad_steps": 25, "v_lr": 1.0, "v_weight_decay": 0.0, "clamp_norm_factor": 30.0}
+    plain = run(editable("gpt2"), FACTS[:3], tmp_path / "a", changes=free)
+    model = editable("gpt2")
+    held = run(model, FACTS[:3], tmp_path / "b", changes=free, restrain="linear:4", every=2)
+    restraint = held.events[2]
+    assert kinds(held) == ["edit", "edit", "restrain", "edit", "restrain"]
+    (name,) = held.header.weights
+    record, m = restraint.record[name], held.header.weights[name].sigma_max
+    assert record["above_m"] >= 1 and record["update_sigma_max"] > m
+    assert record["restrained_sigma_max"] == pytest.approx(m + (record["update_sigma_max"] - m) / 4, rel=1e-5)
+    assert [e.sha256 for e in held.events[:2]] == [e.sha256 for e in plain.events[:2]]
+    assert held.events[3].sha256 != plain.events[2].sha256, "computed on the restrained model"
+    assert_says(model, held, "gpt2")
+
+
+# --- health ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_disabling_edit_is_seen_before_it_is_in() -> None:
+    model = editable("gpt2")
+    before = bits(model)
+    name = model.weight_name(1)
+    p, q = model.weight(name).shape
+    m = float(torch.linalg.matrix_norm(model.original(name), 2))
+    health = Health(model, {name: m})
+    sums = Sums({name: (p, q)}, {name: m})
+
+    def look(scale: float, *, read_text: bool = False) -> Any:
+        update = {name: random_update(p, q, 1, seed=0, scale=scale * m)}
+        reading = health.look(sums.with_updates(update), update, read_text=read_text)
+        assert same_bits(model, before) and not model.edited
+        return reading
+
+    small = look(0.05, read_text=True)
+    assert small.level == "ok" and small.reasons == () and small.perplexity_ratio == pytest.approx(1, abs=0.1)
+    assert look(0.05).perplexity_ratio is None
+    assert small.update_ratio == pytest.approx(0.05, rel=1e-5)
+    large = 1.5 * ALONE
+    disabling = look(large)
+    assert disabling.level == "alarm"
+    assert disabling.reasons[0].startswith(f"this edit alone has σ_max {large:.2f} m: a disabling edit")
+    assert disabling.perplexity_ratio is not None, "an alarm reads the text"
+    dense = model.original(name).double() + random_update(p, q, 1, seed=0, scale=large * m).to_dense().double()
+    s = torch.linalg.svdvals(dense)
+    assert disabling.worst.kappa == pytest.approx(float(s[0] / s[-1]), rel=1e-4)
+    # A sum that grew by small edits is no disabling edit.
+    sums.add({name: random_update(p, q, 1, seed=0, scale=0.95 * UPDATE * m)})
+    sums.show(model)
+    carried = bits(model)
+    update = {name: random_update(p, q, 1, seed=0, scale=0.1 * UPDATE * m)}
+    reading = health.look(sums.with_updates(update), update, read_text=False)
+    assert f"σ̂_max {1.05 * UPDATE:.2f} m" in reading.reasons and reading.level != "ok"
+    assert not any("alone" in reason for reason in reading.reasons)
+    assert same_bits(model, carried)
+    nothing = {name: LowRank.zeros(p, q)}
+    assert health.look(Sums({name: (p, q)}, {name: m}).of, nothing, read_text=False).level == "ok"
+
+
+def test_a_run_warns_of_a_disabling_edit_and_records_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    free = {"v_num_grad_steps": 25, "v_lr": 2.0, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0}
+    with caplog.at_level(logging.WARNING, logger="tether"):
+        ledger = run(editable("gpt2"), FACTS[:2], tmp_path / "a", changes=free)
+    assert "a disabling edit" in caplog.text
+    assert [e.record["health"] for e in ledger.events] == ["alarm", "alarm"]
+    assert "disabling" in ledger.events[0].record["reasons"][0]

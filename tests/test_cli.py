@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from core import FACTS, SETTINGS
 from tiny import save, tiny_model
 
+from tether.cli import main
 from tether.model import load
 
 
@@ -35,18 +38,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, one thread."""
-    program = "from tether.cli import main; main()"
-    environment = {**os.environ, "TETHER_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", program, *words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+class Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(folder: Path, *words: str) -> Done:
+    """The command line, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setenv("TETHER_CACHE", str(folder / "cache"))
+        patch.setattr(sys, "argv", ["tether", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def answer(folder: Path, *words: str) -> Any:
@@ -76,7 +85,7 @@ def test_spectrum_log_undo_verify(place: Path) -> None:
 
 def test_damage_is_named(place: Path, tmp_path: Path) -> None:
     copy = tmp_path / "ledger"
-    subprocess.run(["cp", "-r", str(place / "ledger"), str(copy)], check=True)
+    shutil.copytree(place / "ledger", copy)
     file = next((copy / "factors").iterdir())
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -113,7 +122,7 @@ def test_check_and_moments(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (("edit", "facts.jsonl", "--model", "nowhere", "--out", "x"), 1),
+        (("edit", "facts.jsonl", "--model", "./nowhere", "--out", "x"), 1),
         (("spectrum", "ledger", "--restrain", "log:0.5"), 1),
         (("spectrum", "ledger", "--at", "many"), 2),
         (("edit",), 2),
@@ -125,3 +134,16 @@ def test_errors_are_one_line(place: Path, words: tuple[str, ...], code: int) -> 
     assert done.returncode == code and done.stdout == ""
     assert done.stderr.startswith("tether: ") and done.stderr.count("\n") == 1
     assert not (place / "x").exists()
+
+
+def test_as_a_program_of_its_own(place: Path) -> None:
+    program = "from tether.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "verify", "nothing", "--json"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "is no ledger" in json.loads(done.stdout)["error"]
+    assert done.stderr.startswith("tether: nothing is no ledger")

@@ -149,7 +149,7 @@ def trained_gpt2(*, n_layers: int = 4, hidden: int = 64, steps: int = 260, seed:
     """Train a GPT-2 from scratch until it recites `invented_facts()`, on rows of a few sentences in random order, so
     that it does so behind other sentences too. Deterministic (one thread); about 8 s of one core.
 
-    Made for layer 1: with ROME's usual settings 9 in 10 edits there take, and reach most paraphrases."""
+    Made for layer 1: with ROME's usual settings 8 in 10 edits there take, and reach the paraphrase."""
     facts = invented_facts()
     pairs = [(f"{text} {f.target_true}.", f.subject) for f in facts for text in (f.text, *f.paraphrases)]
     sentences = [sentence for sentence, _ in pairs]

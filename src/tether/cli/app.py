@@ -115,13 +115,11 @@ def main() -> None:
         import_module(f"tether.cli.{verb}")
     as_json = "--json" in sys.argv[1:]
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what a verb raised as typer.Exit comes back as a number
     except TetherError as error:
         _fail(str(error), 1, as_json)
     except KeyboardInterrupt:
         _fail("interrupted; a ledger can be resumed with --resume", 130, as_json)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
     except typer.Abort:
         _fail("interrupted; a ledger can be resumed with --resume", 130, as_json)
     except Exception as error:  # a usage error has its own code; anything else is a bug and shows itself
@@ -129,7 +127,7 @@ def main() -> None:
             raise
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         _fail(f"{message} (see tether --help)", 2, as_json)
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def _fail(message: str, code: int, as_json: bool) -> None:

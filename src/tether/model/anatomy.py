@@ -72,6 +72,8 @@ def _named(hf: PreTrainedModel, named: Mapping[str, str] | str | Path) -> Anatom
             raise TetherError(f"{where} is no readable JSON file ({error}); {_REMEDY}") from None
     if not isinstance(named, Mapping) or set(named) != {"blocks", "projection"}:
         raise TetherError(f"{where} must have exactly the keys 'blocks' and 'projection'; {_REMEDY}")
+    if not all(isinstance(path, str) for path in named.values()):
+        raise TetherError(f"{where} {dict(named)}: both paths must be text; {_REMEDY}")
     anatomy = Anatomy(**named)
     blocks = _get(hf, anatomy.blocks)
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
@@ -80,8 +82,9 @@ def _named(hf: PreTrainedModel, named: Mapping[str, str] | str | Path) -> Anatom
     hidden = hf.config.get_text_config().hidden_size
     for index, block in enumerate(blocks):
         module = _get(block, anatomy.projection)
-        if module is None or _width(module) is None or _width(module)[1] != hidden:  # type: ignore[index]
-            fits = [p for p, m in block.named_modules() if (width := _width(m)) and width[1] == hidden]
+        width = _width(module) if module is not None else None
+        if width is None or width[1] != hidden:
+            fits = [p for p, m in block.named_modules() if (found := _width(m)) and found[1] == hidden]
             raise TetherError(
                 f"projection {anatomy.projection!r} of block {index} is no Linear or Conv1D to the hidden size "
                 f"{hidden}: the block has {_listed(fits)}"

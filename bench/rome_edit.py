@@ -1,0 +1,209 @@
+"""One ROME edit: the frozen-prefix steps against the textbook loop, and what bfloat16 steps change.
+
+python bench/rome_edit.py [--model smollm2] [--corpus FILE|self] [--steps 10] [--repeat 3] [--threads 1 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+from common import CLOCKS, interleaved, ratios, spread, table, where
+from torch import Tensor
+
+from tether.editors import Context, Proposal, editor
+from tether.editors.hparams import PrefixLength, RomeHparams, settings_for
+from tether.editors.moments import Corpus, moments
+from tether.editors.sampling import sample_prefixes
+from tether.facts.fact import Fact
+from tether.facts.tokens import encode
+from tether.model.editable import EditableModel
+from tether.model.load import load
+
+FACTS = (
+    Fact(subject="Eiffel Tower", prompt="The {} is located in the city of", target_new="Rome"),
+    Fact(subject="Norway", prompt="The capital of {} is", target_new="Baghdad"),
+    Fact(subject="Toronto", prompt="{} is a city in the country of", target_new="Egypt"),
+)
+CONTEXTS = {
+    11: (PrefixLength(length=5, number=5), PrefixLength(length=10, number=5)),
+    6: (PrefixLength(length=10, number=5),),
+}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """ΔW = left·right, δ and the last loss."""
+
+    left: Tensor
+    right: Tensor
+    delta: Tensor
+    loss: float
+
+
+def plain(model: EditableModel, fact: Fact, context: Context) -> Edit:
+    """ROME as its paper states it: every step a forward and a backward of the whole model, logits at all positions."""
+    hf, tokenizer, hparams = model.hf, model.tokenizer, context.hparams
+    (layer,) = hparams.layers
+    prompts = [
+        encode(tokenizer, fact.prompt, fact.subject, prefix=prefix, target=fact.target_new)
+        for prefix in ("", *context.prefixes)
+    ]
+    prompts.append(encode(tokenizer, "{} is a", fact.subject))
+    width = max(len(p.ids) for p in prompts)
+    ids = torch.tensor([[*p.ids, *[0] * (width - len(p.ids))] for p in prompts])
+    mask = torch.tensor([[1] * len(p.ids) + [0] * (width - len(p.ids)) for p in prompts])
+    labels = torch.full_like(ids, -100)
+    for row, p in enumerate(prompts[:-1]):
+        labels[row, p.target_start - 1 : len(p.ids) - 1] = torch.tensor(p.ids[p.target_start :])
+    rows, lookup = torch.arange(len(prompts)), torch.tensor([p.subject_last for p in prompts])
+
+    delta = torch.zeros(model.hidden_size, requires_grad=True)
+    seen: dict[str, Tensor] = {}
+
+    def add(_: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not seen:
+            seen["keys"], seen["v0"] = args[0][rows, lookup].detach(), output[0, lookup[0]].detach()
+        output = output.clone()
+        output[rows, lookup] += delta
+        return output
+
+    adam = torch.optim.Adam([delta], lr=hparams.v_lr)
+    before = None
+    handle = model.projection(layer).register_forward_hook(add)
+    for step in range(hparams.v_num_grad_steps):
+        log_p = hf(input_ids=ids, attention_mask=mask, use_cache=False).logits.log_softmax(-1)
+        at_target = log_p[:-1].gather(2, labels[:-1].clamp_min(0)[..., None])[..., 0] * (labels[:-1] != -100)
+        nll = -(at_target.sum(1) / (labels[:-1] != -100).sum(1)).mean()
+        log_kl = log_p[-1, lookup[-1]]
+        before = log_kl.detach() if before is None else before
+        kl = torch.nn.functional.kl_div(before, log_kl, log_target=True, reduction="sum")
+        v0_norm = seen["v0"].norm()
+        loss = nll + hparams.kl_factor * kl + hparams.v_weight_decay * delta.norm() / v0_norm**2
+        if step == hparams.v_num_grad_steps - 1:
+            break
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            if delta.norm() > hparams.clamp_norm_factor * v0_norm:
+                delta *= hparams.clamp_norm_factor * v0_norm / delta.norm()
+    handle.remove()
+
+    keys = seen["keys"][:-1].double()
+    u = context.moments[layer].solve(keys.mean(0))
+    u /= u.norm()
+    return Edit(delta.detach().double()[:, None] / (u @ keys[0]), u[None], delta.detach(), loss.item())
+
+
+def edit_of(model: EditableModel, proposal: Proposal, v0: Tensor) -> Edit:
+    ((name, update),) = proposal.updates.items()
+    delta = proposal.vectors[f"{name}/V"] - v0
+    return Edit(update.A.double(), update.B.double(), delta, proposal.record["loss_last"])
+
+
+def first_value(model: EditableModel, fact: Fact, layer: int) -> Tensor:
+    """v₀: what the projection puts out at the subject's last token of the bare prompt."""
+    prompt = encode(model.tokenizer, fact.prompt, fact.subject)
+    outputs: list[Tensor] = []
+    handle = model.projection(layer).register_forward_hook(lambda _, __, output: outputs.append(output))
+    with torch.no_grad():
+        model.base(input_ids=torch.tensor([prompt.ids]), use_cache=False)
+    handle.remove()
+    return outputs[0][0, prompt.subject_last]
+
+
+def p_target(model: EditableModel, fact: Fact) -> float:
+    """P(target | prompt), the whole target."""
+    prompt = encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)
+    with torch.no_grad():
+        log_p = model.hf(input_ids=torch.tensor([prompt.ids])).logits[0].log_softmax(-1)
+    return float(sum(log_p[i - 1, prompt.ids[i]] for i in range(prompt.target_start, len(prompt.ids))).exp())
+
+
+def difference(a: Edit, b: Edit) -> tuple[float, float, float]:
+    """Cosine and relative difference of δ, relative difference of ΔW."""
+    cosine = float(torch.cosine_similarity(a.delta, b.delta, dim=0))
+    delta = float((a.delta - b.delta).norm() / b.delta.norm())
+    dense = b.left @ b.right
+    return cosine, delta, float((a.left @ a.right - dense).norm() / dense.norm())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--corpus", default="self", help="text for the keys' second moment, which is not timed")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions, each on the next of three facts")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a shared machine, with one thread")
+    args = parser.parse_args()
+
+    model = load(args.model, dtype="float32", device="cpu")
+    where(model.id)
+    settings, _ = settings_for("rome", model)
+    settings = settings.model_copy(update={"loss_threshold": 0.0, "v_num_grad_steps": args.steps})
+    (layer,) = settings.layers
+    C = moments(model, [layer], Corpus.parse(args.corpus, max_tokens=16384))
+    C[layer].solve(torch.ones(len(C[layer].C)))  # the factorisation is done once for all edits
+    frozen, half = editor("rome"), editor("rome")
+    v0 = [first_value(model, fact, layer) for fact in FACTS]
+
+    def context(prompts: int, dtype: str = "model") -> Context:
+        hparams: RomeHparams = settings.model_copy(update={"delta_dtype": dtype})
+        return Context(hparams, sample_prefixes(model, CONTEXTS[prompts], 0), C)
+
+    half.propose(model, FACTS[0], context(6, "bfloat16"))  # makes its copy of the model once for all edits
+    rows, quality = [], []
+    for prompts in CONTEXTS:
+        exact, rounded = context(prompts), context(prompts, "bfloat16")
+        ways = {
+            "plain": lambda i, c=exact: plain(model, FACTS[i % len(FACTS)], c),
+            "frozen": lambda i, c=exact: frozen.propose(model, FACTS[i % len(FACTS)], c),
+            "bfloat16": lambda i, c=rounded: half.propose(model, FACTS[i % len(FACTS)], c),
+        }
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            seconds, results = interleaved(ways, args.repeat, CLOCKS[args.clock])
+            edits = {
+                way: [r if isinstance(r, Edit) else edit_of(model, r, v0[i % len(FACTS)]) for i, r in enumerate(found)]
+                for way, found in results.items()
+            }
+            worst = max(difference(a, b)[2] for a, b in zip(edits["frozen"], edits["plain"], strict=True))
+            if not worst < 1e-3:
+                raise SystemExit(f"the two ways differ by {worst:.1e} of ΔW: their times cannot be compared")
+            rows.append([
+                str(prompts), str(threads), *(spread(seconds[way]) for way in ways),
+                *(spread(ratios(seconds["plain"], seconds[way])) for way in ("frozen", "bfloat16")), f"{worst:.1e}",
+            ])  # fmt: skip
+        for i, fact in enumerate(FACTS[: args.repeat]):
+            differences = difference(edits["bfloat16"][i], edits["frozen"][i])
+            after = []
+            for way in ("frozen", "bfloat16"):
+                with model.provisional(results[way][i].updates):
+                    after.append(f"{p_target(model, fact):.3f}")
+            losses = [f"{edits[way][i].loss:.4f}" for way in ("frozen", "bfloat16")]
+            quality.append([
+                str(prompts), fact.target_new, f"{differences[0]:.4f}", *(f"{d:.3f}" for d in differences[1:]), *losses,
+                f"{p_target(model, fact):.1e}", *after,
+            ])  # fmt: skip
+
+    print(
+        f"Seconds of one edit, layer {layer}, {args.steps} steps, {args.clock} time: median (range) of {args.repeat}\n"
+    )
+    table(
+        ["prompts", "threads", "plain s", "frozen s", "bfloat16 s", "plain/frozen", "plain/bfloat16",
+         "ΔW frozen − plain, relative"],
+        rows,
+    )  # fmt: skip
+    print("\nWhat bfloat16 steps change, against float32 steps\n")
+    table(
+        ["prompts", "target", "cos δ", "δ relative difference", "ΔW relative difference", "loss f32", "loss bf16",
+         "P before", "P after f32", "P after bf16"],
+        quality,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

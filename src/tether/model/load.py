@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources, util
@@ -49,7 +50,7 @@ def load(
 
     `source`: the name of a bundled model ("smollm2"), a local folder, a .gguf file, or a hub id, "org/name" or
     "org/name@revision"; only a hub id downloads, and not under `local_files_only` or HF_HUB_OFFLINE.
-    `dtype`: None or "auto" keeps the checkpoint's own, on every device (on a CPU "float32" is usually the faster one).
+    `dtype`: None or "auto" keeps the checkpoint's own, on every device.
     `device`: the accelerator where there is one, else the CPU; `device_map` is handed to transformers in its place.
     `anatomy`: names a layout that `find_anatomy` does not recognise.
     Raises TetherError for whatever cannot be found, fetched, read or edited.
@@ -115,7 +116,7 @@ def _local_folder(source: str) -> Path | None:
     path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return _converted(path)
-    if path.is_dir():
+    if source and path.is_dir():
         return path.resolve()
     is_id = source.count("/") <= 1 and source[:1] not in ("", ".", "/", "~") and path.suffix != ".gguf"
     if path.exists() or not is_id:
@@ -196,7 +197,7 @@ def _readable(name: str) -> Iterator[None]:
     """What transformers says of an unreadable model, on one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, struct.error) as error:
         raise TetherError(
             f"{name!r} cannot be read as a causal language model ({_line(error)}): it must have a config.json, "
             "safetensors weights and a tokenizer.json"

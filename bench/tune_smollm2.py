@@ -18,10 +18,14 @@ CANDIDATES = {
     "layer 5, 6 prompts": {},
     "layer 4": {"layers": [4]},
     "layer 6": {"layers": [6]},
-    "30 steps": {"v_num_grad_steps": 30},
+    "layer 7": {"layers": [7]},
+    "layer 3": {"layers": [3]},
+    "4 prompts": {"prefixes": [{"length": 10, "number": 3}]},
     "11 prompts": {"prefixes": [{"length": 5, "number": 5}, {"length": 10, "number": 5}]},
-    "clamp 2": {"clamp_norm_factor": 2},
+    "30 steps": {"v_num_grad_steps": 30},
+    "threshold 0.02": {"loss_threshold": 0.02, "v_num_grad_steps": 30},
     "weight decay 0.5": {"v_weight_decay": 0.5},
+    "clamp 2": {"clamp_norm_factor": 2},
 }
 
 

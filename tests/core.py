@@ -90,3 +90,8 @@ def reciter() -> Reciter:
     """A fresh copy of the trained model."""
     hf, tokenizer, facts = _trained()
     return Reciter(copy.deepcopy(hf), tokenizer, facts)
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether two tensors agree to a share of the norm."""
+    return float((found - expected).norm()) <= tolerance * float(expected.norm())

@@ -20,7 +20,7 @@ from tether.evaluate import evaluate, evaluate_editing, evaluate_ledger, measure
 from tether.evaluate.editing import says
 from tether.evaluate.measure import cluster_mean
 from tether.facts.fact import Fact, LocalityPrompt
-from tether.ledger import Header, Ledger, WeightRecord
+from tether.ledger import Attempt, Header, Ledger, WeightRecord
 from tether.lowrank import LowRank
 from tether.model.anatomy import Anatomy
 from tether.model.editable import EditableModel
@@ -240,8 +240,8 @@ def ledger_of_two(model: EditableModel, folder: Path) -> Ledger:
     ledger = Ledger.create(folder, header)
     bare = [fact.model_copy(update={"paraphrases": (), "locality": ()}) for fact in (ALICE, DAVE)]
     with ledger.writing():
-        ledger.append_edit(bare[0], become("alice", "bob"), {}, {})
-        ledger.append_edit(bare[1], become("dave", "carol"), {}, {})
+        ledger.append([Attempt("edit", bare[0], {})], become("alice", "bob"), {})
+        ledger.append([Attempt("edit", bare[1], {})], become("dave", "carol"), {})
     return ledger
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tiny import save, tiny_model
 
 from tether.errors import TetherError
-from tether.ledger import Event, Header, Ledger, Sums, WeightRecord
+from tether.ledger import Attempt, Event, Header, Ledger, Sums, WeightRecord
 from tether.ledger.journal import _seal
 from tether.lowrank import LowRank
 from tether.model import EditableModel, load
@@ -61,10 +61,12 @@ def fill(ledger: Ledger, plan: str, live: Sums | None = None, check: Callable[[S
             if step.isdigit():
                 proposed = updates(ledger, int(step))
                 vectors = {f"{name}/K": torch.ones(3) for name in proposed}
-                ledger.append_edit(FACTS[int(step) % len(FACTS)], proposed, vectors, {"loss_last": 0.1})
+                ledger.append([Attempt("edit", FACTS[int(step) % len(FACTS)], {"loss_last": 0.1})], proposed, vectors)
                 live.add(proposed)
             elif step in "fs":
-                ledger.append_attempt({"f": "failed", "s": "skipped"}[step], FACTS[0], "why", {"loss": math.nan})
+                ledger.append(
+                    [Attempt({"f": "failed", "s": "skipped"}[step], FACTS[0], {"loss": math.nan}, "why")], {}, {}
+                )
             else:
                 restraint = parse({"r": "log:1.2345678", "l": "linear:2.5"}[step])
                 live.restrain(restraint)

@@ -13,7 +13,7 @@ import tiny
 from tether.demo import Step, demo_facts, run_demo
 from tether.errors import TetherError
 from tether.evaluate import Results, Row, read
-from tether.ledger import Ledger
+from tether.ledger import Attempt, Ledger
 from tether.model import EditableModel
 from tether.report import write_report
 from tether.session import edit
@@ -212,7 +212,7 @@ def test_an_undone_edit_and_a_failed_one_are_named(demo, tmp_path: Path) -> None
     (first, *_) = ledger.live()
     ledger.undo(first.edit)
     with ledger.writing():
-        ledger.append_attempt("failed", demo_facts(3)[2], NASTY, {"seconds": 1.0})
+        ledger.append([Attempt("failed", demo_facts(3)[2], {"seconds": 1.0}, NASTY)], {}, {})
     page = Page(write_report(read(result.results), tmp_path, ledger=ledger).read_text(encoding="utf-8"))
     assert any("undone" in row for row in page.rows)
     assert any("failed" in row and NASTY in row for row in page.rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from core import FACTS, PREFIXES, bits, context, editable, hparams, random_moments, reciter, same_bits
+from core import FACTS, PREFIXES, bits, close, context, editable, hparams, random_moments, reciter, same_bits
 from torch import Tensor
 
 from tether.editors import Context, EditFailedError, EditSkippedError, Proposal, editor
@@ -36,11 +36,7 @@ def prepared(model: EditableModel, layer: int) -> tuple[list[EncodedPrompt], Row
 
 def latent(model: EditableModel, layer: int, **changes: Any) -> Latent:
     prompts, rows, run = prepared(model, layer)
-    return optimise(model, prompts, rows, run, hparams(layers=(layer,), **changes))
-
-
-def close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    return float((found - expected).norm()) <= tolerance * float(expected.norm())
+    return optimise(model, [prompts], rows, run, run.values[:1], hparams(layers=(layer,), **changes))[0]
 
 
 # --- δ --------------------------------------------------------------------------------------------------------------
@@ -67,7 +63,7 @@ def test_the_loss_is_the_methods(family: str, kl_position: str) -> None:
     model, layer = editable(family), 1
     settings = hparams(kl_position=kl_position, v_num_grad_steps=6, v_lr=1.0, kl_factor=5.0, v_weight_decay=20.0)
     prompts, rows, run = prepared(model, layer)
-    found = optimise(model, prompts, rows, run, settings)
+    (found,) = optimise(model, [prompts], rows, run, run.values[:1], settings)
 
     def log_probabilities(prompt: EncodedPrompt, delta: Tensor) -> Tensor:
         def add(_: Any, __: Any, output: Tensor) -> Tensor:

@@ -17,14 +17,16 @@ from typing import Any
 
 import torch
 
-from tether.editors import Context, EditFailedError, Editor, EditSkippedError, editor
-from tether.editors.hparams import RomeHparams, settings_for
+from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError, editor
+from tether.editors.hparams import HPARAMS, settings_for
 from tether.editors.moments import Corpus, Moments, moments, moments_key, recent_moments
 from tether.editors.sampling import sample_prefixes
 from tether.errors import TetherError
+from tether.facts.check import repeats
 from tether.facts.fact import Fact
 from tether.health import Health, Reading
-from tether.ledger import ATTEMPTS, Event, Header, Ledger, Sums, WeightRecord, now
+from tether.ledger import ATTEMPTS, Attempt, Event, Header, Ledger, Sums, WeightRecord, now
+from tether.lowrank import LowRank
 from tether.model import EditableModel
 from tether.restraint import Restraint, parse
 from tether.spectrum import Spectrum
@@ -68,7 +70,8 @@ def edit(
 
     `out` is a new ledger, or an existing one to append to (after verifying it; `resume` goes on with an interrupted
     list of facts). `restrain` is `none`, `log:1.2`, `log:e`, `linear:2`: once at the end, or on the running sum after
-    every `every` edits and the last. An appended run keeps the ledger's method, settings and, unless given,
+    every `every` edits and the last. `batch_size` facts are edited in one solve by the methods that can (memit, emmet).
+    An appended run keeps the ledger's method, settings and, unless given,
     restraint. `corpus` is a text file for the second moments or `self`; None takes cached moments of the model, else
     `self`. A fact that fails is recorded and leaves the model as it was; `strict` raises instead. On any error or
     Ctrl-C the model carries what the ledger says, and the ledger can be resumed.
@@ -78,26 +81,31 @@ def edit(
         raise TetherError("no facts to edit: the list is empty")
     if every is not None and every < 1:
         raise TetherError(f"every {every}: a restraint acts every K edits with K at least 1")
-    if batch_size != 1:
-        raise TetherError(f"batch size {batch_size}: rome and r-rome edit one fact at a time; use 1")
     exists = (out / "ledger.json").exists()
     if exists:
         ledger = Ledger.open(out, model)
+        _check_batch(ledger.header.method, batch_size)
         _check_same(ledger.header, method, seed, settings, layers)
     else:
         if out.exists() and any(p.name not in _LEFT_BY_A_KILL for p in out.iterdir()):
             raise TetherError(f"{out} holds something that is no ledger: choose an empty or new folder")
+        _check_batch(method or "rome", batch_size)
         ledger = Ledger.create(
             out, _header(model, method or "rome", parse(restrain or "none"), every, seed or 0, corpus, settings, layers)
         )
     if restrain is None:
         restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
-    run = _Run(model, ledger, parse(restrain), every, strict, health_every, progress)
+    run = _Run(model, ledger, parse(restrain), every, batch_size, strict, health_every, progress)
     with ledger.writing():
         if exists:
             ledger.verify()
         run.go(facts, skip=_already_done(ledger, facts) if resume else 0)
     return ledger
+
+
+def _check_batch(method: str, size: int) -> None:
+    if size < 1 or (size > 1 and not isinstance(editor(method), BatchEditor)):
+        raise TetherError(f"batch size {size}: {method} edits one fact at a time; use 1")
 
 
 def _check_same(
@@ -133,11 +141,12 @@ def _header(
         raise TetherError(
             "the model carries edits already: a new ledger starts from the unedited model (load it again)"
         )
+    chosen = editor(method)
     hparams, origin = settings_for(
         method, model, file=None if settings is None else Path(settings),
         layers=None if layers is None else tuple(layers),
     )  # fmt: skip
-    names = editor(method).weights(model, hparams)
+    names = chosen.weights(model, hparams)
     if corpus is not None:
         text = Corpus.parse(corpus, seed=seed)
     else:
@@ -197,19 +206,19 @@ class _Run:
     """One call of `edit`, with the ledger's lock held."""
 
     def __init__(
-        self, model: EditableModel, ledger: Ledger, restraint: Restraint, every: int | None, strict: bool,
-        health_every: int, progress: Callable[[Progress], None] | None,
+        self, model: EditableModel, ledger: Ledger, restraint: Restraint, every: int | None, batch_size: int,
+        strict: bool, health_every: int, progress: Callable[[Progress], None] | None,
     ) -> None:  # fmt: skip
         self.model, self.ledger, self.restraint, self.every = model, ledger, restraint, every
-        self.strict, self.health_every, self.progress = strict, health_every, progress
+        self.batch_size, self.strict, self.health_every, self.progress = batch_size, strict, health_every, progress
         header = ledger.header
         if header.threads != torch.get_num_threads():
             logger.warning(
                 "this ledger was made with %d threads, now there are %d: new factors may differ in their last bits",
                 header.threads, torch.get_num_threads(),
             )  # fmt: skip
-        hparams = RomeHparams.model_validate(header.settings)
-        self.editor: Editor = editor(header.method)
+        hparams = HPARAMS[header.method].model_validate(header.settings)
+        self.editor = editor(header.method)
         self.context = Context(hparams, header.prefixes, _recorded_moments(model, header))
         self.sums: Sums = ledger.sums()
         self.health = Health(model, self.sums.m)
@@ -217,16 +226,33 @@ class _Run:
 
     def go(self, facts: Sequence[Fact], *, skip: int) -> None:
         started = time.monotonic()
+        batches = [facts[i : i + self.batch_size] for i in range(skip, len(facts), self.batch_size)]
+        self._name_repeats(batches, skip)
+        done = skip
         with self._carrying():
             self._restrain_if_due()
-            for index, fact in enumerate(facts[skip:], start=skip + 1):
-                event, reading = self._one(fact)
+            for batch in batches:
+                events, reading = self._edit(batch)
                 self._restrain_if_due()
+                done += len(batch)
                 if self.progress:
-                    each = (time.monotonic() - started) / (index - skip)
-                    self.progress(Progress(index, len(facts), event, reading, each * (len(facts) - index)))
+                    each = (time.monotonic() - started) / (done - skip)
+                    for event in events:
+                        at = done - len(events) + 1 + events.index(event)
+                        self.progress(Progress(at, len(facts), event, reading, each * (len(facts) - at)))
             if self._since_restraint():
                 self._restrain()
+
+    def _name_repeats(self, batches: Sequence[Sequence[Fact]], skip: int) -> None:
+        """Facts that one solve cannot tell apart: named before the work starts, an error under `strict`."""
+        number = skip
+        for batch in batches:
+            for index, problem in repeats(batch):
+                where = f"fact {number + index + 1}, in one batch: {problem}"
+                if self.strict:
+                    raise TetherError(where)
+                logger.warning("%s", where)
+            number += len(batch)
 
     @contextmanager
     def _carrying(self) -> Iterator[None]:
@@ -242,34 +268,67 @@ class _Run:
         finally:
             self.sums.show(self.model)
 
-    def _one(self, fact: Fact) -> tuple[Event, Reading | None]:
+    def _edit(self, facts: Sequence[Fact]) -> tuple[list[Event], Reading | None]:
+        """Propose, watch, append, apply, for one fact or one batch."""
         started = time.monotonic()
-        number = self.ledger.attempts + 1
-        try:
-            proposal = self.editor.propose(self.model, fact, self.context)
-        except TetherError as error:
-            kind = "skipped" if isinstance(error, EditSkippedError) else "failed"
-            record: dict[str, Any] = dict(error.record) if isinstance(error, EditFailedError) else {}
-            logger.warning("edit %d %s: %s", number, kind, error)
-            event = self.ledger.append_attempt(
-                kind, fact, str(error), {**record, "seconds": time.monotonic() - started}
+        first = self.ledger.attempts + 1
+        batch = self._propose(facts)
+        reading = None
+        updates: dict[str, LowRank] = {}
+        shared: dict[str, Any] = {}
+        if batch.proposal is not None:
+            updates = {name: update.to("cpu", torch.float32) for name, update in batch.proposal.updates.items()}
+            due = any(number % self.health_every == 0 for number in range(first, first + len(facts)))
+            reading = self.health.look(self.sums.with_updates(updates), updates, read_text=due)
+            self._warn(first, facts, reading)
+            shared = {
+                **batch.proposal.record, "norm": max(u.norm() for u in updates.values()), **reading.record()
+            }  # fmt: skip
+        shared["seconds"] = (time.monotonic() - started) / len(facts)
+        attempts = [
+            Attempt("edit", fact, {**outcome, **shared}) if not isinstance(outcome, TetherError)
+            else Attempt(
+                "skipped" if isinstance(outcome, EditSkippedError) else "failed", fact,
+                {**outcome.record, "seconds": shared["seconds"]}, str(outcome),
             )
-            if self.strict and kind == "failed":
-                raise TetherError(f"edit {number} failed, and --strict stops there: {error}") from None
-            return event, None
-        updates = {name: update.to("cpu", torch.float32) for name, update in proposal.updates.items()}
-        reading = self.health.look(self.sums.with_updates(updates), updates, read_text=number % self.health_every == 0)
+            for fact, outcome in zip(facts, batch.outcomes, strict=True)
+        ]  # fmt: skip
+        for number, attempt in enumerate(attempts, start=first):
+            if attempt.reason is not None:
+                logger.warning("edit %d %s: %s", number, attempt.kind, attempt.reason)
+        failed = [number for number, attempt in enumerate(attempts, start=first) if attempt.kind == "failed"]
+        if failed and self.strict:
+            attempts = [attempt for attempt in attempts if attempt.kind == "failed"]
+            updates = {}
+        vectors = {} if batch.proposal is None else batch.proposal.vectors
+        events = self.ledger.append(attempts, updates, vectors)
+        if updates:
+            self.sums.add(updates)
+            self.sums.show(self.model)
+        if failed and self.strict:
+            raise TetherError(f"edit {failed[0]} failed, and --strict stops there: {attempts[0].reason}")
+        return events, reading
+
+    def _propose(self, facts: Sequence[Fact]) -> Batch:
+        """The batch of a method that edits batches; of one fact, for a method that edits facts."""
+        if isinstance(self.editor, BatchEditor):
+            return self.editor.propose_batch(self.model, facts, self.context)
+        (fact,) = facts
+        try:
+            return Batch(self.editor.propose(self.model, fact, self.context), [{}])
+        except EditFailedError as error:
+            return Batch(None, [error])
+        except TetherError as error:
+            return Batch(None, [EditFailedError(str(error))])
+
+    def _warn(self, number: int, facts: Sequence[Fact], reading: Reading) -> None:
         if reading.level != "ok" and (reading.level != self.level or reading.reasons[0].startswith("this edit")):
-            logger.warning("edit %d (%s -> %s): %s", number, fact.subject, fact.target_new, reading.line())
+            which = f"edit {number}" if len(facts) == 1 else f"edits {number}-{number + len(facts) - 1}"
+            logger.warning(
+                "%s (%s -> %s%s): %s", which, facts[0].subject, facts[0].target_new, " …" if len(facts) > 1 else "",
+                reading.line(),
+            )  # fmt: skip
         self.level = reading.level
-        record = {
-            **proposal.record, "norm": max(u.norm() for u in updates.values()), **reading.record(),
-            "seconds": time.monotonic() - started,
-        }  # fmt: skip
-        event = self.ledger.append_edit(fact, updates, proposal.vectors, record)
-        self.sums.add(updates)
-        self.sums.show(self.model)
-        return event, reading
 
     def _restrain_if_due(self) -> None:
         if self.every is not None and self._since_restraint() >= self.every:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from tether.editors.hparams import RomeHparams
 from tether.editors.moments import Moments
 from tether.errors import TetherError
 from tether.facts.fact import Fact
@@ -18,9 +17,10 @@ from tether.model.editable import EditableModel
 
 @dataclass(frozen=True)
 class Context:
-    """What an edit may look at beside the model and the fact; the same for every edit of a ledger."""
+    """What an edit may look at beside the model and the facts; the same for every edit of a ledger. `hparams` are of
+    the method's own class."""
 
-    hparams: RomeHparams
+    hparams: Any
     prefixes: Sequence[str]
     moments: Mapping[int, Moments]
 
@@ -47,12 +47,35 @@ class EditSkippedError(EditFailedError):
     """The model says this fact already."""
 
 
-class Editor(Protocol):
-    """A method of editing."""
+@dataclass(frozen=True)
+class Batch:
+    """Facts edited together. `outcomes` has one entry a fact, in order: its record, or why it was left out. Column j of
+    every update (and row j of what `vectors` hold) belongs to the j-th fact that was edited; `proposal` is None where
+    none was."""
 
-    def weights(self, model: EditableModel, hparams: RomeHparams) -> list[str]:
-        """The names of the weights it may edit."""
+    proposal: Proposal | None
+    outcomes: Sequence[dict[str, float] | EditFailedError]
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A method that edits one fact at a time."""
+
+    def weights(self, model: EditableModel, hparams: Any) -> list[str]:
+        """The names of the weights it may edit. Raises TetherError for a model it cannot edit."""
 
     def propose(self, model: EditableModel, fact: Fact, context: Context) -> Proposal:
         """The update for one fact, computed on the model as it is now. Does not change the model. Raises
         EditFailedError, or EditSkippedError for a fact that the model says already."""
+
+
+@runtime_checkable
+class BatchEditor(Protocol):
+    """A method that edits any number of facts in one solve."""
+
+    def weights(self, model: EditableModel, hparams: Any) -> list[str]:
+        """As of `Editor`."""
+
+    def propose_batch(self, model: EditableModel, facts: Sequence[Fact], context: Context) -> Batch:
+        """The update for all facts together, computed on the model as it is now, which is as before afterwards, also
+        on an error. Facts that fail or that the model says already are left out and named in the outcomes."""

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
 from tether.errors import TetherError
@@ -24,12 +25,23 @@ class PrefixLength(BaseModel):
     number: int = Field(ge=0)
 
 
-class RomeHparams(BaseModel):
-    """Settings of ROME and R-ROME, under the names of the field (method of the paper, its table of settings)."""
+class Hparams(BaseModel):
+    """What the settings of every method have. `family` names the data files: `<family>-<model>.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    family: ClassVar[str]
 
-    layers: tuple[int, ...] = Field(min_length=1, max_length=1, description="the one edited layer")
+    layers: tuple[int, ...] = Field(min_length=1, description="the edited layers")
+
+    @classmethod
+    def rule(cls, model: EditableModel) -> dict[str, Any]:
+        """Settings for a model that no file describes."""
+        raise NotImplementedError
+
+
+class LatentHparams(Hparams):
+    """Settings of the methods that optimise δ, under the names of the field (the paper's table of settings)."""
+
     v_num_grad_steps: int = Field(ge=1, description="loss evaluations; at most one Adam step fewer")
     v_lr: float = Field(gt=0, description="Adam's learning rate for δ")
     v_weight_decay: float = Field(ge=0, description="factor of ‖δ‖/‖v₀‖²")
@@ -38,30 +50,95 @@ class RomeHparams(BaseModel):
     kl_position: Literal["subject", "end"] = "subject"
     loss_threshold: float = Field(default=0.05, ge=0, description="stop below this total loss")
     prefixes: tuple[PrefixLength, ...] = Field(description="generated contexts beside the bare prompt")
+    drop_above: float | None = Field(default=None, description="leave out facts whose final loss is above this")
     delta_dtype: Literal["model", "bfloat16"] = Field(default="model", description="arithmetic of the steps for δ")
     frozen_prefix: bool = Field(default=True, description="false: whole forwards, the reference")
 
 
+class RomeHparams(LatentHparams):
+    """Settings of ROME and R-ROME."""
+
+    family: ClassVar[str] = "rome"
+
+    layers: tuple[int, ...] = Field(min_length=1, max_length=1, description="the one edited layer")
+
+    @classmethod
+    def rule(cls, model: EditableModel) -> dict[str, Any]:
+        """A gated MLP is edited early and with little decay, as the paper's Llamas; a plain one in the middle third, as
+        its GPT-2 XL."""
+        gated = _gated(model)
+        share = 1 / 6 if gated else 17 / 48
+        return {
+            "layers": (min(model.n_layers - 2, round(share * model.n_layers)) if model.n_layers > 1 else 0,),
+            "v_num_grad_steps": 25 if gated else 20,
+            "v_lr": 0.5,
+            "v_weight_decay": 1e-3 if gated else 0.5,
+            "clamp_norm_factor": 4,
+            "kl_factor": 0.0625,
+            "prefixes": [{"length": 5, "number": 5}, {"length": 10, "number": 5}],
+        }
+
+
+class MemitHparams(LatentHparams):
+    """Settings of MEMIT and EMMET."""
+
+    family: ClassVar[str] = "memit"
+
+    layers: tuple[int, ...] = Field(min_length=1, description="the edited layers, ascending; δ is behind the last")
+    mom2_update_weight: float = Field(gt=0, description="λ: the weight of what the model knew")
+    equality_ridge: float = Field(default=1e-6, ge=0, description="EMMET: share of the mean of diag(KᵀC⁻¹K)")
+    memory_gb: float = Field(default=1.0, gt=0, description="what the steps for δ of a micro-batch may keep")
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if list(layers) != sorted(set(layers)):
+            raise ValueError("write every layer once, in ascending order")
+        return layers
+
+    @classmethod
+    def rule(cls, model: EditableModel) -> dict[str, Any]:
+        """Five layers around ROME's, the decay and clamp of the paper's models of the same kind of MLP."""
+        gated = _gated(model)
+        last = min(max(0, model.n_layers - 2), round((8 / 32 if gated else 17 / 48) * model.n_layers))
+        return {
+            "layers": tuple(range(max(0, last - 4), last + 1)),
+            "v_num_grad_steps": 25 if gated else 20,
+            "v_lr": 0.5,
+            "v_weight_decay": 1e-3 if gated else 0.5,
+            "clamp_norm_factor": 4 if gated else 0.75,
+            "kl_factor": 0.0625,
+            "mom2_update_weight": 15000 if model.hidden_size >= 2048 else 200,
+            "prefixes": [{"length": 10, "number": 5}],
+        }
+
+
+HPARAMS: Mapping[str, type[Hparams]] = MappingProxyType({
+    "rome": RomeHparams, "r-rome": RomeHparams, "memit": MemitHparams, "emmet": MemitHparams,
+})  # fmt: skip
+
+
 def settings_for(
     method: str, model: EditableModel, *, file: Path | None = None, layers: tuple[int, ...] | None = None
-) -> tuple[RomeHparams, str]:
-    """Settings of a method for a model, and in a few words where they come from.
+) -> tuple[Any, str]:
+    """Settings of a method for a model (of the method's class in HPARAMS), and in a few words where they come from.
 
     A file's values go over the bundled ones, `layers` over both. Raises TetherError for an unknown key or value.
     """
-    chosen, origin = _bundled(method, _shape(model))
+    kind = HPARAMS[method]
+    chosen, origin = _bundled(kind.family, method, _shape(model))
     if chosen is None:
-        chosen, origin = _rule(model), "the rule for unknown models (not measured: check the first edits)"
+        chosen, origin = kind.rule(model), "the rule for unknown models (not measured: check the first edits)"
     if file is not None:
         chosen, origin = {**chosen, **_read(file)}, f"{file.name} over {origin}"
     if layers is not None:
         chosen = {**chosen, "layers": layers}
     try:
-        hparams = RomeHparams.model_validate(chosen)
+        hparams = kind.model_validate(chosen)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise TetherError(f"setting {place} = {first.get('input')!r}: {first['msg']}; see `RomeHparams`") from None
+        raise TetherError(f"setting {place} = {first.get('input')!r}: {first['msg']}; see `{kind.__name__}`") from None
     for layer in hparams.layers:
         model.block(layer)
     return hparams, origin
@@ -84,32 +161,21 @@ def _shape(model: EditableModel) -> dict[str, int]:
     return {"n_layers": model.n_layers, "hidden_size": model.hidden_size, "intermediate_size": q, "vocab_size": vocab}
 
 
-def _bundled(method: str, shape: Mapping[str, int]) -> tuple[dict[str, Any] | None, str]:
+def _bundled(family: str, method: str, shape: Mapping[str, int]) -> tuple[dict[str, Any] | None, str]:
     for entry in sorted(resources.files("tether.editors").joinpath("settings").iterdir(), key=lambda e: e.name):
-        if entry.name.startswith("rome-") and entry.name.endswith(".json"):
+        if entry.name.startswith(f"{family}-") and entry.name.endswith(".json"):
             content = json.loads(entry.read_text())
             if content["shape"] == shape:
                 return {**content["settings"], **content.get(method, {})}, entry.name
     return None, ""
 
 
-def _rule(model: EditableModel) -> dict[str, Any]:
-    """A gated MLP (two modules feed the projection) is edited early and with little decay, as the paper's Llamas; a
-    plain one in the middle third, as its GPT-2 XL."""
+def _gated(model: EditableModel) -> bool:
+    """Whether two modules feed the MLP's output projection (Llama's gate and up) and not one."""
     projection = model.projection(0)
     parent = model.block(0).get_submodule(model.anatomy.projection.rpartition(".")[0])
     feeders = [
         m for m in parent.children() if isinstance(m, nn.Linear) and m is not projection
         and m.out_features == model.weight(model.weight_name(0)).shape[1]
     ]  # fmt: skip
-    gated = len(feeders) > 1
-    share = 1 / 6 if gated else 17 / 48
-    return {
-        "layers": (min(model.n_layers - 2, round(share * model.n_layers)) if model.n_layers > 1 else 0,),
-        "v_num_grad_steps": 25 if gated else 20,
-        "v_lr": 0.5,
-        "v_weight_decay": 1e-3 if gated else 0.5,
-        "clamp_norm_factor": 4,
-        "kl_factor": 0.0625,
-        "prefixes": [{"length": 5, "number": 5}, {"length": 10, "number": 5}],
-    }
+    return len(feeders) > 1

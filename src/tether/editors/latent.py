@@ -1,18 +1,25 @@
-"""δ: what, added to the projection's output at the subject's last token, makes the model say the new object."""
+"""δ: what, added to a block's output at the subject's last token, makes the model say the new object.
+
+One fact or many: the facts of a batch do not see each other, so their δ are found side by side, as the rows of one
+padded batch from which a fact is dropped as soon as it is done.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tether.editors.hparams import RomeHparams
+from tether.editors.hparams import LatentHparams
 from tether.facts.tokens import EncodedPrompt
 from tether.model.editable import EditableModel
-from tether.model.suffix import Plain, Rows, Run, Suffix, head_logits, projection_adds
+from tether.model.suffix import Plain, Rows, Run, Suffix, align, full_forward, head_logits, projection_adds
+
+Group = Sequence[EncodedPrompt]  # one fact's prompts: its contexts with the target behind, the bare one first; KL last
 
 
 @dataclass(frozen=True)
@@ -25,95 +32,199 @@ class Latent:
 
 @dataclass(frozen=True)
 class Objective:
-    """Which final hidden states the loss reads, as (row, column from the anchor on) pairs, and what it makes of them.
+    """Which final hidden states the losses read, as (row, column from the anchor on) pairs, and what they make of them,
+    for the rows of f facts one behind the other."""
 
-    The last row is the KL prompt's; every other row is a context of the edit prompt, target behind it.
-    """
-
+    fact_of_row: Int[Tensor, " n"]
     row: Int[Tensor, " m"]
     column: Int[Tensor, " m"]
     target: Int[Tensor, " m"]
     weight: Float[Tensor, " m"]
-    kl_row: int
-    kl_column: int
+    kl_row: Int[Tensor, " f"]
+    kl_column: Int[Tensor, " f"]
 
     @classmethod
-    def of(cls, prompts: Sequence[EncodedPrompt], kl_position: str, device: torch.device) -> Objective:
-        """The loss over `prompts`, whose last one is the KL prompt."""
-        reads = []
-        contexts = prompts[:-1]
-        for row, prompt in enumerate(contexts):
-            length = len(prompt.ids) - prompt.target_start
-            for position in range(prompt.target_start, len(prompt.ids)):
-                column = position - 1 - prompt.subject_last
-                reads.append((row, column, prompt.ids[position], 1 / (len(contexts) * length)))
-        kl = prompts[-1]
-        kl_column = 0 if kl_position == "subject" else len(kl.ids) - 1 - kl.subject_last
+    def of(cls, groups: Sequence[Group], kl_position: str, device: torch.device) -> Objective:
+        """The losses over the prompts of every fact."""
+        reads, kl = [], []
+        row = 0
+        for prompts in groups:
+            contexts = prompts[:-1]
+            for prompt in contexts:
+                length = len(prompt.ids) - prompt.target_start
+                for position in range(prompt.target_start, len(prompt.ids)):
+                    column = position - 1 - prompt.subject_last
+                    reads.append((row, column, prompt.ids[position], 1 / (len(contexts) * length)))
+                row += 1
+            last = prompts[-1]
+            kl.append((row, 0 if kl_position == "subject" else len(last.ids) - 1 - last.subject_last))
+            row += 1
+        facts = [index for index, prompts in enumerate(groups) for _ in prompts]
         return cls(
-            torch.tensor([r[0] for r in reads], device=device),
-            torch.tensor([r[1] for r in reads], device=device),
-            torch.tensor([r[2] for r in reads], device=device),
-            torch.tensor([r[3] for r in reads], device=device),
-            len(contexts),
-            kl_column,
+            torch.tensor(facts, device=device),
+            *(torch.tensor([read[i] for read in reads], device=device) for i in range(4)),
+            *(torch.tensor([read[i] for read in kl], device=device) for i in range(2)),
         )
 
     @property
     def columns(self) -> int:
-        """How many columns from the anchor on the loss reads, the last one included."""
-        return max(int(self.column.max()), self.kl_column) + 1
+        """How many columns from the anchor on the losses read, the last one included."""
+        return max(int(self.column.max()), int(self.kl_column.max())) + 1
 
     def log_probabilities(self, model: EditableModel, hidden: Float[Tensor, "n s d"]) -> tuple[Tensor, Tensor]:
-        """log P at every read position (m×vocab) and at the KL position (vocab), float32; logits nowhere else."""
-        read = torch.cat([hidden[self.row, self.column], hidden[self.kl_row, self.kl_column][None]])
+        """log P at every read position (m×vocab) and at every fact's KL position (f×vocab), float32; logits nowhere
+        else."""
+        read = torch.cat([hidden[self.row, self.column], hidden[self.kl_row, self.kl_column]])
         log_p = head_logits(model, read).float().log_softmax(-1)
-        return log_p[:-1], log_p[-1]
+        return log_p[: len(self.row)], log_p[len(self.row) :]
+
+    def nll(self, log_p: Float[Tensor, "m vocab"]) -> Float[Tensor, " f"]:
+        """Mean over a fact's contexts of NLL(o*)/|o*|."""
+        each = -log_p.gather(1, self.target[:, None])[:, 0] * self.weight
+        total = torch.zeros(len(self.kl_row), dtype=each.dtype, device=each.device)
+        return total.index_add(0, self.fact_of_row[self.row], each)
+
+
+@dataclass
+class _Adam:
+    """Adam with its usual constants, for rows that start together and leave one by one."""
+
+    lr: float
+    first: Tensor
+    second: Tensor
+    step: int = 0
+
+    def update(self, gradient: Tensor) -> Tensor:
+        """What to add to δ."""
+        self.step += 1
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient.square()
+        mean, square = self.first / (1 - 0.9**self.step), self.second / (1 - 0.999**self.step)
+        return -self.lr * mean / (square.sqrt() + 1e-8)
+
+    def keep(self, index: Tensor) -> None:
+        self.first, self.second = self.first[index], self.second[index]
 
 
 def optimise(
     model: EditableModel,
-    prompts: Sequence[EncodedPrompt],
+    groups: Sequence[Group],
     rows: Rows,
     run: Run,
-    hparams: RomeHparams,
+    start: Float[Tensor, "f p"],
+    hparams: LatentHparams,
     *,
     arithmetic: EditableModel | None = None,
-) -> Latent:
-    """Minimise mean NLL(o*)/|o*| + kl_factor·KL(P_δ ‖ P₀) + v_weight_decay·‖δ‖/‖v₀‖² over δ with Adam.
+) -> list[Latent]:
+    """Minimise mean NLL(o*)/|o*| + kl_factor·KL(P_δ ‖ P₀) + v_weight_decay·‖δ‖/‖start‖² over each fact's δ with Adam.
 
-    `prompts` are the contexts of the edit prompt with the target behind each, the bare one first, and the KL prompt
-    last; `run` is their full forward. At most `v_num_grad_steps` evaluations, so one Adam step fewer; after each step δ
-    is clamped to clamp_norm_factor·‖v₀‖; stops below `loss_threshold`. `arithmetic` is a copy of the model in another
-    dtype for the steps. Gradients are taken with respect to δ alone. The model is not changed.
+    `rows` are the groups' prompts in order, `run` their full forward; δ is added behind block `run.layer`; `start` is
+    v₀ (ROME) or h (MEMIT) at the bare prompt. At most `v_num_grad_steps` evaluations, so one Adam step fewer; after
+    each step δ is clamped to clamp_norm_factor·‖start‖; below `loss_threshold` a fact is done and its rows are dropped.
+    `arithmetic` is a copy of the model in another dtype for the steps. Gradients are taken with respect to δ alone. The
+    model is not changed.
     """
-    objective = Objective.of(prompts, hparams.kl_position, rows.ids.device)
     stepper = arithmetic or model
-    step = _step(model, stepper, rows, run, objective.columns, frozen=hparams.frozen_prefix)
+    make_step = _stepper(model, stepper, run.layer, frozen=hparams.frozen_prefix)
+    objective = Objective.of(groups, hparams.kl_position, rows.ids.device)
+    step = make_step(rows, run, objective.columns)
     with torch.no_grad():
         _, before = objective.log_probabilities(model, run.last)  # P₀
-    v0_norm = run.values[0].float().norm()
-    delta = torch.zeros_like(run.values[0], dtype=torch.float32, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=hparams.v_lr)
-    losses = []
+    norms = start.float().norm(dim=1)
+    delta = torch.zeros_like(start, dtype=torch.float32)
+    adam = _Adam(hparams.v_lr, torch.zeros_like(delta), torch.zeros_like(delta))
+    active = list(range(len(groups)))
+    losses: list[list[float]] = [[] for _ in groups]
+    found: dict[int, Tensor] = {}
     for evaluation in range(hparams.v_num_grad_steps):
-        log_p, log_kl = objective.log_probabilities(stepper, step(delta))
-        nll = -(log_p.gather(1, objective.target[:, None])[:, 0] * objective.weight).sum()
-        kl = (log_kl.exp() * (log_kl - before)).sum()
-        loss = nll + hparams.kl_factor * kl + hparams.v_weight_decay * delta.norm() / v0_norm**2
-        losses.append(loss.item())
-        if losses[-1] < hparams.loss_threshold or evaluation == hparams.v_num_grad_steps - 1:
+        delta.requires_grad_(True)
+        log_p, log_kl = objective.log_probabilities(stepper, step(delta[objective.fact_of_row]))
+        kl = (log_kl.exp() * (log_kl - before)).sum(1)
+        loss = objective.nll(log_p) + hparams.kl_factor * kl + hparams.v_weight_decay * delta.norm(dim=1) / norms**2
+        last = evaluation == hparams.v_num_grad_steps - 1
+        values = loss.tolist()
+        done = [last or value < hparams.loss_threshold for value in values]
+        for index, fact in enumerate(active):
+            losses[fact].append(values[index])
+            if done[index]:
+                found[fact] = delta[index].detach().clone()
+        if all(done):
             break
-        (delta.grad,) = torch.autograd.grad(loss, delta)
-        adam.step()
-        with torch.no_grad():
-            delta.mul_((hparams.clamp_norm_factor * v0_norm / delta.norm()).clamp(max=1))
-    return Latent(delta.detach(), tuple(losses))
+        (gradient,) = torch.autograd.grad(loss.sum(), delta)
+        delta = delta.detach()
+        if any(done):
+            kept = torch.tensor([not d for d in done], device=delta.device).nonzero()[:, 0]
+            row_index = torch.isin(objective.fact_of_row, kept).nonzero()[:, 0]
+            active = [active[i] for i in kept.tolist()]
+            rows, run = rows.select(row_index), run.select(row_index)
+            objective = Objective.of([groups[i] for i in active], hparams.kl_position, rows.ids.device)
+            step = make_step(rows, run, objective.columns)
+            delta, gradient, before, norms = delta[kept], gradient[kept], before[kept], norms[kept]
+            adam.keep(kept)
+        delta += adam.update(gradient)
+        delta *= (hparams.clamp_norm_factor * norms / delta.norm(dim=1)).clamp(max=1)[:, None]
+    return [Latent(found[i], tuple(losses[i])) for i in range(len(groups))]
 
 
-def _step(
-    model: EditableModel, stepper: EditableModel, rows: Rows, run: Run, columns: int, *, frozen: bool
-) -> Callable[[Tensor], Tensor]:
-    adds = projection_adds(model, run.layer)
-    if not frozen or (run.layer == 0 and not adds):
-        return Plain(stepper, rows, run)
-    return Suffix(stepper, rows, run, adds=adds, columns=columns)
+def _stepper(
+    model: EditableModel, stepper: EditableModel, layer: int, *, frozen: bool
+) -> Callable[[Rows, Run, int], Callable[[Tensor], Tensor]]:
+    adds = projection_adds(model, layer)
+    if not frozen or (layer == 0 and not adds):
+        return lambda rows, run, columns: Plain(stepper, rows, run)
+    return lambda rows, run, columns: Suffix(stepper, rows, run, adds=adds, columns=columns)
+
+
+def within_memory(
+    model: EditableModel, groups: Sequence[Group], layer: int, hparams: LatentHparams, gigabytes: float
+) -> Iterator[list[int]]:
+    """Facts, by index, in micro-batches whose steps keep at most about `gigabytes` for the backward pass (one fact at
+    least). Facts of like lengths go together; what a token costs is measured on the longest fact."""
+
+    def size(members: Sequence[Group]) -> tuple[int, int, int]:
+        """Rows, columns the losses read, columns before the anchor."""
+        prompts = [prompt for group in members for prompt in group]
+        reads = max(Objective.of([group], hparams.kl_position, torch.device("cpu")).columns for group in members)
+        return len(prompts), reads, max(prompt.subject_last for prompt in prompts)
+
+    order = sorted(range(len(groups)), key=lambda i: size([groups[i]])[1:])
+    n, columns, before = size([groups[order[-1]]])
+    saved, cached = _bytes_of_a_step(model, groups[order[-1]], layer, hparams)
+    of_column, of_prefix = saved / (n * columns), cached / max(1, n * before)
+    batch: list[int] = []
+    for index in order:
+        n, columns, before = size([groups[i] for i in (*batch, index)])
+        if batch and n * (columns * of_column + before * of_prefix) > gigabytes * 1e9:
+            yield batch
+            batch = []
+        batch.append(index)
+    yield batch
+
+
+def _bytes_of_a_step(model: EditableModel, group: Group, layer: int, hparams: LatentHparams) -> tuple[int, int]:
+    """Bytes one fact's step keeps for its backward pass, and those of its cached prefix."""
+    rows = align(group, model.device)
+    run = full_forward(model, rows, layer)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.hf.parameters()}
+    kept: dict[int, int] = {}
+
+    def see(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    objective = Objective.of([group], hparams.kl_position, model.device)
+    step = _stepper(model, model, layer, frozen=hparams.frozen_prefix)(rows, run, objective.columns)
+    delta = torch.zeros(1, model.hidden_size, device=model.device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        log_p, log_kl = objective.log_probabilities(model, step(delta[objective.fact_of_row]))
+        held = objective.nll(log_p).sum() + log_kl.sum()
+    del held
+    cached = sum(2 * layer.keys.untyped_storage().nbytes() for layer in run.cache.layers)
+    return sum(kept.values()), cached
+
+
+def rows_of(groups: Sequence[Group]) -> list[tuple[int, int]]:
+    """First and last-plus-one row of every group."""
+    return list(pairwise(accumulate((len(group) for group in groups), initial=0)))

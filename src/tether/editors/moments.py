@@ -57,9 +57,10 @@ class Moments:
             )
         return factor
 
-    def solve(self, k: Float[Tensor, " q"]) -> Float[Tensor, " q"]:
-        """C⁻¹k, float64."""
-        return torch.cholesky_solve(k.double().cpu()[:, None], self._factor)[:, 0]
+    def solve(self, k: Float[Tensor, "*n q"]) -> Float[Tensor, "*n q"]:
+        """C⁻¹k of one key or of each of many, float64."""
+        keys = k.double().cpu()
+        return torch.cholesky_solve(keys.reshape(-1, keys.shape[-1]).mT, self._factor).mT.reshape(keys.shape)
 
 
 @dataclass(frozen=True)

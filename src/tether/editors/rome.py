@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tether.editors.base import Context, EditFailedError, EditSkippedError, Proposal
+from tether.editors.base import Context, EditFailedError, Proposal
+from tether.editors.contexts import encode_contexts, failure
 from tether.editors.hparams import RomeHparams
 from tether.editors.latent import optimise
 from tether.facts.fact import Fact
-from tether.facts.tokens import encode
 from tether.lowrank import LowRank
 from tether.model.editable import EditableModel
 from tether.model.suffix import align, full_forward, projection_adds
@@ -34,19 +34,12 @@ class Rome:
 
     def propose(self, model: EditableModel, fact: Fact, context: Context) -> Proposal:
         """ΔW for one fact. One full forward gives k̄, k₀, v₀ and the frozen prefix of the steps for δ."""
-        hparams = context.hparams
+        hparams: RomeHparams = context.hparams
         (layer,) = hparams.layers
         name = model.weight_name(layer)
 
         # Contexts: the bare prompt first, then behind each prefix; the KL prompt last.
-        prompts = [
-            encode(model.tokenizer, fact.prompt, fact.subject, prefix=prefix, target=fact.target_new)
-            for prefix in ("", *context.prefixes)
-        ]
-        prompts.append(encode(model.tokenizer, "{} is a", fact.subject))
-        longest, limit = max(len(p.ids) for p in prompts), getattr(model.hf.config, "max_position_embeddings", None)
-        if limit and longest > limit:
-            raise EditFailedError(f"{fact.text[:60]!r}: {longest} tokens, the model takes {limit}; shorten the prompt")
+        prompts = encode_contexts(model, fact, context.prefixes)
         rows = align(prompts, model.device)
         run = full_forward(model, rows, layer)
 
@@ -57,19 +50,16 @@ class Rome:
         u /= u.norm()
 
         # Value.
-        latent = optimise(model, prompts, rows, run, hparams, arithmetic=self._arithmetic(model, hparams))
+        (latent,) = optimise(
+            model, [prompts], rows, run, run.values[:1], hparams, arithmetic=self._arithmetic(model, hparams)
+        )
         record = {
             "loss_first": latent.losses[0], "loss_last": latent.losses[-1], "steps": float(len(latent.losses)),
             "delta_norm": float(latent.delta.norm()), "v0_norm": float(run.values[0].float().norm()),
         }  # fmt: skip
-        if len(latent.losses) == 1 and latent.losses[0] < hparams.loss_threshold:
-            raise EditSkippedError(f"the model already says {fact.text!r} -> {fact.target_new!r}", record)
-        if not latent.losses[-1] < latent.losses[0]:
-            raise EditFailedError(
-                f"{fact.text!r} -> {fact.target_new!r}: the loss went from {latent.losses[0]:.3g} to "
-                f"{latent.losses[-1]:.3g}; try a smaller v_lr or another layer",
-                record,
-            )
+        refused = failure(fact, latent, hparams, record)
+        if refused is not None:
+            raise refused
 
         # Update.
         v0, delta = run.values[0].double().cpu(), latent.delta.double().cpu()

@@ -68,6 +68,15 @@ def check_facts(model: EditableModel, facts: Sequence[Fact], known: Iterable[Fac
     return checks
 
 
+def repeats(facts: Sequence[Fact]) -> Iterator[tuple[int, str]]:
+    """(index, problem) of every fact whose prompt an earlier one of the list has: a duplicate, or a contradiction."""
+    earlier: dict[str, tuple[str, Fact]] = {}
+    for index, fact in enumerate(facts):
+        for problem in _repeated(fact, earlier):
+            yield index, problem
+        earlier.setdefault(_key(fact.text), (f"fact {index}", fact))
+
+
 def _encode(model: EditableModel, fact: Fact) -> EncodedPrompt | TetherError:
     try:
         return encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)

@@ -1,7 +1,9 @@
 """The ledger of edits on disk."""
 
 from tether.ledger.journal import Event, Header, WeightRecord, now, writing
-from tether.ledger.ledger import ATTEMPTS, Ledger, SpectrumRow
+from tether.ledger.ledger import ATTEMPTS, Attempt, Ledger, SpectrumRow
 from tether.ledger.sums import Sum, Sums
 
-__all__ = ["ATTEMPTS", "Event", "Header", "Ledger", "SpectrumRow", "Sum", "Sums", "WeightRecord", "now", "writing"]
+__all__ = [
+    "ATTEMPTS", "Attempt", "Event", "Header", "Ledger", "SpectrumRow", "Sum", "Sums", "WeightRecord", "now", "writing",
+]  # fmt: skip

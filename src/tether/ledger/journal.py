@@ -1,7 +1,8 @@
 """The journal: one JSON line an event, each sealed by its own checksum and chained to the line before.
 
-A line is written whole or not at all: a torn last line (no newline yet) is dropped at open, since its event never
-happened; any other damage is an error that names the event.
+A line is written whole or not at all, and so are the lines of a batch: a torn last line (no newline yet), or the last
+lines where they are of an incomplete batch, are dropped at open, since their event never happened; any other damage is
+an error that names the event.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,7 +60,8 @@ class Header(BaseModel):
 
 class Event(BaseModel):
     """One line of the journal. `edit` numbers attempts (edit, failed, skipped), one a fact; `record` is what was
-    measured."""
+    measured. Facts edited together have a line each: `batch` is (place in the batch from 1, size), `column` the fact's
+    column in the factors file they share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,6 +72,8 @@ class Event(BaseModel):
     fact: Fact | None = None
     factors: str | None = None
     sha256: str | None = None
+    batch: tuple[int, int] | None = None
+    column: int | None = None
     restrain: str | None = None
     undone: tuple[int, ...] | None = None
     reason: str | None = None
@@ -124,15 +128,21 @@ class Journal:
     def reload(self) -> None:
         """Read and check every line. Raises TetherError that names the first damaged event."""
         data = self.path.read_bytes() if self.path.exists() else b""
-        self._whole = data.rfind(b"\n") + 1
-        self._last, self.events = self._header_sha, []
-        for number, line in enumerate(data[: self._whole].split(b"\n")[:-1], start=1):
-            self.events.append(self._check(number, line))
+        self._last, self.events, self._whole = self._header_sha, [], 0
+        whole = (0, self._header_sha, 0)  # bytes, hash and events up to the last complete event or batch
+        for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
+            event = self._check(number, line)
+            self.events.append(event)
+            self._whole += len(line) + 1
             self._last = hashlib.sha256(line + b"\n").hexdigest()
+            if event.batch is None or event.batch[0] == event.batch[1]:
+                whole = (self._whole, self._last, number)
+        self._whole, self._last = whole[:2]
+        del self.events[whole[2] :]
 
     @property
     def torn(self) -> bool:
-        """Whether a torn last line was dropped."""
+        """Whether a torn last line, or an incomplete last batch, was dropped."""
         return self.path.exists() and self.path.stat().st_size > self._whole
 
     @property
@@ -166,22 +176,27 @@ class Journal:
             )
         return event
 
-    def append(self, **fields: Any) -> Event:
-        """Seal and write one event; on return it is on disk."""
-        event = Event(number=len(self.events) + 1, time=now(), previous=self._last, **fields)
-        line = event.line()
+    def append(self, *events: Mapping[str, Any]) -> list[Event]:
+        """Seal and write events, in one write; on return they are on disk."""
+        sealed, lines, last = [], b"", self._last
+        for number, fields in enumerate(events, start=len(self.events) + 1):
+            event = Event(number=number, time=now(), previous=last, **fields)
+            line = event.line()
+            last = hashlib.sha256(line).hexdigest()
+            sealed.append(event)
+            lines += line
         with self.path.open("r+b" if self.path.exists() else "w+b") as handle:
-            handle.truncate(self._whole)  # a torn last line
+            handle.truncate(self._whole)  # what a kill left half-written
             handle.seek(self._whole)
-            handle.write(line)
+            handle.write(lines)
             handle.flush()
             os.fsync(handle.fileno())
         if self._whole == 0:
             _sync_folder(self.path.parent)
-        self._whole += len(line)
-        self._last = hashlib.sha256(line).hexdigest()
-        self.events.append(event)
-        return event
+        self._whole += len(lines)
+        self._last = last
+        self.events += sealed
+        return sealed
 
 
 @contextmanager

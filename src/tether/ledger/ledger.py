@@ -8,7 +8,8 @@ ledger.undo(17); ledger.apply(model)        # exact: as if edit 17 had not been 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from tether.errors import TetherError
 from tether.facts.fact import Fact
+from tether.jointsolve import Solution
 from tether.ledger.journal import Event, Header, Journal, write_atomically, writing
 from tether.ledger.sums import Sums
 from tether.lowrank import LowRank
@@ -30,6 +32,16 @@ from tether.restraint import Restraint, parse
 from tether.spectrum import Extremes, Spectrum
 
 ATTEMPTS = ("edit", "failed", "skipped")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of one fact of a batch: `edit`, `failed` or `skipped`, with the reason, and what was measured."""
+
+    kind: Literal["edit", "failed", "skipped"]
+    fact: Fact
+    record: dict[str, Any]
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,12 +173,39 @@ class Ledger:
             yield event
 
     def factors(self, event: Event) -> dict[str, LowRank]:
-        """The updates of one edit by weight name, float32 on the CPU, checked against the journal."""
+        """The updates of one edit by weight name, float32 on the CPU, checked against the journal. Of a fact edited in
+        a batch: its term of the batch's sum."""
         tensors = load(self._factors_bytes(event))
+        part = slice(None) if event.column is None else slice(event.column, event.column + 1)
         return {
-            name: LowRank(tensors[f"{name}/A"], tensors[f"{name}/B"])
+            name: LowRank(tensors[f"{name}/A"][:, part], tensors[f"{name}/B"][part])
             for name in self.header.weights if f"{name}/A" in tensors
         }  # fmt: skip
+
+    def vectors(self, event: Event, kind: str) -> dict[str, Tensor]:
+        """What the editor kept beside the factors of one edit: its keys "K" or values "V", a vector a weight."""
+        tensors = load(self._factors_bytes(event))
+        return {
+            name: tensors[f"{name}/{kind}"] if event.column is None else tensors[f"{name}/{kind}"][event.column]
+            for name in self.header.weights if f"{name}/{kind}" in tensors
+        }  # fmt: skip
+
+    def _updates(self, batch: Sequence[Event], counting: Set[int]) -> dict[str, LowRank]:
+        """The updates of one factors file (its edit events are `batch`), for the edits `counting` alone: of facts
+        edited in one solve, the solution of the same residuals without the others' keys."""
+        tensors = load(self._factors_bytes(batch[0]))
+        removed = [event.column for event in batch if event.column is not None and event.edit not in counting]
+        kept = [event.column for event in batch if event.column is not None and event.edit in counting]
+        updates = {}
+        for name in self.header.weights:
+            if f"{name}/A" not in tensors:
+                continue
+            A, B = tensors[f"{name}/A"], tensors[f"{name}/B"]
+            if removed:
+                solution = Solution(B.double(), tensors[f"{name}/H"].double()).without(removed)
+                A, B = A[:, kept], solution.G.float()
+            updates[name] = LowRank(A, B)
+        return updates
 
     def _factors_bytes(self, event: Event) -> bytes:
         where = f"{self.path}: event {event.number} (edit {event.edit})"
@@ -191,10 +230,16 @@ class Ledger:
             {name: weight.shape for name, weight in self.header.weights.items()},
             {name: weight.sigma_max for name, weight in self.header.weights.items()},
         )
-        undone = self.undone
+        counting = {event.edit for event in self.live(upto) if event.edit is not None}
+        batches: dict[str, list[Event]] = {}
+        for event in self.events:
+            if event.kind == "edit" and event.factors:
+                batches.setdefault(event.factors, []).append(event)
+        added = set()
         for event in self._until(upto):
-            if event.kind == "edit" and event.edit not in undone:
-                sums.add(self.factors(event))
+            if event.kind == "edit" and event.edit in counting and event.factors not in added:
+                added.add(event.factors)
+                sums.add(self._updates(batches[event.factors or ""], counting))
             elif event.kind == "restrain" and restrain is None and event.restrain is not None:
                 sums.restrain(parse(event.restrain))
         if restrain is not None:
@@ -228,7 +273,7 @@ class Ledger:
                 if edit not in live:
                     why = "was undone already" if edit in self.undone else "is no live edit"
                     raise TetherError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
-            return self._journal.append(kind="undo", undone=tuple(sorted(set(edits))))
+            return self._journal.append({"kind": "undo", "undone": tuple(sorted(set(edits)))})[0]
 
     def spectrum(
         self, model: EditableModel | None = None, *, at: Sequence[int] | None = None,
@@ -268,28 +313,43 @@ class Ledger:
             self._journal.reload()
             yield
 
-    def append_edit(
-        self, fact: Fact, updates: dict[str, LowRank], vectors: dict[str, Tensor], record: dict[str, Any]
-    ) -> Event:
-        """Factors first (temporary name, fsync, rename), then the journal line (fsync). Needs `writing`."""
-        edit = self.attempts + 1
+    def append(
+        self, attempts: Sequence[Attempt], updates: dict[str, LowRank], vectors: dict[str, Tensor]
+    ) -> list[Event]:
+        """What became of one fact, or of the facts of one solve: factors first (temporary name, fsync, rename), then a
+        line each (fsync), all of them or none. `updates` and `vectors` are of the edited ones. Needs `writing`."""
+        first = self.attempts + 1
+        edited = any(attempt.kind == "edit" for attempt in attempts)
+        kept = self._write_factors(first, updates, vectors) if edited else self._discard(first)
+        columns = itertools.count()
+        lines = []
+        for place, attempt in enumerate(attempts):
+            line: dict[str, Any] = {
+                "kind": attempt.kind, "edit": first + place, "fact": attempt.fact, "reason": attempt.reason,
+                "record": attempt.record,
+            }  # fmt: skip
+            if attempt.kind == "edit":
+                line |= kept
+            if len(attempts) > 1:
+                line |= {"batch": (place + 1, len(attempts))}
+                line |= {"column": next(columns)} if attempt.kind == "edit" else {}
+            lines.append(line)
+        return self._journal.append(*lines)
+
+    def _write_factors(self, edit: int, updates: dict[str, LowRank], vectors: dict[str, Tensor]) -> dict[str, str]:
         tensors = {
             f"{name}/{part}": getattr(update, part) for name, update in updates.items() for part in "AB"
         } | vectors
         data = save({name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()})
         file = f"factors/{edit:06d}.safetensors"
         write_atomically(self.path / file, data)
-        return self._journal.append(
-            kind="edit", edit=edit, fact=fact, factors=file, sha256=hashlib.sha256(data).hexdigest(), record=record
-        )
+        return {"factors": file, "sha256": hashlib.sha256(data).hexdigest()}
 
-    def append_attempt(self, kind: str, fact: Fact, reason: str, record: dict[str, Any]) -> Event:
-        """A `failed` or `skipped` fact. Needs `writing`."""
-        edit = self.attempts + 1
-        # A kill between the factors of another fact and their line may have left this number's file.
+    def _discard(self, edit: int) -> dict[str, str]:
+        """A kill between the factors of another fact and their line may have left this number's file."""
         (self.path / f"factors/{edit:06d}.safetensors").unlink(missing_ok=True)
-        return self._journal.append(kind=kind, edit=edit, fact=fact, reason=reason, record=record)
+        return {}
 
     def append_restraint(self, restraint: Restraint, record: dict[str, Any]) -> Event:
         """A restraint of the sum so far. Needs `writing`."""
-        return self._journal.append(kind="restrain", restrain=str(restraint), record=record)
+        return self._journal.append({"kind": "restrain", "restrain": str(restraint), "record": record})[0]

@@ -42,6 +42,10 @@ class Rows:
     positions: Int[Tensor, "n t"]
     anchor: int
 
+    def select(self, index: Int[Tensor, " k"]) -> Rows:
+        """Some of the rows."""
+        return Rows(self.ids[index], self.mask[index], self.positions[index], self.anchor)
+
 
 def align(prompts: Sequence[EncodedPrompt], device: torch.device) -> Rows:
     """Batch prompts around their subjects' last tokens."""
@@ -69,6 +73,15 @@ class Run:
     last: Float[Tensor, "n s d"]  # final hidden states from the anchor on
     cache: Cache  # keys and values before the anchor, read-only
     returns_tuple: bool
+
+    def select(self, index: Int[Tensor, " k"]) -> Run:
+        """The run of some of its rows."""
+        cache = DynamicCache()
+        cache.layers = [_ReadOnly(kept.keys[index], kept.values[index]) for kept in self.cache.layers]
+        return Run(
+            self.layer, self.keys[index], self.values[index], self.hidden[index], self.inputs[index], self.last[index],
+            cache, self.returns_tuple,
+        )  # fmt: skip
 
 
 class _ReadOnly(DynamicLayer):
@@ -158,38 +171,61 @@ def full_forward(model: EditableModel, rows: Rows, layer: int) -> Run:
     )  # fmt: skip
 
 
-class _Seen(Exception):  # noqa: N818 - no error: the blocks above need not run
+class _Seen(Exception):  # noqa: N818 - no error: the modules behind need not run
     pass
+
+
+def forward_until(model: EditableModel, module: nn.Module, **inputs: Any) -> Tensor:
+    """Run the model, without gradient, until `module` is done; what comes behind is not run. Returns its output."""
+    outputs: list[Tensor] = []
+
+    def see(_: nn.Module, __: Any, output: Any) -> None:
+        outputs.append(_first(output))
+        raise _Seen
+
+    with torch.no_grad(), hooks(module.register_forward_hook(see)), suppress(_Seen):
+        model.base(**inputs, use_cache=False)
+    return outputs[0]
 
 
 def projection_adds(model: EditableModel, layer: int) -> bool:
     """Whether a vector added to the projection's output arrives unchanged in the block's output: true for residual
     blocks, false where a norm lies between (Gemma 2 and 3). Measured on one token, up to the block."""
-    outputs: list[Tensor] = []
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-
-    def see(_: nn.Module, __: Any, output: Any) -> None:
-        outputs.append(_first(output).float())
-        raise _Seen
-
     probe = torch.ones(model.hidden_size)
 
     def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         return output + probe.to(output)
 
-    with torch.no_grad(), hooks(model.block(layer).register_forward_hook(see)):
-        with suppress(_Seen):
-            model.base(input_ids=ids, use_cache=False)
-        with suppress(_Seen), hooks(model.projection(layer).register_forward_hook(add)):
-            model.base(input_ids=ids, use_cache=False)
+    outputs = [forward_until(model, model.block(layer), input_ids=ids).float()]
+    with hooks(model.projection(layer).register_forward_hook(add)):
+        outputs.append(forward_until(model, model.block(layer), input_ids=ids).float())
     shift = (outputs[1] - outputs[0]).flatten().cpu()
     tolerance = 8 * torch.finfo(model.dtype).eps * (1 + outputs[0].abs().max().item())
     return bool((shift - probe).abs().max() <= tolerance)
 
 
+def keys_and_states(
+    model: EditableModel, rows: Rows, layer: int, last: int
+) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n d"]]:
+    """Inputs of the projection of `layer` and outputs of the block `last` (≥ layer), both at the anchor. Runs no block
+    behind `last`, takes no gradient, changes nothing."""
+    seen: dict[str, Tensor] = {}
+
+    def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen["keys"] = args[0].reshape(*rows.ids.shape, -1)[:, rows.anchor].clone()
+
+    with hooks(model.projection(layer).register_forward_pre_hook(see)):
+        output = forward_until(
+            model, model.block(last), input_ids=rows.ids, attention_mask=rows.mask, position_ids=rows.positions
+        )
+    return seen["keys"], output[:, rows.anchor]
+
+
 class Suffix:
-    """The steps after a full forward: `step(δ)` is the final hidden states from the anchor on, δ ∈ R^p added to
-    the projection's output (float, any dtype) at the anchor of every row, differentiable in δ. The model is unchanged.
+    """The steps after a full forward: `step(δ)` is the final hidden states from the anchor on, δ ∈ R^p (one for
+    all rows, or n×p, one a row; float, any dtype) added to the projection's output at the anchor of every row,
+    differentiable in δ. The model is unchanged.
 
     Blocks up to the edited one are skipped. Where the block passes its projection through a norm, the edited block runs
     as well (block 0 behind a norm leaves nothing to skip: use `Plain`). `model` may be a copy of the run's model in
@@ -206,11 +242,11 @@ class Suffix:
         self.entry = entry[:, : self.ids.shape[1]].to(model.dtype)
         self.cache = _cast(run.cache, model.dtype)
 
-    def __call__(self, delta: Float[Tensor, " p"]) -> Float[Tensor, "n s d"]:
+    def __call__(self, delta: Float[Tensor, "*n p"]) -> Float[Tensor, "n s d"]:
         run, entry = self.run, self.entry
         skipped = run.layer + 1 if self.adds else run.layer
         if self.adds:
-            entry = torch.cat([entry[:, :1] + delta.to(entry), entry[:, 1:]], dim=1)
+            entry = torch.cat([entry[:, :1] + delta.to(entry).unsqueeze(-2), entry[:, 1:]], dim=1)
         with ExitStack() as stack:
             for index in range(skipped):
                 last = index == skipped - 1
@@ -234,7 +270,7 @@ class Plain:
     def __init__(self, model: EditableModel, rows: Rows, run: Run) -> None:
         self.model, self.rows, self.run = model, rows, run
 
-    def __call__(self, delta: Float[Tensor, " p"]) -> Float[Tensor, "n s d"]:
+    def __call__(self, delta: Float[Tensor, "*n p"]) -> Float[Tensor, "n s d"]:
         rows = self.rows
         with hooks(_add_at(self.model.projection(self.run.layer), delta, rows.anchor, len(rows.ids))):
             hidden = self.model.base(
@@ -250,7 +286,7 @@ def _add_at(projection: nn.Module, delta: Tensor, column: int, n_rows: int) -> A
         shaped = output.reshape(n_rows, -1, output.shape[-1])
         at = torch.zeros(1, shaped.shape[1], 1, dtype=output.dtype, device=output.device)
         at[:, column] = 1
-        return (shaped + at * delta.to(output)).reshape(output.shape)
+        return (shaped + at * delta.to(output).unsqueeze(-2)).reshape(output.shape)
 
     return projection.register_forward_hook(add)
 

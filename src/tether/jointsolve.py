@@ -1,0 +1,60 @@
+"""Many keys solved for together: the factors of MEMIT's and EMMET's updates, and the exact undo of some of their facts.
+
+Both write residuals R (p×n) for keys K (q×n) with the least change in the metric of the keys' second moment C:
+
+    ΔW = R Kᵀ (λC + KKᵀ)⁻¹ = R Gᵀ,     Gᵀ = H Kᵀ C⁻¹,     H = (λI + KᵀC⁻¹K)⁻¹
+
+(the second form by Woodbury's identity, so only an n×n system is solved for a batch). λ > 0 weighs what the model knew
+against the new facts (MEMIT); λ → 0 makes ΔW K = R an equality (EMMET).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tether.errors import TetherError
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Gᵀ (n×q) and H (n×n), float64: ΔW = R Gᵀ for any residuals R (p×n)."""
+
+    G: Float[Tensor, "n q"]
+    H: Float[Tensor, "n n"]
+
+    def without(self, removed: Sequence[int]) -> Solution:
+        """The solution for the same keys less the `removed` ones, exactly, C not needed.
+
+        With X the removed and S the kept: G_S − H_SX H_XX⁻¹ G_X, the inverse of a submatrix by blocks. For one key i
+        of MEMIT, H_ij/H_ii = −k_iᵀg_j/(1 − k_iᵀg_i): the Sherman-Morrison formula.
+        """
+        if not removed:
+            return self
+        out = torch.tensor(sorted(set(removed)))
+        keep = torch.tensor([i for i in range(len(self.G)) if i not in set(removed)], dtype=torch.long)
+        share = torch.linalg.solve(self.H[out][:, out], self.H[out][:, keep]).mT
+        return Solution(self.G[keep] - share @ self.G[out], self.H[keep][:, keep] - share @ self.H[out][:, keep])
+
+
+def solve(
+    K: Float[Tensor, "n q"], X: Float[Tensor, "n q"], *, weight: float, equality_ridge: float | None = None
+) -> Solution:
+    """G and H for keys K and X = K C⁻¹ (rows), in float64.
+
+    `weight` is λ. With `equality_ridge` λ is that share of the mean of diag(KᵀC⁻¹K) instead: just enough for keys that
+    nearly repeat. Raises TetherError where the keys leave no solution (equal keys without a ridge).
+    """
+    K, X = K.double(), X.double()
+    gram = K @ X.mT
+    gram = (gram + gram.mT) / 2
+    ridge = weight if equality_ridge is None else equality_ridge * float(gram.diagonal().mean())
+    factor, info = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(K), dtype=torch.float64))
+    if int(info):
+        raise TetherError(f"{len(K)} keys with λ {ridge:.3g} have no solution (equal keys?): give a larger λ")
+    H = torch.cholesky_inverse(factor)
+    return Solution(H @ X, H)

@@ -38,6 +38,7 @@ VERBS = (
     "restrain",
     "check",
     "moments",
+    "tune",
     "report",
     "demo",
 )

@@ -1,0 +1,98 @@
+"""Settings from probe facts: what is tried, what is chosen, and how sure it is said to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import scipy.stats
+from core import FACTS, bits, editable, reciter, same_bits
+from test_cli import run
+from tiny import save, tiny_model
+
+import tether
+from tether.editors.hparams import MemitHparams, RomeHparams
+from tether.errors import TetherError
+from tether.model import EditableModel
+from tether.tune import Trial, compare, write_settings
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "cache"))
+
+
+def text(folder: Path) -> Path:
+    file = folder / "text.txt"
+    file.write_text("The Eiffel Tower is in Paris, and Big Ben in London; the capital of France is Paris. " * 200)
+    return file
+
+
+def trial(*scores: float) -> Trial:
+    return Trial("t", {}, scores, None, None, None, 1.0, 0.0)
+
+
+def test_a_comparison_is_the_paired_t_tests() -> None:
+    found = compare(trial(90, 80, 70, 95), trial(70, 75, 71, 60))
+    t = scipy.stats.ttest_rel([90, 80, 70, 95], [70, 75, 71, 60]).statistic
+    assert found.difference / found.stderr == pytest.approx(t)
+    assert not found.sure
+    assert compare(trial(90, 92, 91, 90), trial(70, 75, 71, 72)).sure
+    assert not compare(trial(70, 75, 71, 72), trial(90, 92, 91, 90)).sure
+
+
+def test_the_layer_that_works_is_found(tmp_path: Path) -> None:
+    """On the trained model some layers hold its facts and others do not: the best trial is chosen, or the start."""
+    hf, tokenizer, facts = reciter()
+    model = EditableModel(hf, tokenizer)
+    before = bits(model)
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(" ".join(f"{t} {f.target_true}." for f in facts for t in (f.text, *f.paraphrases)) * 3)
+    found = tether.tune(model, facts[:6], method="r-rome", corpus=corpus)
+    assert same_bits(model, before)
+    layers = {
+        trial.settings["layers"][0]: trial for trial in found.trials if trial.what.startswith(("start", "layers"))
+    }
+    assert len(layers) >= 3
+    assert len({trial.score for trial in layers.values()}) > 1
+    chosen = next(t for t in reversed(found.trials) if t.settings == found.settings)
+    assert chosen.score >= found.trials[0].score
+    RomeHparams.model_validate(found.settings)
+    assert len(found.verdicts) == 3 and all("±" in line and "n = 6" in line for line in found.verdicts)
+    for verdict in found.verdicts:
+        assert ("kept" in verdict) == ("not more than two standard errors" in verdict)
+
+
+def test_memit_is_tuned_in_batches(tmp_path: Path) -> None:
+    model = editable("llama")
+    seen: list[Trial] = []
+    found = tether.tune(model, FACTS[:4], method="memit", corpus=text(tmp_path), progress=seen.append)
+    assert tuple(seen) == found.trials
+    assert {t.settings["mom2_update_weight"] for t in seen} > {50.0, 1000.0}
+    write_settings(found, tmp_path / "settings.json")
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert MemitHparams.model_validate(settings).model_dump(mode="json") == found.settings
+    tether.edit(
+        model, FACTS[:2], method="memit", out=tmp_path / "ledger", settings=tmp_path / "settings.json", batch_size=2,
+        corpus=text(tmp_path),
+    )  # fmt: skip
+
+
+def test_one_probe_fact_is_too_few(tmp_path: Path) -> None:
+    with pytest.raises(TetherError, match="standard error needs two"):
+        tether.tune(editable("llama"), FACTS[:1], corpus=text(tmp_path))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    save(*tiny_model("llama"), tmp_path / "model")
+    (tmp_path / "facts.jsonl").write_text("\n".join(f.model_dump_json(exclude_none=True) for f in FACTS[:2]) + "\n")
+    text(tmp_path)
+    done = run(
+        tmp_path, "tune", "--model", "model", "--facts", "facts.jsonl", "--method", "r-rome", "--corpus", "text.txt",
+        "--out", "s.json", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["settings"] == json.loads((tmp_path / "s.json").read_text())
+    assert document["verdicts"] and len(document["trials"]) > 4

@@ -168,6 +168,15 @@ class Ledger:
             for name in self.header.weights if f"{name}/A" in tensors
         }  # fmt: skip
 
+    def keys(self, event: Event) -> dict[str, Tensor]:
+        """The keys of one edit by weight name, one a row (n×q), float32 on the CPU, checked against the journal; none
+        where the editor kept none."""
+        tensors = load(self._factors_bytes(event))
+        return {
+            name: tensors[f"{name}/K"].reshape(-1, weight.shape[1])
+            for name, weight in self.header.weights.items() if f"{name}/K" in tensors
+        }  # fmt: skip
+
     def _factors_bytes(self, event: Event) -> bytes:
         where = f"{self.path}: event {event.number} (edit {event.edit})"
         if event.factors is None:

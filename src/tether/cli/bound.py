@@ -31,15 +31,17 @@ def command(
         for row in bound_rows(opened, loaded, at=numbers(at, "--at"), restrain=restraint, keys=keys)
     ]
     lines = [
-        "edits  of    restraint    ‖E‖/‖A‖  κ        κ̂        γ        error    at most  bound    with κ/γ  weight"
+        f"{'':60s}‖x̃ − x‖/‖x‖: medians and largest",
+        "edits  of    restraint    ‖E‖/‖A‖  κ        κ̂        γ        "
+        "others   edited   largest  bound    by κ/γ    weight",
     ]
     for row in rows:
-        shown = [part for part in (row.others, row.edited) if part is not None]
-        median, largest = shown[0].median, max(part.max for part in shown)
+        errors = " ".join(f"{'-' if part is None else f'{part.median:.3g}':<8s}" for part in (row.others, row.edited))
+        largest = max(part.max for part in (row.others, row.edited) if part is not None)
         from_kappa = "-" if row.bound_from_kappa is None else f"{row.bound_from_kappa:.3g}"
         lines.append(
             f"{row.edits:<6d} {row.of:<5s} {row.restraint:<12s} {row.update_norm / row.norm:<8.3g} {row.kappa:<8.2f} "
-            f"{row.kappa_hat:<8.2f} {row.gamma:<8.3g} {median:<8.3g} {largest:<8.3g} {row.bound:<8.3g} "
-            f"{from_kappa:<9s} {row.weight}"
+            f"{row.kappa_hat:<8.2f} {row.gamma:<8.3g} {errors} {largest:<8.3g} {row.bound:<8.3g} {from_kappa:<9s} "
+            f"{row.weight}"
         )
     show([dataclasses.asdict(row) for row in rows], "\n".join(lines), as_json)

@@ -371,6 +371,19 @@ def test_a_ledger_without_keys_is_refused(tmp_path: Path) -> None:
     assert "no keys" in message(lambda: bound_rows(ledger, model))
 
 
+def test_keys_are_rows_however_they_are_kept(tmp_path: Path) -> None:
+    model = editable("llama")
+    ledger = new_ledger(tmp_path / "ledger", model)
+    name, weight = next(iter(ledger.header.weights.items()))
+    p, q = weight.shape
+    K = torch.randn(3, q)
+    with ledger.writing():
+        for kept in (K, K.mT, K[0]):
+            ledger.append_edit(FACTS[0], {name: random_update(p, q, 1, 0)}, {f"{name}/K": kept}, {})
+    rows, columns, one = (ledger.keys(event)[name] for event in ledger.live())
+    assert torch.equal(rows, K) and torch.equal(columns, K) and torch.equal(one, K[:1])
+
+
 def test_the_command(place: Path) -> None:  # noqa: F811
     rows = answer(place, "bound", "ledger", "--restrain", "none,log:e", "--at", "1,4")
     assert {row["restraint"] for row in rows} == {"none", "log:e"} and {row["of"] for row in rows} == {"sum", "edit"}

@@ -172,10 +172,13 @@ class Ledger:
         """The keys of one edit by weight name, one a row (n×q), float32 on the CPU, checked against the journal; none
         where the editor kept none."""
         tensors = load(self._factors_bytes(event))
-        return {
-            name: tensors[f"{name}/K"].reshape(-1, weight.shape[1])
-            for name, weight in self.header.weights.items() if f"{name}/K" in tensors
-        }  # fmt: skip
+        found = {}
+        for name, weight in self.header.weights.items():
+            if (kept := tensors.get(f"{name}/K")) is not None:
+                q = weight.shape[1]
+                # One key of q numbers, or several of them as rows or, as in K of MEMIT's formula, as columns.
+                found[name] = kept.mT if kept.ndim == 2 and kept.shape[1] != q else kept.reshape(-1, q)
+        return found
 
     def _factors_bytes(self, event: Event) -> bytes:
         where = f"{self.path}: event {event.number} (edit {event.edit})"

@@ -89,8 +89,8 @@ def tune(
     seed: int = 0,
     progress: Callable[[Trial], None] | None = None,
 ) -> Tuned:
-    """Propose layers, λ (memit, emmet), steps and clamp for a method on a model, from probe facts (a dozen or more, with
-    paraphrases and locality prompts if possible).
+    """Propose layers, λ (memit, emmet), steps and clamp for a method on a model, from probe facts (a dozen or more,
+    with paraphrases and locality prompts if possible).
 
     `batch_size` None: all facts in one batch where the method can. The model must be unedited, and is unedited again
     afterwards. Raises TetherError where no trial could edit a fact.

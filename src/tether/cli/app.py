@@ -31,6 +31,7 @@ VERBS = (
     "edit",
     "evaluate",
     "spectrum",
+    "bound",
     "log",
     "verify",
     "undo",

@@ -182,11 +182,13 @@ class Ledger:
             for name in self.header.weights if f"{name}/A" in tensors
         }  # fmt: skip
 
-    def vectors(self, event: Event, kind: str) -> dict[str, Tensor]:
-        """What the editor kept beside the factors of one edit: its keys "K" or values "V", a vector a weight."""
+    def vectors(self, event: Event, kind: Literal["K", "V"]) -> dict[str, Tensor]:
+        """The keys "K" (n×q) or values "V" (n×p) that the editor kept of one edit, by weight name, one a row (one row
+        but for editors with many keys a fact), float32 on the CPU, checked against the journal."""
         tensors = load(self._factors_bytes(event))
+        rows = slice(None) if event.column is None else slice(event.column, event.column + 1)
         return {
-            name: tensors[f"{name}/{kind}"] if event.column is None else tensors[f"{name}/{kind}"][event.column]
+            name: torch.atleast_2d(tensors[f"{name}/{kind}"])[rows]
             for name in self.header.weights if f"{name}/{kind}" in tensors
         }  # fmt: skip
 

@@ -58,21 +58,23 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """One sentence."""
-        same_edits = self.row[0] == self.baseline[0]
-        where = _edits(self.row[0]) if same_edits else _restraint(self.row[1])
-        sides = ((self.row, self.value, self.kept), (self.baseline, self.baseline_value, self.baseline_kept))
+        if self.row[0] == self.baseline[0]:
+            where, names = f"{self.row[0]} edits", [_restraint(key[1]) for key in (self.row, self.baseline)]
+        else:
+            where, names = _restraint(self.row[1]), [_checkpoint(key[0]) for key in (self.row, self.baseline)]
+        shares = self.kept, self.baseline_kept
         told = [
-            self._side(_restraint(key[1]) if same_edits else _edits(key[0]), value, share)
-            for key, value, share in sides
+            self._side(name, value, share, first=share is not None and share is next(s for s in shares if s))
+            for name, value, share in zip(names, (self.value, self.baseline_value), shares, strict=True)
         ]
         return f"{self.ability}, {where}: {'; '.join(told)}; {self._chance()}"
 
-    def _side(self, name: str, value: float, share: Kept | None) -> str:
+    def _side(self, name: str, value: float, share: Kept | None, *, first: bool) -> str:
         of = "perplexity" if self.unit == "ppl" else "score"
         if share is None:
             return f"{name}: {of} {value:.1f}"
         verb = "has" if self.unit == "ppl" else "keeps"
-        return f"{name} {verb} {share.percent:.0f} ± {share.stderr:.0f} % of the unedited {of}"
+        return f"{name} {verb} {share.percent:.0f} ± {share.stderr:.0f} %" + (f" of the unedited {of}" if first else "")
 
     def _chance(self) -> str:
         if self.p_holm is None:
@@ -189,8 +191,8 @@ def _normal(baseline: str) -> str:
     return str(parse(baseline)) if baseline.startswith(("none", "log:", "linear:")) else baseline
 
 
-def _edits(count: int) -> str:
-    return f"{count} edits" if count else "unedited"
+def _checkpoint(edits: int) -> str:
+    return f"the {edits}-edit model" if edits else "the unedited model"
 
 
 def _restraint(name: str) -> str:

@@ -181,7 +181,7 @@ def named_tasks(name: str, *, hub: bool, limit: int | None) -> list[NamedTask]:
     except ImportError:
         return []
     with quiet():
-        manager = TaskManager()
+        manager = TaskManager(include_defaults=not Path(name).is_file())
         try:
             away = None if hub else next(_on_the_hub(manager, name), None)
         except KeyError:

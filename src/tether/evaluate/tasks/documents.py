@@ -2,7 +2,8 @@
 
 Every reader gives plain dicts, in file order, each question once:
 
-- reasoning: `question`, `hint` (the gold rationale as it stands), `solution` (without calculator marks), `number`
+- reasoning: `question`, `hint` (the gold rationale as it stands, calculator marks and last line end included),
+  `solution` (the same in plain words), `number`
 - nli: `premise`, `hypothesis`, `entailed`
 - qa: `question`, `answers` (all accepted), `passage`
 - summarization: `dialogue`, `summary`
@@ -99,7 +100,7 @@ def _reasoning(record: Mapping[str, Any]) -> Document:
     lines = [line.strip() for line in re.sub(r"<<[^>]*>>", "", rationale).splitlines()]
     return {
         "question": record["question"].strip(),
-        "hint": rationale.strip(),
+        "hint": rationale,
         "solution": "\n".join(line for line in lines if line),
         "number": number.strip().replace(",", ""),
     }
@@ -120,7 +121,7 @@ def _qa(record: Mapping[str, Any]) -> Document:
     if not answers:
         raise ValueError("there is no answer")
     return {
-        "question": record["question"].strip(), "answers": answers, "passage": record["output"][0].strip(),
+        "question": record["question"].strip(), "answers": answers, "passage": record["output"][0],
     }  # fmt: skip
 
 

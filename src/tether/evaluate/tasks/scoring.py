@@ -20,7 +20,8 @@ _NUMBER = r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 
 
 def number_occurs(document: Document, results: Sequence[str]) -> Scored:
-    """Whether the gold number is one of the numbers of the text; 3 does not occur in 35."""
+    """Whether the gold number is one of the numbers of the text. 3 does not occur in 35, where the paper's code finds
+    it."""
     found = (_number(text) for text in re.findall(_NUMBER, results[0]))
     return _scored(_number(document["number"]) in found)
 

@@ -6,7 +6,10 @@ import json
 import logging
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +221,25 @@ def test_no_question_counts_twice(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     (tmp_path / FILES["qa"]).write_text(line + other + line)
     found = task("paper_qa", str(tmp_path)).measure_with(answerer(lambda _: "Ann and Ann", right_label))
     assert (found.value, found.n) == (50, 2)
-    assert "asks 1 of its questions twice" in caplog.text
+    assert caplog.text.count("asks 1 of its questions twice") == 1
+
+
+def test_the_labels_of_rte_are_the_right_way_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / FILES["nli"]).write_text(
+        "index\tsentence1\tsentence2\tlabel\n"
+        '0\tIt rains.\tIt is "wet".\tentailment\n'
+        "1\tIt rains.\tIt is dry.\tnot_entailment\n"
+    )
+    documents = read("nli", tmp_path)
+    assert [(d["hypothesis"], d["entailed"]) for d in documents] == [('It is "wet".', True), ("It is dry.", False)]
+    assert [gold(document) for document in documents] == [" True", " False"]
+    assert [true_or_false(documents[1], [text])["score"] for text in (" True", " False")] == [0, 1]
+    import datasets
+
+    pairs = enumerate(("It is wet.", "It is dry."))
+    glue = [{"sentence1": "It rains.", "sentence2": text, "label": label} for label, text in pairs]
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: glue)
+    assert [document["entailed"] for document in read("nli", hub=True)] == [True, False]  # GLUE: 0 is entailment
 
 
 @pytest.mark.parametrize(
@@ -291,6 +312,25 @@ def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_tasks_of_the_hub_are_not_downloaded_unasked() -> None:
     with pytest.raises(TetherError, match=r"'arc_easy' reads its data from the hub \(allenai/ai2_arc\): add --abil"):
         ability_tasks(["arc_easy"], ability_data())
+
+
+def test_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tether.evaluate import harness
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(harness, "version", missing)
+    with pytest.raises(TetherError, match=r"not installed: pip install 'tether\[abilities\]'"):
+        ability_tasks(["perplexity", "nli"], ability_data())
+    assert [found.name for found in ability_tasks(["perplexity"], ability_data())] == ["perplexity"]
+
+
+def test_the_command_starts_without_the_harness() -> None:
+    heavy = {"lm_eval", "datasets", "rouge_score"}
+    program = f"import sys, tether.cli.evaluate, tether.cli.compare; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # --- on a model -------------------------------------------------------------------------------------------------

@@ -39,9 +39,11 @@ def test_the_paired_test_is_scipys_and_the_bootstrap_agrees(shift: float) -> Non
 
 
 def test_no_spread_and_no_pairs() -> None:
-    same = paired([0.5] * 4, [0.5] * 4)
+    same = paired([0.5] * 12, [0.5] * 12)
     assert (same.difference, same.p, same.ci, same.bootstrap_p) == (0, 1, (0, 0), 1)
-    apart = paired([1.0] * 4, [0.0] * 4)
+    few = paired([0.5] * 9, [0.4] * 9)
+    assert few.p is not None and few.bootstrap_p is None and few.agrees
+    apart = paired([1.0] * 12, [0.0] * 12)
     assert (apart.difference, apart.p, apart.ci) == (1, 0, (1, 1)) and apart.agrees
     single = paired([1.0], [0.0])
     assert (single.n, single.p, single.ci) == (1, None, None) and single.agrees
@@ -130,7 +132,7 @@ def test_the_verdict_on_checkpoints_and_perplexity() -> None:
     last = unedited[-1]
     assert last.kept is not None and last.kept.percent == pytest.approx(100 * math.exp(0.1))
     assert last.verdict == (
-        "perplexity, log:1.2: the 100-edit model has 111 ± 0 % of the unedited perplexity; the unedited model: "
+        "perplexity, log:1.2: the 100-edit model has 110.5 ± 0.0 % of the unedited perplexity; the unedited model: "
         "perplexity 24.5; p < 0.001"
     )
 

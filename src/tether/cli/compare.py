@@ -29,7 +29,8 @@ def command(
     measured = read(results)
     found = compare(measured, baseline)
     marked = {(comparison.row, comparison.ability) for comparison in found if comparison.significant}
-    lines = [abilities_table(measured, marked) + f"; * differs from {baseline}, p < {LEVEL}", ""]
+    against = {"0": "the unedited model", "none": "no restraint"}.get(baseline, baseline)
+    lines = [abilities_table(measured, marked) + f"; * differs from {against}, p < {LEVEL}", ""]
     lines += [comparison.verdict for comparison in found]
     lines += [
         "",

@@ -131,7 +131,8 @@ class AbilityRun:
         parts = (f"{task.name} ({task.items or 'all'} items, {in_words(self._seconds[task.name])})" for task in todo)
         logger.info("general abilities of a row: %s", ", ".join(parts))
         total = row + (rows_left - 1) * sum(self._seconds.values())
-        logger.info("%s for %d rows, less where they were measured before", in_words(total), rows_left)
+        rows = f"{rows_left} row{'s' * (rows_left > 1)}"
+        logger.info("%s for %s, less where they were measured before", in_words(total), rows)
         fewest = min(task.items for task in todo if task.items)
         logger.info(
             "with %d items the standard error of a percentage is up to %.1f points", fewest, 50 / math.sqrt(fewest)

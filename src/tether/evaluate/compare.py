@@ -74,7 +74,9 @@ class Comparison:
         if share is None:
             return f"{name}: {of} {value:.1f}"
         verb = "has" if self.unit == "ppl" else "keeps"
-        return f"{name} {verb} {share.percent:.0f} ± {share.stderr:.0f} %" + (f" of the unedited {of}" if first else "")
+        digits = 0 if share.stderr >= 1 else 1
+        shown = f"{share.percent:.{digits}f} ± {share.stderr:.{digits}f} %"
+        return f"{name} {verb} {shown}" + (f" of the unedited {of}" if first else "")
 
     def _chance(self) -> str:
         if self.p_holm is None:

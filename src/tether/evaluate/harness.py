@@ -199,15 +199,18 @@ def named_tasks(name: str, *, hub: bool, limit: int | None) -> list[NamedTask]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the harness's bars and notes inside the block; its errors still come."""
-    harness = logging.getLogger("lm_eval")
-    level = harness.level
-    harness.setLevel(logging.ERROR)
+    """Without the harness's bars and notes inside the block, and without its second reading of our data telling again
+    what the first told. Errors still come."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "tether.evaluate.tasks")]
+    levels = [found.level for found in loggers]
+    for found in loggers:
+        found.setLevel(logging.ERROR)
     try:
         with redirect_stderr(io.StringIO()):  # bars look up sys.stderr; handlers of logging keep the one they have
             yield
     finally:
-        harness.setLevel(level)
+        for found, level in zip(loggers, levels, strict=True):
+            found.setLevel(level)
 
 
 def _on_the_hub(manager: Any, name: str) -> Iterator[str]:

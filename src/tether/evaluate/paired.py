@@ -12,6 +12,7 @@ from scipy import stats
 
 _LEVEL = 0.95
 _RESAMPLES = 10_000
+_FEWEST = 10  # items below which resampling them says less than Student's t
 _AT_ONCE = 2_000_000  # resampled items held in memory
 
 Floats = NDArray[np.float64]
@@ -20,7 +21,8 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True)
 class Paired:
     """The mean difference of n pairs, its standard error and 95 % confidence interval by Student's t, and the paired
-    t-test's p; beside it the interval and p of a bootstrap over items. None where a single pair says nothing."""
+    t-test's p; beside it the interval and p of a bootstrap over items. None where a single pair says nothing, and for a
+    bootstrap of fewer than ten."""
 
     n: int
     difference: float
@@ -53,11 +55,14 @@ def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 0) ->
     reach = float(stats.t.ppf((1 + _LEVEL) / 2, n - 1)) * error
     statistic = abs(mean) / error if error > 0 else math.inf if mean else 0.0  # items that all differ by the same
     p = float(2 * stats.t.sf(statistic, n - 1))
+    ci = (mean - reach, mean + reach)
+    if n < _FEWEST:
+        return Paired(n, mean, error, ci, p, None, None)
     means = _resampled_means(differences, seed)
     low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     tail = min(float((means <= 0).mean()), float((means >= 0).mean()))
     bootstrap_p = min(1.0, 2 * max(tail, 1 / (2 * _RESAMPLES)))
-    return Paired(n, mean, error, (mean - reach, mean + reach), p, (float(low), float(high)), bootstrap_p)
+    return Paired(n, mean, error, ci, p, (float(low), float(high)), bootstrap_p)
 
 
 def kept(values: Sequence[float], before: Sequence[float]) -> tuple[float, float] | None:

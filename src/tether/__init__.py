@@ -8,7 +8,7 @@ ledger.apply(model)
 
 from tether import restraint
 from tether.errors import TetherError
-from tether.evaluate import evaluate, evaluate_ledger
+from tether.evaluate import compare, evaluate, evaluate_ledger
 from tether.export import restrain_checkpoint
 from tether.facts import Fact, LocalityPrompt, check_facts, read_facts
 from tether.ledger import Ledger
@@ -26,6 +26,7 @@ __all__ = [
     "Progress",
     "TetherError",
     "check_facts",
+    "compare",
     "edit",
     "evaluate",
     "evaluate_ledger",

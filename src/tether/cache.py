@@ -1,4 +1,4 @@
-"""The folder for what can be made again: converted models, moments."""
+"""The folder for what can be made again: converted models, moments, measured abilities."""
 
 from __future__ import annotations
 
@@ -51,6 +51,17 @@ def built_folder(path: Path, build: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`: whole or not at all, also when several processes do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path, f".{os.getpid()}.tmp")
+    with temporary.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -30,6 +30,7 @@ app = typer.Typer(
 VERBS = (
     "edit",
     "evaluate",
+    "compare",
     "spectrum",
     "bound",
     "log",
@@ -91,6 +92,11 @@ def open_ledger(path: Path, model: str | None = None, dtype: str | None = None, 
     loaded = load_model(model or ledger.header.model, dtype=dtype or ledger.header.dtype, device=device)
     ledger.check_model(loaded)
     return ledger, loaded
+
+
+def tell_progress(room: str) -> None:
+    """Let what a room of the library says of its progress go to stderr, for a verb that takes long."""
+    logging.getLogger(room).setLevel(logging.INFO)
 
 
 @app.callback()

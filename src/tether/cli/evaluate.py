@@ -7,8 +7,20 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, numbers, open_ledger, show
-from tether.evaluate import METRICS, Results, evaluate_ledger
+from tether.cli.abilities_table import abilities_table
+from tether.cli.app import (
+    Device,
+    Dtype,
+    Json,
+    LedgerPath,
+    ModelOrRecorded,
+    app,
+    numbers,
+    open_ledger,
+    show,
+    tell_progress,
+)
+from tether.evaluate import ABILITIES, METRICS, QUICK_ITEMS, Results, evaluate_ledger
 from tether.facts import read_facts
 
 
@@ -23,11 +35,23 @@ def command(
     at: Annotated[str | None, typer.Option(help="Numbers of edits, with commas; default: all.")] = None,
     restrain: Annotated[str | None, typer.Option(help="Restraints, with commas; default: as recorded.")] = None,
     abilities: Annotated[
-        str, typer.Option(help="General abilities, with commas: perplexity; '' for none.")
+        str,
+        typer.Option(
+            help=f"General abilities, with commas: {', '.join(ABILITIES)}, or a task of lm-evaluation-harness; '' for "
+            "none."
+        ),
     ] = "perplexity",
     abilities_data: Annotated[
-        Path | None, typer.Option(help="Plain text for the perplexity; default: built in.")
+        str | None,
+        typer.Option(
+            help="Folder with the tasks' data (and perplexity.txt), or a text file for the perplexity, or hub to allow "
+            "downloads; default: small built-in sets."
+        ),
     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most N items a task; default: the task's own.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"At most {QUICK_ITEMS} items a task: faster, with wider error bars.")
+    ] = False,
     metrics: Annotated[str, typer.Option(help="Of compare, match, generate.")] = ",".join(METRICS),
     paraphrases: Annotated[int | None, typer.Option(min=0, help="At most N paraphrases a fact.")] = None,
     locality: Annotated[int | None, typer.Option(min=0, help="At most N locality prompts a fact.")] = None,
@@ -37,15 +61,17 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Measure a ledger's edits at any number of them, under any restraint."""
+    tell_progress("tether.evaluate")
     opened, loaded = open_ledger(ledger, model, dtype, device)
-    text = None if abilities_data is None else abilities_data.read_text(encoding="utf-8")
     results = evaluate_ledger(
         opened, loaded, None if facts is None else read_facts(facts), at=numbers(at, "--at"),
         restraints=[None] if restrain is None else restrain.split(","),
         abilities=[a for a in abilities.split(",") if a], metrics=[m for m in metrics.split(",") if m],
-        max_paraphrases=paraphrases, max_locality=locality, text=text, out=out, resume=resume,
+        max_paraphrases=paraphrases, max_locality=locality, abilities_data=abilities_data, limit=limit, quick=quick,
+        out=out, resume=resume,
     )  # fmt: skip
-    show(results.model_dump(mode="json"), table(results), as_json)
+    tables = [table(results), abilities_table(results)]
+    show(results.model_dump(mode="json"), "\n\n".join(text for text in tables if text), as_json)
 
 
 def table(results: Results) -> str:

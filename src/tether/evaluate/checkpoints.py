@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tether.errors import TetherError
-from tether.evaluate.abilities import check_abilities, measure_abilities
+from tether.evaluate.abilities import AbilityRun, ability_tasks, described
+from tether.evaluate.ability import AbilityResult, AbilityTask
+from tether.evaluate.ability_data import ability_data
 from tether.evaluate.editing import METRICS, Baseline, check_metrics, evaluate_editing, measure_baseline
 from tether.evaluate.measure import Record
-from tether.evaluate.perplexity import builtin_text
 from tether.evaluate.results import Ability, Number, Results, Row, Singular, facts_sha256, read, write
 from tether.facts.fact import Fact
 from tether.ledger import Ledger, SpectrumRow
@@ -37,13 +38,22 @@ def evaluate(
     max_paraphrases: int | None = None,
     max_locality: int | None = None,
     text: str | None = None,
+    abilities_data: str | Path | None = None,
+    limit: int | None = None,
+    quick: bool = False,
 ) -> Results:
     """One row for the model as it is now, which is not changed: `facts` (numbered from 1) and general abilities.
 
-    `max_paraphrases`, `max_locality` take the first prompts of every fact; `text` is for perplexity (None: the text
-    that comes with the package). Raises TetherError for an unknown metric or ability.
+    `max_paraphrases`, `max_locality` take the first prompts of every fact. `abilities` are `perplexity`, the tasks that
+    come with tether (ABILITIES), and any other of lm-evaluation-harness by its name. `abilities_data` is a folder with
+    their data, "hub", or a text file for the perplexity; None: the small sets and the text that come with the package.
+    `text`, for the perplexity, goes before it. `limit` takes the first items of every task, `quick` the first
+    QUICK_ITEMS. What was measured before of the same weights, task and data is taken from tether's cache.
+
+    Raises TetherError for an unknown metric or ability, and for data that are missing.
     """
-    plan = _Plan(metrics, max_paraphrases, max_locality, abilities, text)
+    data = ability_data(abilities_data, text=text)
+    plan = _Plan(metrics, max_paraphrases, max_locality, ability_tasks(abilities, data, limit=limit, quick=quick))
     numbered = list(enumerate(facts, 1))
     results = Results(
         model=model.id,
@@ -53,7 +63,8 @@ def evaluate(
         settings=plan.settings(model, None),
     )
     edits = len(facts) if model.edited else 0
-    results.add(*plan.measure(model, numbered, None, Row(edits=edits, restraint=AS_IT_IS, replayed=False)))
+    run = AbilityRun(model, plan.abilities)
+    results.add(*plan.measure(model, numbered, None, run.measure, Row(edits=edits, restraint=AS_IT_IS, replayed=False)))
     return results
 
 
@@ -69,6 +80,9 @@ def evaluate_ledger(
     max_paraphrases: int | None = None,
     max_locality: int | None = None,
     text: str | None = None,
+    abilities_data: str | Path | None = None,
+    limit: int | None = None,
+    quick: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
 ) -> Results:
@@ -78,11 +92,13 @@ def evaluate_ledger(
     largest row, so that every other row has a baseline. Facts given here lend their paraphrases and locality prompts
     to the ledger's facts of the same subject, prompt and new target.
 
-    `out` is written after every row, so an interrupted evaluation goes on with `resume`, which keeps the rows there
-    that were measured in the same way, on the same facts, with the same journal. The model carries afterwards what it
-    carried before. Raises TetherError for unknown names, a number beyond the ledger, facts that are not the ledger's.
+    `abilities` and what follows them are as in `evaluate`. `out` is written after every row, so an interrupted
+    evaluation goes on with `resume`, which keeps the rows there that were measured in the same way, on the same facts,
+    with the same journal; abilities measured since then are in the cache. The model carries afterwards what it carried
+    before. Raises TetherError for unknown names, a number beyond the ledger, facts that are not the ledger's.
     """
-    plan = _Plan(metrics, max_paraphrases, max_locality, abilities, text)
+    data = ability_data(abilities_data, text=text)
+    plan = _Plan(metrics, max_paraphrases, max_locality, ability_tasks(abilities, data, limit=limit, quick=quick))
     ledger.check_model(model)
     counts = sorted(set([ledger.attempts] if at is None else at))
     chosen = list(dict.fromkeys(None if restraint is None else parse(restraint) for restraint in restraints))
@@ -113,8 +129,9 @@ def evaluate_ledger(
     }
     measured = [(edit, fact) for edit, fact in every if edit in largest]
     baseline = plan.baseline(model, measured) if todo else None
+    run = AbilityRun(model, plan.abilities)
     with model.provisional({}):  # gives back what the model carries
-        for count, restraint in todo:
+        for index, (count, restraint) in enumerate(todo):
             ledger.apply(model, upto=count, restrain=restraint)
             logger.info("measuring %d edits, restraint %s", count, _label(restraint))
             row = Row(
@@ -124,7 +141,8 @@ def evaluate_ledger(
                 spectrum=_singular(found for found in spectra[restraint] if found.edits == count),
             )
             so_far = [(edit, fact) for edit, fact in measured if not count or edit in attempted[count]]
-            results.add(*plan.measure(model, so_far, baseline, row))
+            abilities_now = partial(run.measure, len(todo) - index)
+            results.add(*plan.measure(model, so_far, baseline, abilities_now, row))
             if out is not None:
                 write(results, out)
     if out is not None and not todo:
@@ -140,23 +158,18 @@ class _Plan:
         metrics: Sequence[str],
         max_paraphrases: int | None,
         max_locality: int | None,
-        abilities: Sequence[str],
-        text: str | None,
+        abilities: Sequence[AbilityTask],
     ) -> None:
         check_metrics(metrics)
-        check_abilities(abilities)
         self.metrics, self.abilities = tuple(metrics), tuple(abilities)
         self.max_paraphrases, self.max_locality = max_paraphrases, max_locality
-        self.text = text if text is not None or not abilities else builtin_text()
 
     def settings(self, model: EditableModel, journal: str | None) -> dict[str, Any]:
-        text = None if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()
         return {
             "metrics": list(self.metrics),
             "max_paraphrases": self.max_paraphrases,
             "max_locality": self.max_locality,
-            "abilities": list(self.abilities),
-            "text_sha256": text,
+            "abilities": described(self.abilities),
             "dtype": str(model.dtype).removeprefix("torch."),
             "journal_sha256": journal,
         }
@@ -167,7 +180,12 @@ class _Plan:
         return measure_baseline(model, facts, max_locality=self.max_locality)
 
     def measure(
-        self, model: EditableModel, facts: NumberedFacts, baseline: Baseline | None, row: Row
+        self,
+        model: EditableModel,
+        facts: NumberedFacts,
+        baseline: Baseline | None,
+        measure_abilities: Callable[[], dict[str, AbilityResult]],
+        row: Row,
     ) -> tuple[Row, list[Record]]:
         """`row` with what the model shows now, and the records of its items."""
         editing = evaluate_editing(
@@ -178,7 +196,7 @@ class _Plan:
             max_paraphrases=self.max_paraphrases,
             max_locality=self.max_locality,
         )
-        abilities = measure_abilities(model, self.abilities, text=self.text or "")
+        abilities = measure_abilities()
         measured = {
             "editing": {
                 metric: {kind: Number(**number) for kind, number in kinds.items()}

@@ -200,7 +200,7 @@ def greedy(
         num_beams=1,
         max_new_tokens=max_new_tokens,
         eos_token_id=model.tokenizer.eos_token_id if kept.eos_token_id is None else kept.eos_token_id,
-        pad_token_id=_pad_token(model),
+        pad_token_id=pad_token(model),
     )
     model.hf.generation_config = plain  # generate() fills what it is not told from here
     try:
@@ -232,7 +232,7 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> l
     return rows
 
 
-def _pad_token(model: EditableModel) -> int:
+def pad_token(model: EditableModel) -> int:
     """What finished rows are filled with: a special token, so that decoding drops it."""
     tokenizer = model.tokenizer
     known = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id]

@@ -1,0 +1,53 @@
+"""The general abilities that come with tether: a YAML a task, for lm-evaluation-harness.
+
+`documents` reads their data, `scoring` scores an answer; both are named in the YAML files. Here is what can be known of
+a task without the harness: its kind of data, its size, and a version that changes whenever its files do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A packaged task: its `name`, the `kind` of its data (a key of `documents.FILES`), how many items it takes unless
+    told otherwise, its `output_type` in the harness's words, and the sha256 of what defines it."""
+
+    name: str
+    kind: str
+    size: int
+    output_type: str
+    version: str
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose `!function` references stay text."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def task_names() -> tuple[str, ...]:
+    """The names of the packaged tasks, sorted."""
+    return tuple(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+
+
+def task_file(name: str) -> TaskFile:
+    """What is known of a packaged task. `name` must be one of `task_names()`."""
+    file = FOLDER / f"{name}.yaml"
+    content: dict[str, Any] = yaml.load(file.read_bytes(), Loader=_Loader)
+    digest = hashlib.sha256()
+    for part in (file, FOLDER / "documents.py", FOLDER / "scoring.py"):
+        digest.update(part.read_bytes())
+    about = content["metadata"]
+    return TaskFile(
+        name, about["kind"], about["size"], content["output_type"], f"{about['version']}-{digest.hexdigest()}"
+    )

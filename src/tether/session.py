@@ -24,6 +24,7 @@ from tether.editors.sampling import sample_prefixes
 from tether.errors import TetherError
 from tether.facts.check import repeats
 from tether.facts.fact import Fact
+from tether.guard import Guard, GuardStopError, first_failing, restraint_of_last_resort
 from tether.health import Health, Reading
 from tether.ledger import ATTEMPTS, Attempt, Event, Header, Ledger, Sums, WeightRecord, now
 from tether.lowrank import LowRank
@@ -64,6 +65,9 @@ def edit(
     settings: str | Path | None = None,
     layers: Sequence[int] | None = None,
     health_every: int = 10,
+    guard: str | None = None,
+    guard_every: int = 10,
+    guard_data: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Ledger:
     """Edit facts into a model one after another and return the ledger; the model then carries its edits.
@@ -73,14 +77,19 @@ def edit(
     every `every` edits and the last. `batch_size` facts are edited in one solve by the methods that can (memit, emmet).
     An appended run keeps the ledger's method, settings and, unless given,
     restraint. `corpus` is a text file for the second moments or `self`; None takes cached moments of the model, else
-    `self`. A fact that fails is recorded and leaves the model as it was; `strict` raises instead. On any error or
+    `self`. A fact that fails is recorded and leaves the model as it was; `strict` raises instead. `guard`
+    (see `tether.guard`), checked after every `guard_every` edits and the last, restrains or takes edits back where they
+    cost too much, and raises GuardStopError if it had to take any back; `guard_data` is its data. On any error or
     Ctrl-C the model carries what the ledger says, and the ledger can be resumed.
     """
     out = Path(out)
     if not facts:
         raise TetherError("no facts to edit: the list is empty")
+    if guard_every < 1:
+        raise TetherError(f"guard_every {guard_every}: a guard looks after every K edits with K at least 1")
     if every is not None and every < 1:
         raise TetherError(f"every {every}: a restraint acts every K edits with K at least 1")
+    watch = None if guard is None else Guard(model, guard, guard_data)
     exists = (out / "ledger.json").exists()
     if exists:
         ledger = Ledger.open(out, model)
@@ -95,7 +104,7 @@ def edit(
         )
     if restrain is None:
         restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
-    run = _Run(model, ledger, parse(restrain), every, batch_size, strict, health_every, progress)
+    run = _Run(model, ledger, parse(restrain), every, batch_size, strict, health_every, watch, guard_every, progress)
     with ledger.writing():
         if exists:
             ledger.verify()
@@ -207,7 +216,8 @@ class _Run:
 
     def __init__(
         self, model: EditableModel, ledger: Ledger, restraint: Restraint, every: int | None, batch_size: int,
-        strict: bool, health_every: int, progress: Callable[[Progress], None] | None,
+        strict: bool, health_every: int, guard: Guard | None, guard_every: int,
+        progress: Callable[[Progress], None] | None,
     ) -> None:  # fmt: skip
         self.model, self.ledger, self.restraint, self.every = model, ledger, restraint, every
         self.batch_size, self.strict, self.health_every, self.progress = batch_size, strict, health_every, progress
@@ -223,6 +233,8 @@ class _Run:
         self.sums: Sums = ledger.sums()
         self.health = Health(model, self.sums.m)
         self.level = "ok"
+        self.guard, self.guard_every = guard, guard_every
+        self.guarded = ledger.attempts  # up to where the guard held
 
     def go(self, facts: Sequence[Fact], *, skip: int) -> None:
         started = time.monotonic()
@@ -234,6 +246,7 @@ class _Run:
             for batch in batches:
                 events, reading = self._edit(batch)
                 self._restrain_if_due()
+                self._guard(at_least=self.guard_every)
                 done += len(batch)
                 if self.progress:
                     each = (time.monotonic() - started) / (done - skip)
@@ -242,6 +255,7 @@ class _Run:
                         self.progress(Progress(at, len(facts), event, reading, each * (len(facts) - at)))
             if self._since_restraint():
                 self._restrain()
+            self._guard(at_least=1)
 
     def _name_repeats(self, batches: Sequence[Sequence[Fact]], skip: int) -> None:
         """Facts that one solve cannot tell apart: named before the work starts, an error under `strict`."""
@@ -343,12 +357,54 @@ class _Run:
             count = 0 if event.kind == "restrain" else count + (event.kind == "edit")
         return count
 
-    def _restrain(self) -> None:
+    def _guard(self, *, at_least: int) -> None:
+        """Look, after `at_least` new edits; restrain where the guard fails, and where that is not enough take back the
+        first edit that fails it and all after it, and stop."""
+        now = self.ledger.attempts
+        if self.guard is None or now - self.guarded < at_least:
+            return
+        reading = self.guard.read()
+        if not reading.holds and self.sums.restrains(restraint := restraint_of_last_resort(self.restraint)):
+            why = f"guard {self.guard.rule}: {reading.share:.3f} of the unedited model's after edit {now}"
+            logger.warning("%s: restraining with %s", why, restraint)
+            self._restrain(restraint, why)
+            reading = self.guard.read()
+        if reading.holds:
+            self.guarded = now
+            return
+        self._take_back(now, reading.share)
+
+    def _take_back(self, now: int, share: float) -> None:
+        assert self.guard is not None
+        guard, restraint = self.guard, restraint_of_last_resort(self.restraint)
+        shares: dict[int, float] = {now: share}
+
+        def holds(edit: int) -> bool:
+            sums = self.ledger.sums(edit)
+            sums.restrain(restraint)
+            sums.show(self.model)
+            reading = guard.read()
+            shares[edit] = reading.share
+            return reading.holds
+
+        first = first_failing(self.guarded, now, holds)
+        undone = [event.edit for event in self.ledger.live() if event.edit is not None and event.edit >= first]
+        reason = (
+            f"guard {guard.rule}: {share:.3f} of the unedited model's after edit {now}, restrained with {restraint}"
+        )
+        self.ledger.append_guard(undone, reason, {"first_failing": first, "shares": shares})
+        raise GuardStopError(
+            f"{reason}; edit {first} is the first that fails it, so {len(undone)} edits from there on are undone in "
+            f"{self.ledger.path}; leave that fact out, or loosen the guard"
+        )
+
+    def _restrain(self, restraint: Restraint | None = None, reason: str | None = None) -> None:
+        restraint = restraint or self.restraint
         before = {name: held.factors.singular_values() for name, held in self.sums.of.items()}
-        self.sums.restrain(self.restraint)
-        self.ledger.append_restraint(self.restraint, {
+        self.sums.restrain(restraint)
+        self.ledger.append_restraint(restraint, {
             name: {"update_sigma_max": float(s[0]) if len(s) else 0.0, "above_m": int((s > self.sums.m[name]).sum()),
                    "restrained_sigma_max": max(self.sums.of[name].factors.singular_values().tolist(), default=0.0)}
             for name, s in before.items()
-        })  # fmt: skip
+        }, reason)  # fmt: skip
         self.sums.show(self.model)

@@ -25,9 +25,10 @@ def _line(event: Event, undone: frozenset[int]) -> str:
     record = event.record
     if event.kind == "restrain":
         what = ", ".join(f"{v['update_sigma_max']:.2f} -> {v['restrained_sigma_max']:.2f}" for v in record.values())
-        return f"      restrain {event.restrain}: largest σ̂ {what}"
-    if event.kind == "undo" and event.undone:
-        return f"      undo {', '.join(map(str, event.undone))}"
+        return f"      restrain {event.restrain}: largest σ̂ {what}{f' ({event.reason})' if event.reason else ''}"
+    if event.kind in ("undo", "guard"):
+        why = f": {event.reason}" if event.reason else ""
+        return f"      {event.kind} {', '.join(map(str, event.undone or ()))}{why}"
     fact = "" if event.fact is None else f"{event.fact.text} -> {event.fact.target_new}"
     if event.kind != "edit":
         return f"{event.edit or 0:5d} {event.kind} {fact}: {event.reason}"

@@ -352,6 +352,12 @@ class Ledger:
         (self.path / f"factors/{edit:06d}.safetensors").unlink(missing_ok=True)
         return {}
 
-    def append_restraint(self, restraint: Restraint, record: dict[str, Any]) -> Event:
-        """A restraint of the sum so far. Needs `writing`."""
-        return self._journal.append({"kind": "restrain", "restrain": str(restraint), "record": record})[0]
+    def append_restraint(self, restraint: Restraint, record: dict[str, Any], reason: str | None = None) -> Event:
+        """A restraint of the sum so far, with the reason where it was not in the schedule. Needs `writing`."""
+        line = {"kind": "restrain", "restrain": str(restraint), "record": record, "reason": reason}
+        return self._journal.append(line)[0]
+
+    def append_guard(self, undone: Sequence[int], reason: str, record: dict[str, Any]) -> Event:
+        """Edits that a guard took back. Needs `writing`."""
+        line = {"kind": "guard", "undone": tuple(undone), "reason": reason, "record": record}
+        return self._journal.append(line)[0]

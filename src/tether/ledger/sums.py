@@ -50,6 +50,12 @@ class Sums:
     def restrain(self, restraint: Restraint) -> None:
         self.of = {name: held.restrained(self.m[name], restraint) for name, held in self.of.items()}
 
+    def restrains(self, restraint: Restraint) -> bool:
+        """Whether the restraint would change any of the sums."""
+        return restraint.kind != "none" and any(
+            bool((held.factors.singular_values() > self.m[name]).any()) for name, held in self.of.items()
+        )
+
     def show(self, model: EditableModel) -> None:
         """Make the model carry the sums: round(W₀ + Σ); a weight without updates gets its original bits."""
         for name, held in self.of.items():

@@ -9,10 +9,11 @@ import argparse
 from dataclasses import dataclass
 
 import torch
-from common import CLOCKS, interleaved, ratios, spread, table, where
+from common import CLOCKS, interleaved, plain_delta, ratios, spread, table, where
 from torch import Tensor
 
 from tether.editors import Context, Proposal, editor
+from tether.editors.contexts import encode_contexts
 from tether.editors.hparams import PrefixLength, RomeHparams, settings_for
 from tether.editors.moments import Corpus, moments
 from tether.editors.sampling import sample_prefixes
@@ -43,58 +44,13 @@ class Edit:
 
 
 def plain(model: EditableModel, fact: Fact, context: Context) -> Edit:
-    """ROME as its paper states it: every step a forward and a backward of the whole model, logits at all positions."""
-    hf, tokenizer, hparams = model.hf, model.tokenizer, context.hparams
-    (layer,) = hparams.layers
-    prompts = [
-        encode(tokenizer, fact.prompt, fact.subject, prefix=prefix, target=fact.target_new)
-        for prefix in ("", *context.prefixes)
-    ]
-    prompts.append(encode(tokenizer, "{} is a", fact.subject))
-    width = max(len(p.ids) for p in prompts)
-    ids = torch.tensor([[*p.ids, *[0] * (width - len(p.ids))] for p in prompts])
-    mask = torch.tensor([[1] * len(p.ids) + [0] * (width - len(p.ids)) for p in prompts])
-    labels = torch.full_like(ids, -100)
-    for row, p in enumerate(prompts[:-1]):
-        labels[row, p.target_start - 1 : len(p.ids) - 1] = torch.tensor(p.ids[p.target_start :])
-    rows, lookup = torch.arange(len(prompts)), torch.tensor([p.subject_last for p in prompts])
-
-    delta = torch.zeros(model.hidden_size, requires_grad=True)
-    seen: dict[str, Tensor] = {}
-
-    def add(_: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not seen:
-            seen["keys"], seen["v0"] = args[0][rows, lookup].detach(), output[0, lookup[0]].detach()
-        output = output.clone()
-        output[rows, lookup] += delta
-        return output
-
-    adam = torch.optim.Adam([delta], lr=hparams.v_lr)
-    before = None
-    handle = model.projection(layer).register_forward_hook(add)
-    for step in range(hparams.v_num_grad_steps):
-        log_p = hf(input_ids=ids, attention_mask=mask, use_cache=False).logits.log_softmax(-1)
-        at_target = log_p[:-1].gather(2, labels[:-1].clamp_min(0)[..., None])[..., 0] * (labels[:-1] != -100)
-        nll = -(at_target.sum(1) / (labels[:-1] != -100).sum(1)).mean()
-        log_kl = log_p[-1, lookup[-1]]
-        before = log_kl.detach() if before is None else before
-        kl = torch.nn.functional.kl_div(before, log_kl, log_target=True, reduction="sum")
-        v0_norm = seen["v0"].norm()
-        loss = nll + hparams.kl_factor * kl + hparams.v_weight_decay * delta.norm() / v0_norm**2
-        if step == hparams.v_num_grad_steps - 1:
-            break
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        with torch.no_grad():
-            if delta.norm() > hparams.clamp_norm_factor * v0_norm:
-                delta *= hparams.clamp_norm_factor * v0_norm / delta.norm()
-    handle.remove()
-
-    keys = seen["keys"][:-1].double()
+    """ROME as its paper states it."""
+    (layer,) = context.hparams.layers
+    found = plain_delta(model, encode_contexts(model, fact, context.prefixes), layer, context.hparams)
+    keys = found.keys[:-1].double()
     u = context.moments[layer].solve(keys.mean(0))
     u /= u.norm()
-    return Edit(delta.detach().double()[:, None] / (u @ keys[0]), u[None], delta.detach(), loss.item())
+    return Edit(found.delta.double()[:, None] / (u @ keys[0]), u[None], found.delta, found.loss)
 
 
 def edit_of(model: EditableModel, proposal: Proposal, v0: Tensor) -> Edit:

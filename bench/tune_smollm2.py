@@ -21,6 +21,7 @@ CANDIDATES = {
     "layer 7": {"layers": [7]},
     "layer 3": {"layers": [3]},
     "4 prompts": {"prefixes": [{"length": 10, "number": 3}]},
+    "4 prompts, 30 steps": {"layers": [5], "prefixes": [{"length": 10, "number": 3}], "v_num_grad_steps": 30},
     "3 prompts": {"prefixes": [{"length": 10, "number": 2}]},
     "layer 4, 4 prompts": {"layers": [4], "prefixes": [{"length": 10, "number": 3}]},
     "layer 4, 3 prompts": {"layers": [4], "prefixes": [{"length": 10, "number": 2}]},

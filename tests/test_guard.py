@@ -20,6 +20,7 @@ from tether.guard import GuardStopError, first_failing
 from tether.ledger import Ledger
 from tether.model import EditableModel
 from tether.restraint import parse
+from tether.session import Progress, edit
 
 LARGE = {"v_num_grad_steps": 25, "v_lr": 2.0, "v_weight_decay": 0.0, "clamp_norm_factor": 60.0}
 STRONG = "linear:20"
@@ -39,7 +40,9 @@ class Trained:
     def run(self, out: Path, n: int, **more: Any) -> Ledger:
         if "guard" in more:
             more["guard_data"] = self.text
-        return run(self.model, self.facts[:n], out, changes=LARGE, corpus=self.text, **more)
+        if not (out / "ledger.json").exists():
+            more |= {"changes": LARGE, "corpus": self.text}
+        return run(self.model, self.facts[:n], out, **more)
 
     def share(self) -> float:
         text = self.text.read_text()
@@ -79,7 +82,8 @@ def test_what_is_no_guard(rule: str, tmp_path: Path) -> None:
 def test_what_costs_little_passes(tmp_path: Path) -> None:
     model = editable("gpt2")
     ledger = run(model, FACTS[:4], tmp_path / "a", guard="perplexity:3", guard_every=2)
-    assert kinds(ledger) == ["edit"] * 4
+    assert kinds(ledger) == ["guard", "edit", "edit", "guard", "edit", "edit", "guard"]
+    assert [e.record["edits"] for e in ledger.events if e.kind == "guard"] == [0, 2, 4]
     assert_says(model, ledger, "gpt2")
 
 
@@ -93,8 +97,8 @@ def test_restraint_is_tried_first_and_may_be_enough(tmp_path: Path) -> None:
     trained = Trained(tmp_path)
     limit = (held + free) / 2
     ledger = trained.run(tmp_path / "a", 2, restrain=STRONG, guard=f"perplexity:{limit}", guard_every=2)
-    assert kinds(ledger) == ["edit", "edit", "restrain"]
-    event = ledger.events[-1]
+    assert kinds(ledger) == ["guard", "edit", "edit", "restrain", "guard"]
+    event = ledger.events[-2]
     assert event.restrain == STRONG and "guard perplexity" in (event.reason or "")
     assert trained.share() == pytest.approx(held, rel=1e-5)
     trained.says(ledger)
@@ -150,3 +154,52 @@ def test_a_guard_leaves_the_model_as_it_found_it(tmp_path: Path) -> None:
     with pytest.raises(GuardStopError):
         trained.run(tmp_path / "a", 1, guard="perplexity:1.00001", guard_every=1)
     assert same_bits(trained.model, before)
+
+
+def test_every_restraint_that_stays_is_in_what_is_measured(tmp_path: Path) -> None:
+    """With restraints between the edits the ledger replays them all after a take-back: bisection judged just that."""
+    trained = Trained(tmp_path)
+    with pytest.raises(GuardStopError) as caught:
+        trained.run(
+            tmp_path / "a", 4, restrain="linear:2", every=1, guard="perplexity:1.02", guard_every=4
+        )  # fmt: skip
+    held = Ledger.open(tmp_path / "a")
+    event = held.events[-1]
+    assert event.kind == "guard" and event.undone and str(event.undone[0]) in str(caught.value)
+    trained.says(held)
+    assert trained.share() == pytest.approx(event.record["share"], rel=1e-6)
+    assert event.record["holds"] and trained.share() <= 1.02
+
+
+def test_what_was_taken_back_is_tried_again_and_what_holds_is_not(tmp_path: Path) -> None:
+    trained = Trained(tmp_path)
+    with pytest.raises(GuardStopError):
+        trained.run(tmp_path / "a", 1, guard="perplexity:1.00001", guard_every=1)
+    again = edit(trained.model, trained.facts[1:2], out=tmp_path / "a", resume=True)
+    assert [e.edit for e in again.live()] == [2], "the fact left out is not in the way"
+    same = edit(trained.model, trained.facts[1:2], out=tmp_path / "a", resume=True)
+    assert same.attempts == 2
+
+
+def test_a_resumed_run_looks_where_an_unbroken_one_does(tmp_path: Path) -> None:
+    whole = Trained(tmp_path)
+    expected = whole.run(tmp_path / "whole", 4, guard="perplexity:1000", guard_every=2)
+    part = Trained(tmp_path)
+
+    def stop(at: Progress) -> None:
+        if at.done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        part.run(tmp_path / "part", 4, guard="perplexity:1000", guard_every=2, progress=stop)
+    found = part.run(tmp_path / "part", 4, guard="perplexity:1000", guard_every=2, resume=True)
+    assert kinds(found) == kinds(expected)
+    assert [e.sha256 for e in found.live()] == [e.sha256 for e in expected.live()]
+
+
+def test_a_ledger_that_costs_too_much_already_is_not_blamed_on_new_edits(tmp_path: Path) -> None:
+    trained = Trained(tmp_path)
+    ledger = trained.run(tmp_path / "a", 1)
+    with pytest.raises(TetherError, match="cost too much already"):
+        trained.run(tmp_path / "a", 2, guard="perplexity:1.00001")
+    assert Ledger.open(ledger.path).attempts == 1 and not Ledger.open(ledger.path).undone

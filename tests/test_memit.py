@@ -21,6 +21,7 @@ from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.jointsolve import Solution, solve
 from tether.ledger import Ledger
+from tether.lowrank import LowRank
 from tether.model import EditableModel
 from tether.model.suffix import align, full_forward
 from tether.session import Progress
@@ -412,10 +413,32 @@ def test_strict_stops_at_a_failed_fact_and_applies_nothing(tmp_path: Path) -> No
     with pytest.raises(TetherError, match="--strict stops"):
         edited(model, tmp_path, [FACTS[0], endless, FACTS[2]], batch_size=3, strict=True)
     assert same_bits(model, before)
-    assert Ledger.open(tmp_path / "ledger").verify()["kinds"] == {"failed": 1}
+    assert [e.kind for e in Ledger.open(tmp_path / "ledger").events] == ["failed"] * 3
     free = edited(editable("gpt2"), tmp_path / "free", [FACTS[0], endless, FACTS[2]], batch_size=3)
     assert [e.kind for e in free.events] == ["edit", "failed", "edit"]
     assert [e.column for e in free.events] == [0, None, 1]
+
+
+def test_after_a_strict_stop_a_run_is_resumed_without_editing_twice(tmp_path: Path) -> None:
+    endless = FACTS[1].model_copy(update={"prompt": "word " * 300 + "{} is"})
+    facts = [FACTS[0], FACTS[2], FACTS[3], endless]
+    with pytest.raises(TetherError, match="edit 4 failed"):
+        edited(editable("gpt2"), tmp_path, facts, batch_size=2, strict=True)
+    found = edited(editable("gpt2"), tmp_path, facts, batch_size=2, resume=True, method=None, settings=None)
+    assert [e.kind for e in found.events] == ["edit", "edit", "failed", "failed"]
+
+
+def test_updates_on_the_cpu_and_weights_elsewhere() -> None:
+    """What an accelerator does, with the meta device in its place: sums stay on the CPU, proposals do not."""
+    model = editable("llama")
+    name = model.weight_name(0)
+    p, q = model.weight(name).shape
+    model.original(name)
+    model.hf.to("meta")
+    model._originals[name] = model._originals[name].to("meta")
+    model.set_update(name, torch.zeros(p, q))
+    with model.provisional({name: LowRank(torch.zeros(p, 1), torch.zeros(1, q))}):
+        assert model.weight(name).device.type == "meta"
 
 
 # --- meaning --------------------------------------------------------------------------------------------------------

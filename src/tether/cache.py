@@ -53,16 +53,5 @@ def built_folder(path: Path, build: Callable[[Path], None]) -> Path:
     return path
 
 
-def keep(path: Path, data: bytes) -> None:
-    """Make `path` hold `data`: whole or not at all, also when several processes do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, f".{os.getpid()}.tmp")
-    with temporary.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
-
-
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)

@@ -50,6 +50,8 @@ def solve(
     nearly repeat. Raises TetherError where the keys leave no solution (equal keys without a ridge).
     """
     K, X = K.double(), X.double()
+    if not (torch.isfinite(K).all() and torch.isfinite(X).all()):
+        raise TetherError(f"{len(K)} keys are not all finite: the model is damaged, or the moments are")
     gram = K @ X.mT
     gram = (gram + gram.mT) / 2
     ridge = weight if equality_ridge is None else equality_ridge * float(gram.diagonal().mean())

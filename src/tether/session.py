@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ from tether.editors.sampling import sample_prefixes
 from tether.errors import TetherError
 from tether.facts.check import repeats
 from tether.facts.fact import Fact
-from tether.guard import Guard, GuardStopError, first_failing, restraint_of_last_resort
+from tether.guard import Guard
 from tether.health import Health, Reading
 from tether.ledger import ATTEMPTS, Attempt, Event, Header, Ledger, Sums, WeightRecord, now
 from tether.lowrank import LowRank
 from tether.model import EditableModel
-from tether.restraint import Restraint, parse
+from tether.restraint import Restraint, log, parse
 from tether.spectrum import Spectrum
 from tether.versions import versions
 
@@ -89,13 +89,15 @@ def edit(
         raise TetherError(f"guard_every {guard_every}: a guard looks after every K edits with K at least 1")
     if every is not None and every < 1:
         raise TetherError(f"every {every}: a restraint acts every K edits with K at least 1")
-    watch = None if guard is None else Guard(model, guard, guard_data)
+    watch = None if guard is None else Guard(model, guard, every=guard_every, data=guard_data)
     exists = (out / "ledger.json").exists()
     if exists:
         ledger = Ledger.open(out, model)
         _check_batch(ledger.header.method, batch_size)
         _check_same(ledger.header, method, seed, settings, layers)
     else:
+        if out.is_file() or any(parent.is_file() for parent in out.parents):
+            raise TetherError(f"{out}: there is a file where a folder must be; choose another place for the ledger")
         if out.exists() and any(p.name not in _LEFT_BY_A_KILL for p in out.iterdir()):
             raise TetherError(f"{out} holds something that is no ledger: choose an empty or new folder")
         _check_batch(method or "rome", batch_size)
@@ -104,7 +106,7 @@ def edit(
         )
     if restrain is None:
         restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
-    run = _Run(model, ledger, parse(restrain), every, batch_size, strict, health_every, watch, guard_every, progress)
+    run = _Run(model, ledger, parse(restrain), every, batch_size, strict, health_every, watch, progress)
     with ledger.writing():
         if exists:
             ledger.verify()
@@ -135,8 +137,9 @@ def _check_same(
 
 
 def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
-    """How many facts of the list, from its start, are the last ones the ledger tried."""
-    tried = [e.fact.sha256 for e in ledger.events if e.kind in ATTEMPTS and e.fact is not None]
+    """How many facts of the list, from its start, are the last ones the ledger tried and no guard took back."""
+    back = {edit for e in ledger.events if e.kind == "guard" and e.undone for edit in e.undone}
+    tried = [e.fact.sha256 for e in ledger.events if e.kind in ATTEMPTS and e.fact is not None and e.edit not in back]
     wanted = [fact.sha256 for fact in facts]
     return next((n for n in range(min(len(tried), len(wanted)), 0, -1) if tried[-n:] == wanted[:n]), 0)
 
@@ -216,8 +219,7 @@ class _Run:
 
     def __init__(
         self, model: EditableModel, ledger: Ledger, restraint: Restraint, every: int | None, batch_size: int,
-        strict: bool, health_every: int, guard: Guard | None, guard_every: int,
-        progress: Callable[[Progress], None] | None,
+        strict: bool, health_every: int, guard: Guard | None, progress: Callable[[Progress], None] | None,
     ) -> None:  # fmt: skip
         self.model, self.ledger, self.restraint, self.every = model, ledger, restraint, every
         self.batch_size, self.strict, self.health_every, self.progress = batch_size, strict, health_every, progress
@@ -233,8 +235,7 @@ class _Run:
         self.sums: Sums = ledger.sums()
         self.health = Health(model, self.sums.m)
         self.level = "ok"
-        self.guard, self.guard_every = guard, guard_every
-        self.guarded = ledger.attempts  # up to where the guard held
+        self.guard = guard
 
     def go(self, facts: Sequence[Fact], *, skip: int) -> None:
         started = time.monotonic()
@@ -242,20 +243,22 @@ class _Run:
         self._name_repeats(batches, skip)
         done = skip
         with self._carrying():
+            if self.guard is not None:
+                self.guard.begin(self.ledger, self._fallback())
             self._restrain_if_due()
+            self._look()
             for batch in batches:
                 events, reading = self._edit(batch)
                 self._restrain_if_due()
-                self._guard(at_least=self.guard_every)
+                self._look()
                 done += len(batch)
                 if self.progress:
                     each = (time.monotonic() - started) / (done - skip)
-                    for event in events:
-                        at = done - len(events) + 1 + events.index(event)
+                    for at, event in enumerate(events, start=done - len(events) + 1):
                         self.progress(Progress(at, len(facts), event, reading, each * (len(facts) - at)))
             if self._since_restraint():
                 self._restrain()
-            self._guard(at_least=1)
+            self._look(at_the_end=True)
 
     def _name_repeats(self, batches: Sequence[Sequence[Fact]], skip: int) -> None:
         """Facts that one solve cannot tell apart: named before the work starts, an error under `strict`."""
@@ -312,7 +315,11 @@ class _Run:
                 logger.warning("edit %d %s: %s", number, attempt.kind, attempt.reason)
         failed = [number for number, attempt in enumerate(attempts, start=first) if attempt.kind == "failed"]
         if failed and self.strict:
-            attempts = [attempt for attempt in attempts if attempt.kind == "failed"]
+            stopped = f"its batch was stopped by --strict at edit {failed[0]}"
+            attempts = [
+                replace(attempt, kind="failed", reason=stopped) if attempt.kind == "edit" else attempt
+                for attempt in attempts
+            ]
             updates = {}
         vectors = {} if batch.proposal is None else batch.proposal.vectors
         events = self.ledger.append(attempts, updates, vectors)
@@ -320,20 +327,21 @@ class _Run:
             self.sums.add(updates)
             self.sums.show(self.model)
         if failed and self.strict:
-            raise TetherError(f"edit {failed[0]} failed, and --strict stops there: {attempts[0].reason}")
+            reason = attempts[failed[0] - first].reason
+            raise TetherError(f"edit {failed[0]} failed, and --strict stops there: {reason}")
         return events, reading
 
     def _propose(self, facts: Sequence[Fact]) -> Batch:
         """The batch of a method that edits batches; of one fact, for a method that edits facts."""
-        if isinstance(self.editor, BatchEditor):
-            return self.editor.propose_batch(self.model, facts, self.context)
-        (fact,) = facts
         try:
+            if isinstance(self.editor, BatchEditor):
+                return self.editor.propose_batch(self.model, facts, self.context)
+            (fact,) = facts
             return Batch(self.editor.propose(self.model, fact, self.context), [{}])
         except EditFailedError as error:
-            return Batch(None, [error])
+            return Batch(None, [error] * len(facts))
         except TetherError as error:
-            return Batch(None, [EditFailedError(str(error))])
+            return Batch(None, [EditFailedError(str(error))] * len(facts))
 
     def _warn(self, number: int, facts: Sequence[Fact], reading: Reading) -> None:
         if reading.level != "ok" and (reading.level != self.level or reading.reasons[0].startswith("this edit")):
@@ -352,51 +360,19 @@ class _Run:
         """Live edits after the last restraint; 0 where nothing restrains."""
         if self.restraint.kind == "none":
             return 0
-        count = 0
+        count, undone = 0, self.ledger.undone
         for event in self.ledger.events:
-            count = 0 if event.kind == "restrain" else count + (event.kind == "edit")
+            alive = event.kind == "edit" and event.edit not in undone
+            count = 0 if event.kind == "restrain" else count + alive
         return count
 
-    def _guard(self, *, at_least: int) -> None:
-        """Look, after `at_least` new edits; restrain where the guard fails, and where that is not enough take back the
-        first edit that fails it and all after it, and stop."""
-        now = self.ledger.attempts
-        if self.guard is None or now - self.guarded < at_least:
-            return
-        reading = self.guard.read()
-        if not reading.holds and self.sums.restrains(restraint := restraint_of_last_resort(self.restraint)):
-            why = f"guard {self.guard.rule}: {reading.share:.3f} of the unedited model's after edit {now}"
-            logger.warning("%s: restraining with %s", why, restraint)
-            self._restrain(restraint, why)
-            reading = self.guard.read()
-        if reading.holds:
-            self.guarded = now
-            return
-        self._take_back(now, reading.share)
+    def _look(self, *, at_the_end: bool = False) -> None:
+        if self.guard is not None and self.guard.due(self.ledger, at_the_end=at_the_end):
+            self.guard.look(self.ledger, self._fallback(), self._restrain, self.model)
 
-    def _take_back(self, now: int, share: float) -> None:
-        assert self.guard is not None
-        guard, restraint = self.guard, restraint_of_last_resort(self.restraint)
-        shares: dict[int, float] = {now: share}
-
-        def holds(edit: int) -> bool:
-            sums = self.ledger.sums(edit)
-            sums.restrain(restraint)
-            sums.show(self.model)
-            reading = guard.read()
-            shares[edit] = reading.share
-            return reading.holds
-
-        first = first_failing(self.guarded, now, holds)
-        undone = [event.edit for event in self.ledger.live() if event.edit is not None and event.edit >= first]
-        reason = (
-            f"guard {guard.rule}: {share:.3f} of the unedited model's after edit {now}, restrained with {restraint}"
-        )
-        self.ledger.append_guard(undone, reason, {"first_failing": first, "shares": shares})
-        raise GuardStopError(
-            f"{reason}; edit {first} is the first that fails it, so {len(undone)} edits from there on are undone in "
-            f"{self.ledger.path}; leave that fact out, or loosen the guard"
-        )
+    def _fallback(self) -> Restraint:
+        """What the guard restrains with: the run's restraint, or log:1.2 where it has none."""
+        return log(1.2) if self.restraint.kind == "none" else self.restraint
 
     def _restrain(self, restraint: Restraint | None = None, reason: str | None = None) -> None:
         restraint = restraint or self.restraint

@@ -38,7 +38,7 @@ class Spectrum:
     def __init__(self, original: Float[Tensor, "p q"]) -> None:
         wide = original.shape[0] <= original.shape[1]
         self._wide = wide
-        self._weight = original.detach() if wide else original.detach().mT
+        self._weight = original.detach().cpu() if wide else original.detach().cpu().mT
         weight = self._weight.double()
         self._gram = weight @ weight.mT
         self.sigma_max = self.of(None).sigma_max  # m of equation 4

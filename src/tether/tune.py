@@ -5,12 +5,13 @@
 
 Every trial edits the probe facts into the unedited model and measures them; one setting is varied at a time, the layers
 first. A trial that is not better than the settings before it by two standard errors, fact by fact, does not replace
-them, so what comes out is as sure as the probe set allows.
+them; the leader of several tried is compared as if it were the only one, so "sure" is a rule of thumb.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import tempfile
 import time
@@ -26,8 +27,13 @@ from tether.errors import TetherError
 from tether.evaluate.editing import evaluate_editing
 from tether.evaluate.perplexity import builtin_text, perplexity
 from tether.facts.fact import Fact
+from tether.files import write_atomically
 from tether.model.editable import EditableModel
 from tether.session import edit
+
+logger = logging.getLogger(__name__)
+
+Rounds = Sequence[tuple[str, list[dict[str, Any]]]]  # (setting, what to try); a function is of those chosen so far
 
 DEPTHS = (0.1, 0.17, 0.25, 0.35, 0.5)  # where in the model layers are tried
 WEIGHTS = (50.0, 200.0, 1000.0, 5000.0, 15000.0)  # λ
@@ -56,7 +62,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TrialComparison:
     """A trial against the settings before it: mean difference of scores, fact by fact, with its standard error."""
 
     what: str
@@ -95,6 +101,8 @@ def tune(
     `batch_size` None: all facts in one batch where the method can. The model must be unedited, and is unedited again
     afterwards. Raises TetherError where no trial could edit a fact.
     """
+    if model.edited:
+        raise TetherError("the model carries edits already: load it again to tune")
     if len(facts) < 2:
         raise TetherError(f"{len(facts)} probe facts: a standard error needs two, a sound choice a dozen or more")
     size = (len(facts) if isinstance(editor(method), BatchEditor) else 1) if batch_size is None else batch_size
@@ -105,7 +113,18 @@ def tune(
     moments(model, sorted({*wanted, *start.layers}), text)
     probe = _Probe(model, facts, method, size, text.path or "self", seed, progress)
 
-    best = probe.run(f"start: {origin}", json.loads(start.model_dump_json()))
+    try:
+        tuned = _search(probe, method, rounds, origin, json.loads(start.model_dump_json()))
+    finally:
+        model.clear_updates()
+    if len(probe.failures) == len(tuned.trials):
+        raise TetherError(f"no trial could edit a probe fact; the last one: {probe.failures[-1]}")
+    return tuned
+
+
+def _search(probe: _Probe, method: str, rounds: Rounds, origin: str, start: dict[str, Any]) -> Tuned:
+    """One setting after another."""
+    best = probe.run(f"start: {origin}", start)
     trials, verdicts = [best], []
     for setting, changes in rounds:
         tried = []
@@ -123,19 +142,18 @@ def tune(
             chosen = f"{setting} {_value(leader.settings[setting])} chosen over {_value(best.settings[setting])}"
         verdicts.append(
             f"{chosen}: {against.what} scores {against.difference:+.1f} ± {against.stderr:.1f} against it, "
-            f"n = {len(facts)} facts{'' if against.sure else ' (not more than two standard errors)'}"
+            f"n = {len(probe.facts)} facts{'' if against.sure else ' (not more than two standard errors)'}"
         )
         best = leader if against.sure else best
-    model.clear_updates()
     return Tuned(method, best.settings, tuple(trials), tuple(verdicts))
 
 
-def compare(trial: Trial, reference: Trial) -> Comparison:
+def compare(trial: Trial, reference: Trial) -> TrialComparison:
     """The paired difference of two trials on the same facts."""
     differences = [a - b for a, b in zip(trial.scores, reference.scores, strict=True)]
     n = len(differences)
     mean = math.fsum(differences) / n
-    return Comparison(trial.what, mean, math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n))
+    return TrialComparison(trial.what, mean, math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n))
 
 
 def _rounds(start: LatentHparams, n_layers: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -173,6 +191,7 @@ class _Probe:
         self.model, self.facts, self.method, self.size = model, facts, method, size
         self.corpus, self.seed, self.progress = corpus, seed, progress
         self.start = perplexity(model, builtin_text()).value
+        self.failures: list[str] = []
 
     def run(self, what: str, settings: dict[str, Any]) -> Trial:
         started = time.monotonic()
@@ -185,8 +204,10 @@ class _Probe:
                 corpus=self.corpus, settings=file, seed=self.seed, health_every=len(self.facts) + 1,
             )  # fmt: skip
             kinds = {event.kind for event in ledger.events}
+            reason = ledger.events[0].reason
         if kinds == {"failed"}:
-            raise TetherError(f"{what}: no probe fact could be edited ({ledger.events[0].reason})")
+            logger.warning("%s: no probe fact could be edited (%s)", what, reason)
+            self.failures.append(f"{what}: {reason}")
         found = evaluate_editing(self.model, list(enumerate(self.facts)), metrics=("compare", "match"))
         ratio = perplexity(self.model, builtin_text()).value / self.start
         trial = Trial(
@@ -228,7 +249,4 @@ class _Probe:
 def write_settings(tuned: Tuned, path: str | Path) -> None:
     """A settings file for `tether edit --settings`, written whole or not at all."""
     HPARAMS[tuned.method].model_validate(tuned.settings)
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(tuned.settings, indent=2) + "\n")
-    temporary.replace(path)
+    write_atomically(Path(path), (json.dumps(tuned.settings, indent=2) + "\n").encode())

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from tether.errors import TetherError
+from tether.files import finite
 
 app = typer.Typer(
     name="tether",
@@ -63,7 +64,9 @@ err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 def show(document: Any, text: str, as_json: bool) -> None:
     """The one thing a verb prints on stdout."""
-    out.out(json.dumps(document, ensure_ascii=False, indent=2, default=str) if as_json else text, highlight=False)
+    out.out(
+        json.dumps(finite(document), ensure_ascii=False, indent=2, default=str) if as_json else text, highlight=False
+    )
 
 
 def numbers(text: str | None, what: str) -> list[int] | None:
@@ -130,6 +133,8 @@ def main() -> None:
         _fail("interrupted; a ledger can be resumed with --resume", 130, as_json)
     except typer.Abort:
         _fail("interrupted; a ledger can be resumed with --resume", 130, as_json)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1, as_json)
     except Exception as error:  # a usage error has its own code; anything else is a bug and shows itself
         if not hasattr(error, "exit_code"):
             raise

@@ -10,7 +10,19 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, load_model, numbers, show
+from tether.cli.app import (
+    AnatomyFile,
+    Device,
+    Dtype,
+    Json,
+    ModelName,
+    app,
+    err,
+    load_model,
+    numbers,
+    show,
+    tell_progress,
+)
 from tether.facts import read_facts
 from tether.ledger import Ledger
 from tether.session import Progress, edit
@@ -48,6 +60,7 @@ def command(
     """Edit facts into a model, one after another, into a ledger."""
     listed = read_facts(facts, None if limit is None else skip + limit)[skip:]
     chosen = numbers(layers, "--layers")
+    tell_progress("tether.session")
     if resume and (out / "ledger.json").exists():
         torch.set_num_threads(Ledger.open(out).header.threads)
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
@@ -68,10 +81,12 @@ def command(
             resume=resume, strict=strict, corpus=corpus, settings=settings, layers=chosen, guard=guard,
             guard_every=guard_every, guard_data=guard_data, progress=progress,
         )  # fmt: skip
-    kinds = {kind: sum(e.kind == kind for e in ledger.events) for kind in ("edit", "failed", "skipped", "restrain")}
+    every_kind = ("edit", "failed", "skipped", "restrain", "undo", "guard")
+    kinds = {kind: sum(e.kind == kind for e in ledger.events) for kind in every_kind}
     rows = ledger.spectrum(loaded)
     document = {
-        "ledger": str(out), "model": ledger.header.model, "method": ledger.header.method, "events": kinds,
+        "ledger": str(out), "model": ledger.header.model, "method": ledger.header.method,
+        "corpus": ledger.header.corpus, "events": kinds, "live": len(ledger.live()),
         "failed": [{"edit": e.edit, "subject": e.fact.subject, "reason": e.reason}
                    for e in ledger.events if e.kind == "failed" and e.fact],
         "spectrum": {row.weight: {"sigma_max": row.extremes.sigma_max, "sigma_min": row.extremes.sigma_min,

@@ -16,6 +16,7 @@ from tether.editors.moments import ENOUGH, Corpus, moments
 def command(
     model: ModelName,
     corpus: Annotated[str, typer.Option(help="A plain text file, or 'self': text sampled from the model.")],
+    method: Annotated[str, typer.Option(help="Whose settings name the layers.")] = "rome",
     layers: Annotated[str | None, typer.Option(help="Layers, with commas; default: those the settings edit.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="At most N tokens.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampled text.")] = 0,
@@ -26,7 +27,7 @@ def command(
 ) -> None:
     """Second moments of the keys of any layers, in one pass, cached; says whether the text was enough."""
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
-    chosen = numbers(layers, "--layers") or list(settings_for("rome", loaded)[0].layers)
+    chosen = numbers(layers, "--layers") or list(settings_for(method, loaded)[0].layers)
     text = Corpus.parse(corpus, seed=seed, **({} if tokens is None else {"max_tokens": tokens}))
     last = [time.monotonic()]
 

@@ -10,6 +10,7 @@ import typer
 
 from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, load_model, show
 from tether.facts import read_facts
+from tether.files import check_writable
 from tether.tune import Trial, tune, write_settings
 
 
@@ -31,6 +32,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Propose settings for a model from a small probe set, and say how sure they are."""
+    check_writable(out)
     listed = read_facts(facts, limit)
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
 

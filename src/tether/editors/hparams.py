@@ -51,7 +51,6 @@ class LatentHparams(Hparams):
     loss_threshold: float = Field(default=0.05, ge=0, description="stop below this total loss")
     prefixes: tuple[PrefixLength, ...] = Field(description="generated contexts beside the bare prompt")
     drop_above: float | None = Field(default=None, description="leave out facts whose final loss is above this")
-    delta_dtype: Literal["model", "bfloat16"] = Field(default="model", description="arithmetic of the steps for δ")
     frozen_prefix: bool = Field(default=True, description="false: whole forwards, the reference")
 
 
@@ -61,6 +60,7 @@ class RomeHparams(LatentHparams):
     family: ClassVar[str] = "rome"
 
     layers: tuple[int, ...] = Field(min_length=1, max_length=1, description="the one edited layer")
+    delta_dtype: Literal["model", "bfloat16"] = Field(default="model", description="arithmetic of the steps for δ")
 
     @classmethod
     def rule(cls, model: EditableModel) -> dict[str, Any]:
@@ -125,6 +125,8 @@ def settings_for(
 
     A file's values go over the bundled ones, `layers` over both. Raises TetherError for an unknown key or value.
     """
+    if method not in HPARAMS:
+        raise TetherError(f"{method!r} is no method: choose one of {', '.join(HPARAMS)}")
     kind = HPARAMS[method]
     chosen, origin = _bundled(kind.family, method, _shape(model))
     if chosen is None:
@@ -171,11 +173,9 @@ def _bundled(family: str, method: str, shape: Mapping[str, int]) -> tuple[dict[s
 
 
 def _gated(model: EditableModel) -> bool:
-    """Whether two modules feed the MLP's output projection (Llama's gate and up) and not one."""
+    """Whether gate and up feed the MLP's output projection (as two modules, or as one of twice the width), not one."""
     projection = model.projection(0)
     parent = model.block(0).get_submodule(model.anatomy.projection.rpartition(".")[0])
-    feeders = [
-        m for m in parent.children() if isinstance(m, nn.Linear) and m is not projection
-        and m.out_features == model.weight(model.weight_name(0)).shape[1]
-    ]  # fmt: skip
-    return len(feeders) > 1
+    q = model.weight(model.weight_name(0)).shape[1]
+    feeders = [m.out_features for m in parent.children() if isinstance(m, nn.Linear) and m is not projection]
+    return feeders.count(q) > 1 or 2 * q in feeders

@@ -74,15 +74,19 @@ class Objective:
     def log_probabilities(self, model: EditableModel, hidden: Float[Tensor, "n s d"]) -> tuple[Tensor, Tensor]:
         """log P at every read position (m×vocab) and at every fact's KL position (f×vocab), float32; logits nowhere
         else."""
-        read = torch.cat([hidden[self.row, self.column], hidden[self.kl_row, self.kl_column]])
+        row, column, kl_row, kl_column = (
+            index.to(hidden.device) for index in (self.row, self.column, self.kl_row, self.kl_column)
+        )
+        read = torch.cat([hidden[row, column], hidden[kl_row, kl_column]])
         log_p = head_logits(model, read).float().log_softmax(-1)
         return log_p[: len(self.row)], log_p[len(self.row) :]
 
     def nll(self, log_p: Float[Tensor, "m vocab"]) -> Float[Tensor, " f"]:
         """Mean over a fact's contexts of NLL(o*)/|o*|."""
-        each = -log_p.gather(1, self.target[:, None])[:, 0] * self.weight
-        total = torch.zeros(len(self.kl_row), dtype=each.dtype, device=each.device)
-        return total.index_add(0, self.fact_of_row[self.row], each)
+        device = log_p.device
+        each = -log_p.gather(1, self.target.to(device)[:, None])[:, 0] * self.weight.to(device)
+        total = torch.zeros(len(self.kl_row), dtype=each.dtype, device=device)
+        return total.index_add(0, self.fact_of_row[self.row].to(device), each)
 
 
 @dataclass
@@ -138,9 +142,10 @@ def optimise(
     found: dict[int, Tensor] = {}
     for evaluation in range(hparams.v_num_grad_steps):
         delta.requires_grad_(True)
-        log_p, log_kl = objective.log_probabilities(stepper, step(delta[objective.fact_of_row]))
+        log_p, log_kl = objective.log_probabilities(stepper, step(delta[objective.fact_of_row.to(delta.device)]))
         kl = (log_kl.exp() * (log_kl - before)).sum(1)
-        loss = objective.nll(log_p) + hparams.kl_factor * kl + hparams.v_weight_decay * delta.norm(dim=1) / norms**2
+        output = (objective.nll(log_p) + hparams.kl_factor * kl).to(delta.device)
+        loss = output + hparams.v_weight_decay * delta.norm(dim=1) / norms**2
         last = evaluation == hparams.v_num_grad_steps - 1
         values = loss.tolist()
         done = [last or value < hparams.loss_threshold for value in values]
@@ -154,12 +159,12 @@ def optimise(
         delta = delta.detach()
         if any(done):
             kept = torch.tensor([not d for d in done], device=delta.device).nonzero()[:, 0]
-            row_index = torch.isin(objective.fact_of_row, kept).nonzero()[:, 0]
+            row_index = torch.isin(objective.fact_of_row, kept.to(rows.ids.device)).nonzero()[:, 0]
             active = [active[i] for i in kept.tolist()]
             rows, run = rows.select(row_index), run.select(row_index)
             objective = Objective.of([groups[i] for i in active], hparams.kl_position, rows.ids.device)
             step = make_step(rows, run, objective.columns)
-            delta, gradient, before, norms = delta[kept], gradient[kept], before[kept], norms[kept]
+            delta, gradient, before, norms = delta[kept], gradient[kept], before[kept.to(before.device)], norms[kept]
             adam.keep(kept)
         delta += adam.update(gradient)
         delta *= (hparams.clamp_norm_factor * norms / delta.norm(dim=1)).clamp(max=1)[:, None]

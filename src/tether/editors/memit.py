@@ -77,7 +77,7 @@ class Memit:
         for position, layer in enumerate(hparams.layers):
             name = model.weight_name(layer)
             with model.provisional(updates):
-                K, H_last = self._keys(model, kept, layer, hparams.layers[-1])
+                K, H_last = self._keys(model, kept, layer, hparams)
             R = (Z - H_last) / (len(hparams.layers) - position)
             solution = solve(
                 K, context.moments[layer].solve(K), weight=hparams.mom2_update_weight,
@@ -110,20 +110,22 @@ class Memit:
 
     @staticmethod
     def _keys(
-        model: EditableModel, groups: Sequence[Group], layer: int, last: int
+        model: EditableModel, groups: Sequence[Group], layer: int, hparams: MemitHparams
     ) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n p"]]:
-        """Keys of one layer, ½ the bare prompt's and ½ the mean behind the prefixes, and the bare prompts' states
-        behind the last one; float64 on the CPU."""
+        """Keys of one layer, a mean over the kinds of context (the bare prompt, and each length of prefix) of the mean
+        within the kind, and the bare prompts' states behind the last layer; float64 on the CPU."""
         keys, states = [], []
+        last = hparams.layers[-1]
+        kinds = [1, *(kind.number for kind in hparams.prefixes if kind.number)]
         for start in range(0, len(groups), _ROWS):
             chunk = [group[:-1] for group in groups[start : start + _ROWS]]
             rows = align([prompt for group in chunk for prompt in group], model.device)
-            k, h = keys_and_states(model, rows, layer, last)
+            k, h = (found.cpu() for found in keys_and_states(model, rows, layer, last))
             for first, stop in rows_of(chunk):
-                bare, behind = k[first].double(), k[first + 1 : stop].double()
-                keys.append((bare + behind.mean(0)) / 2 if len(behind) else bare)
+                of_kinds = k[first:stop].double().split(kinds)
+                keys.append(torch.stack([of_kind.mean(0) for of_kind in of_kinds]).mean(0))
                 states.append(h[first].double())
-        return torch.stack(keys).cpu(), torch.stack(states).cpu()
+        return torch.stack(keys), torch.stack(states)
 
 
 _ROWS = 16  # facts a forward for keys: no gradient, so small batches keep memory low at no cost

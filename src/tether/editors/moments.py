@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from tether.cache import cache_dir
+from tether.cache import cache_dir, locked
 from tether.editors.sampling import STARTS, sample
 from tether.errors import TetherError
+from tether.files import write_atomically
 from tether.model.editable import EditableModel
 from tether.model.suffix import hooks
 
@@ -59,7 +60,7 @@ class Moments:
 
     def solve(self, k: Float[Tensor, "*n q"]) -> Float[Tensor, "*n q"]:
         """C⁻¹k of one key or of each of many, float64."""
-        keys = k.double().cpu()
+        keys = k.cpu().double()
         return torch.cholesky_solve(keys.reshape(-1, keys.shape[-1]).mT, self._factor).mT.reshape(keys.shape)
 
 
@@ -140,9 +141,12 @@ def moments(
     with model.unedited():
         keys = _keys(model, sorted(set(layers)), corpus)
         files = {layer: folder / f"{key}.safetensors" for layer, key in keys.items()}
-        missing = [layer for layer, file in files.items() if not file.is_file()]
+        missing = [layer for layer, file in files.items() if not _whole(file)]
         if missing:
-            _Pass(model, missing, corpus, files, batch_tokens, progress).run()
+            with locked(folder / _Pass(model, missing, corpus, files, batch_tokens, progress).name):
+                missing = [layer for layer in missing if not _whole(files[layer])]
+                if missing:
+                    _Pass(model, missing, corpus, files, batch_tokens, progress).run()
     return {layer: _load(file) for layer, file in files.items()}
 
 
@@ -162,11 +166,15 @@ def recent_moments(model: EditableModel, layers: Sequence[int], cache: Path | No
     """The corpus of the newest complete cached moments of these layers for this model, or None."""
     folder = (cache or cache_dir()) / "moments"
     for note in sorted(folder.glob("*.json"), key=lambda f: f.stat().st_mtime, reverse=True):
-        recorded = json.loads(note.read_text())
-        corpus = Corpus(
-            Path(recorded["path"]) if recorded["path"] else None, recorded["max_tokens"], recorded["window"],
-            recorded["seed"],
-        )  # fmt: skip
+        try:
+            recorded = json.loads(note.read_text())
+            corpus = Corpus(
+                Path(recorded["path"]) if recorded["path"] else None, recorded["max_tokens"], recorded["window"],
+                recorded["seed"],
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s is damaged and not used: delete it", note)
+            continue
         if corpus.path is not None and not corpus.path.is_file():
             continue
         if all((folder / f"{key}.safetensors").is_file() for key in _keys(model, layers, corpus).values()):
@@ -223,7 +231,7 @@ class _Pass:
             def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
                 keys = args[0].reshape(-1, args[0].shape[-1]).float()
                 if layer not in self.probes:
-                    self.probes[layer] = keys[:: max(1, len(keys) // _PROBES)][:_PROBES].double().cpu()
+                    self.probes[layer] = keys[:: max(1, len(keys) // _PROBES)][:_PROBES].cpu().double()
                 _add_gram(self.sums[layer], keys)
                 if layer == max(self.layers):
                     raise _Stop
@@ -254,12 +262,17 @@ class _Pass:
     # --- on disk ------------------------------------------------------------------------------------------------
 
     @property
+    def name(self) -> str:
+        """Of the pass: its layers and text."""
+        return hashlib.sha256("".join(self.files[layer].stem for layer in self.layers).encode()).hexdigest()[:32]
+
+    @property
     def _partial(self) -> Path:
-        key = hashlib.sha256("".join(self.files[layer].stem for layer in self.layers).encode()).hexdigest()[:32]
-        return next(iter(self.files.values())).parent / f"{key}.partial"
+        return next(iter(self.files.values())).parent / f"{self.name}.partial"
 
     def _save(self, path: Path, *, layer: int | None = None, partial: bool = False) -> None:
         state = {"tokens": self.tokens, "batches": self.batches, "next_look": self.next_look, "curves": self.curves}
+        note: dict[str, Any] | None = None
         if partial:
             tensors: dict[str, Tensor] = {}
             for i in self.layers:
@@ -276,13 +289,12 @@ class _Pass:
                 "window": self.corpus.window,
                 "seed": self.corpus.seed,
             }
-            path.with_suffix(".json").write_text(json.dumps(note))
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-        temporary.replace(path)
+        write_atomically(path, save(tensors, metadata={"state": json.dumps(state)}), shared=True)
+        if note is not None:  # behind the tensors: a note promises them
+            write_atomically(path.with_suffix(".json"), json.dumps(note).encode(), shared=True)
 
     def _resume(self) -> None:
-        if not self._partial.is_file():
+        if not _whole(self._partial):
             return
         with safe_open(self._partial, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
@@ -303,6 +315,20 @@ def _add_gram(total: Tensor, keys: Tensor) -> None:
     for left, right in itertools.pairwise(edges):
         if left < right:
             total[left:right, left:] += (keys[:, left:right].mT @ keys[:, left:]).cpu()
+
+
+def _whole(file: Path) -> bool:
+    """Whether a file of the cache is there and can be read; a damaged one is taken away."""
+    if not file.is_file():
+        return False
+    try:
+        with safe_open(file, framework="pt") as stored:
+            stored.metadata()
+    except SafetensorError:
+        logger.warning("%s is damaged: collected anew", file)
+        file.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def _load(file: Path) -> Moments:

@@ -44,7 +44,7 @@ class Rome:
         run = full_forward(model, rows, layer)
 
         # Key and direction.
-        keys = run.keys[:-1].double().cpu()
+        keys = run.keys[:-1].cpu().double()
         k0, k_mean = keys[0], keys.mean(0)
         u = context.moments[layer].solve(k_mean)
         u /= u.norm()
@@ -62,10 +62,10 @@ class Rome:
             raise refused
 
         # Update.
-        v0, delta = run.values[0].double().cpu(), latent.delta.double().cpu()
+        v0, delta = run.values[0].cpu().double(), latent.delta.cpu().double()
         if self.rebuilt:
             # Every W k̄ + b is the mean of the outputs W k + b that the forward saw.
-            residual, key = v0 + delta - run.values[:-1].double().cpu().mean(0), k_mean
+            residual, key = v0 + delta - run.values[:-1].cpu().double().mean(0), k_mean
         else:
             residual, key = delta, k0
         factor = u @ key

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tether.cache import cache_dir, keep
+from tether.cache import cache_dir
 from tether.evaluate.ability import AbilityResult, AbilityTask, Unit
 from tether.evaluate.measure import Record
+from tether.files import write_atomically
 from tether.model.editable import EditableModel
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,9 @@ class AbilityCache:
         entry = _Entry(
             key=key, value=result.value, n=result.n, stderr=result.stderr, unit=result.unit, records=result.records
         )
-        keep(self._file(key), json.dumps(entry.model_dump(), ensure_ascii=False).encode())
+        file = self._file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(entry.model_dump(), ensure_ascii=False).encode(), shared=True)
 
     def _file(self, key: Mapping[str, str | int]) -> Path:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

@@ -16,6 +16,7 @@ from tether.evaluate.editing import METRICS, Baseline, check_metrics, evaluate_e
 from tether.evaluate.measure import Record
 from tether.evaluate.results import Ability, Number, Results, Row, Singular, facts_sha256, read, write
 from tether.facts.fact import Fact
+from tether.files import check_writable
 from tether.ledger import Ledger, SpectrumRow
 from tether.model.editable import EditableModel
 from tether.restraint import Restraint, parse
@@ -98,6 +99,8 @@ def evaluate_ledger(
     before. Raises TetherError for unknown names, a number beyond the ledger, facts that are not the ledger's.
     """
     data = ability_data(abilities_data, text=text)
+    if out is not None:
+        check_writable(Path(out))
     plan = _Plan(metrics, max_paraphrases, max_locality, ability_tasks(abilities, data, limit=limit, quick=quick))
     ledger.check_model(model)
     counts = sorted(set([ledger.attempts] if at is None else at))

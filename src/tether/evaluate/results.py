@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tether.errors import TetherError
 from tether.evaluate.measure import Record
 from tether.facts.fact import Fact
+from tether.files import finite, write_atomically
 
 
 class _Strict(BaseModel):
@@ -100,11 +101,9 @@ def items_path(path: Path) -> Path:
 def write(results: Results, path: str | Path) -> None:
     """Write the items, then the results, each under a temporary name first, so that whatever is there is whole."""
     path = Path(path)
-    lines = (json.dumps(_finite(item), ensure_ascii=False) + "\n" for item in results.items)
+    lines = (json.dumps(finite(item), ensure_ascii=False) + "\n" for item in results.items)
     for file, text in ((items_path(path), "".join(lines)), (path, results.model_dump_json(indent=2) + "\n")):
-        temporary = file.with_name(file.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
+        write_atomically(file, text.encode())
 
 
 def read(path: str | Path) -> Results:
@@ -125,8 +124,3 @@ def read(path: str | Path) -> Results:
     except ValueError as error:
         raise TetherError(f"{items_path(path)} is damaged ({error}): remove it and evaluate again") from None
     return results
-
-
-def _finite(item: Record) -> Record:
-    """NaN and infinity, which JSON does not have, as null."""
-    return {k: None if isinstance(v, float) and v - v != 0 else v for k, v in item.items()}

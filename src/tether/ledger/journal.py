@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tether.errors import TetherError
 from tether.facts.fact import Fact
+from tether.files import finite, sync_folder
 
 FORMAT = 1
 
@@ -83,7 +84,7 @@ class Event(BaseModel):
 
     def line(self) -> bytes:
         """The sealed line, newline included."""
-        body = self.model_dump(mode="json", exclude_none=True, exclude={"checksum"})
+        body = finite(self.model_dump(mode="json", exclude_none=True, exclude={"checksum"}))
         return (json.dumps({**body, "checksum": _seal(body)}, ensure_ascii=False) + "\n").encode()
 
 
@@ -93,25 +94,6 @@ def _seal(body: dict[str, Any]) -> str:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write, fsync, rename, fsync the folder: after a kill the file is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Journal:
@@ -192,7 +174,7 @@ class Journal:
             handle.flush()
             os.fsync(handle.fileno())
         if self._whole == 0:
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         self._whole += len(lines)
         self._last = last
         self.events += sealed

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from tether.errors import TetherError
 from tether.facts.fact import Fact
+from tether.files import write_atomically
 from tether.jointsolve import Solution
-from tether.ledger.journal import Event, Header, Journal, write_atomically, writing
+from tether.ledger.journal import Event, Header, Journal, writing
 from tether.ledger.sums import Sums
 from tether.lowrank import LowRank
 from tether.model import EditableModel
@@ -225,14 +226,17 @@ class Ledger:
 
     # --- what follows from it -----------------------------------------------------------------------------------
 
-    def sums(self, upto: int | None = None, restrain: str | Restraint | None = None) -> Sums:
+    def sums(
+        self, upto: int | None = None, restrain: str | Restraint | None = None, *, without: Set[int] = frozenset()
+    ) -> Sums:
         """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits
-        up to `upto`, and that function once."""
+        up to `upto`, and that function once. `without` some edits: as after their undo."""
         sums = Sums(
             {name: weight.shape for name, weight in self.header.weights.items()},
             {name: weight.sigma_max for name, weight in self.header.weights.items()},
+            by_event=restrain is None,
         )
-        counting = {event.edit for event in self.live(upto) if event.edit is not None}
+        counting = {event.edit for event in self.live(upto) if event.edit is not None} - without
         batches: dict[str, list[Event]] = {}
         for event in self.events:
             if event.kind == "edit" and event.factors:
@@ -357,7 +361,7 @@ class Ledger:
         line = {"kind": "restrain", "restrain": str(restraint), "record": record, "reason": reason}
         return self._journal.append(line)[0]
 
-    def append_guard(self, undone: Sequence[int], reason: str, record: dict[str, Any]) -> Event:
-        """Edits that a guard took back. Needs `writing`."""
-        line = {"kind": "guard", "undone": tuple(undone), "reason": reason, "record": record}
+    def append_guard(self, reason: str, record: dict[str, Any], undone: Sequence[int] = ()) -> Event:
+        """A guard's look, and the edits it took back. Needs `writing`."""
+        line = {"kind": "guard", "undone": tuple(undone) or None, "reason": reason, "record": record}
         return self._journal.append(line)[0]

@@ -15,37 +15,47 @@ from tether.restraint import Restraint, restrain
 
 @dataclass(frozen=True)
 class Sum:
-    """The sum for one weight: its factors in float32 on the CPU, and the dense p×q matrix, accumulated event by
-    event."""
+    """The sum for one weight: its factors in float32 on the CPU, and the dense p×q matrix accumulated event by event;
+    None where nobody needs those very bits: it is then made of the factors."""
 
     factors: LowRank
-    dense: Tensor
+    accumulated: Tensor | None = None
+
+    @property
+    def dense(self) -> Tensor:
+        """Σ as a p×q matrix, float32."""
+        return self.factors.to_dense() if self.accumulated is None else self.accumulated
 
     def add(self, update: LowRank) -> Sum:
         """Σ + AB."""
-        return Sum(self.factors + update, self.dense + update.to_dense())
+        dense = None if self.accumulated is None else self.accumulated + update.to_dense()
+        return Sum(self.factors + update, dense)
 
     def restrained(self, sigma_max: float, restraint: Restraint) -> Sum:
         """F(Σ); the same bits where nothing exceeds m."""
         factors = restrain(self.factors, sigma_max, restraint)
-        return self if factors is self.factors else Sum(factors, factors.to_dense())
+        if factors is self.factors:
+            return self
+        return Sum(factors, None if self.accumulated is None else factors.to_dense())
 
 
 class Sums:
-    """The sums of every edited weight. `m` is σ_max of W₀ by weight name."""
+    """The sums of every edited weight. `m` is σ_max of W₀ by weight name. `by_event` false keeps factors alone, for a
+    sum that no live run had."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], m: Mapping[str, float]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], m: Mapping[str, float], *, by_event: bool = True) -> None:
         self.m = dict(m)
         self.of = {
-            name: Sum(LowRank.zeros(*shape), torch.zeros(*shape, dtype=torch.float32)) for name, shape in shapes.items()
+            name: Sum(LowRank.zeros(*shape), torch.zeros(*shape, dtype=torch.float32) if by_event else None)
+            for name, shape in shapes.items()
         }
 
     def with_updates(self, updates: Mapping[str, LowRank]) -> dict[str, Sum]:
-        """What the sums would be with these updates; nothing is changed."""
-        return {name: held.add(updates[name]) if name in updates else held for name, held in self.of.items()}
+        """What the sums would be with these updates, as factors; nothing is changed."""
+        return {name: Sum(held.factors + updates[name]) if name in updates else held for name, held in self.of.items()}
 
     def add(self, updates: Mapping[str, LowRank]) -> None:
-        self.of = self.with_updates(updates)
+        self.of = {name: held.add(updates[name]) if name in updates else held for name, held in self.of.items()}
 
     def restrain(self, restraint: Restraint) -> None:
         self.of = {name: held.restrained(self.m[name], restraint) for name, held in self.of.items()}

@@ -44,6 +44,7 @@ class EditableModel:
         self.anatomy = anatomy or find_anatomy(hf)
         self._originals: dict[str, Tensor] = {}
         self._updates: dict[str, Tensor] = {}
+        self._fingerprints: dict[tuple[str, ...] | None, str] = {}
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
@@ -159,14 +160,18 @@ class EditableModel:
             for name, update in updates.items():
                 extra = update.to(self.original(name).device, torch.float32).to_dense()
                 carried = self._updates.get(name)
-                self.set_update(name, extra if carried is None else carried + extra)
+                self.set_update(name, extra if carried is None else carried.to(extra) + extra)
             yield
 
     # --- identity -----------------------------------------------------------------------------------------------
 
     def fingerprint(self, names: Sequence[str] | None = None) -> str:
         """sha256 of weights (names, shapes, dtypes, bytes) as the checkpoint stores them, before any cast; of the
-        in-memory unedited ones where the model came from no folder. `names` None: every weight of the checkpoint."""
+        in-memory unedited ones where the model came from no folder. `names` None: every weight of the checkpoint. That
+        of a folder is computed once."""
+        key = None if names is None else tuple(names)
+        if key in self._fingerprints:
+            return self._fingerprints[key]
         digest = hashlib.sha256()
         stored = stored_tensors(self.folder) if self.folder else {}
         if names is None:
@@ -176,6 +181,8 @@ class EditableModel:
             digest.update(name.encode())
             for part in _parts(entry) if entry else self._parts_in_memory(name):
                 digest.update(part)
+        if self.folder:
+            self._fingerprints[key] = digest.hexdigest()
         return digest.hexdigest()
 
     def _parts_in_memory(self, name: str) -> Iterator[bytes]:

@@ -77,9 +77,16 @@ class Run:
     def select(self, index: Int[Tensor, " k"]) -> Run:
         """The run of some of its rows."""
         cache = DynamicCache()
-        cache.layers = [_ReadOnly(kept.keys[index], kept.values[index]) for kept in self.cache.layers]
+        cache.layers = [
+            _ReadOnly(kept.keys[index.to(kept.keys.device)], kept.values[index.to(kept.values.device)])
+            for kept in self.cache.layers
+        ]
+
+        def some(tensor: Tensor) -> Tensor:
+            return tensor[index.to(tensor.device)]
+
         return Run(
-            self.layer, self.keys[index], self.values[index], self.hidden[index], self.inputs[index], self.last[index],
+            self.layer, some(self.keys), some(self.values), some(self.hidden), some(self.inputs), some(self.last),
             cache, self.returns_tuple,
         )  # fmt: skip
 

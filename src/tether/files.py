@@ -1,0 +1,53 @@
+"""Writing a file whole or not at all, saying in one line why that cannot be, and JSON without NaN."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tether.errors import TetherError
+
+
+def write_atomically(path: Path, data: bytes, *, shared: bool = False) -> None:
+    """Write, fsync, rename, fsync the folder: after a kill the file is there whole or not at all; `shared`: also when
+    several processes write it at once."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
+    with temporary.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's own entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(file: Path) -> None:
+    """Raise TetherError, before any work is done, where a file could not be written there."""
+    folder = file.parent
+    if not folder.is_dir():
+        raise TetherError(f"{file}: {folder} is no folder; make it first, or name another file")
+    if file.is_dir():
+        raise TetherError(f"{file} is a folder: name a file")
+    if not os.access(folder, os.W_OK):
+        raise TetherError(f"{file}: {folder} cannot be written; name another place")
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with NaN and infinity, which JSON does not have, as null, at any depth."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value

@@ -40,6 +40,7 @@ VERBS = (
     "check",
     "moments",
     "tune",
+    "train_mend",
     "report",
     "demo",
 )

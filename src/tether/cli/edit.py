@@ -21,7 +21,9 @@ def command(
     facts: Annotated[Path, typer.Argument(help="Facts: our JSONL, CounterFact, zsRE, ConceptEdit.")],
     model: ModelName,
     out: Annotated[Path, typer.Option(help="The ledger: a new folder, or one to append to.")],
-    method: Annotated[str | None, typer.Option(help="rome, r-rome; default rome, or the ledger's.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="rome, r-rome, memit, emmet, mend; default rome, or the ledger's.")
+    ] = None,
     restrain: Annotated[str | None, typer.Option(help="none, log:1.2, log:e, linear:2.")] = None,
     every: Annotated[int | None, typer.Option(min=1, help="Restrain after every K edits, not once at the end.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Facts edited at once; 1 for rome and r-rome.")] = 1,
@@ -33,6 +35,7 @@ def command(
     corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self'.")] = None,
     settings: Annotated[Path | None, typer.Option(help="JSON file of settings over the bundled ones.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, with commas.")] = None,
+    editor: Annotated[Path | None, typer.Option(help="Trained editor (mend), as train-mend writes it.")] = None,
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,
@@ -58,7 +61,8 @@ def command(
 
         ledger = edit(
             loaded, listed, out=out, method=method, restrain=restrain, every=every, batch_size=batch_size, seed=seed,
-            resume=resume, strict=strict, corpus=corpus, settings=settings, layers=chosen, progress=progress,
+            resume=resume, strict=strict, corpus=corpus, settings=settings, layers=chosen, editor=editor,
+            progress=progress,
         )  # fmt: skip
     kinds = {kind: sum(e.kind == kind for e in ledger.events) for kind in ("edit", "failed", "skipped", "restrain")}
     rows = ledger.spectrum(loaded)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tether.errors import TetherError
 from tether.facts.fact import Fact
+from tether.files import sync_folder
 
 FORMAT = 1
 
@@ -32,6 +33,15 @@ class WeightRecord(BaseModel):
 
     shape: tuple[int, int]
     sigma_max: float
+
+
+class EditorRecord(BaseModel):
+    """The file of a trained editor, where the method needs one: the edits depend on its content."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    sha256: str
 
 
 class Header(BaseModel):
@@ -55,6 +65,7 @@ class Header(BaseModel):
     threads: int
     restrain: str
     every: int | None
+    editor: EditorRecord | None = None
     versions: dict[str, str]
 
 
@@ -93,25 +104,6 @@ def _seal(body: dict[str, Any]) -> str:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write, fsync, rename, fsync the folder: after a kill the file is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Journal:
@@ -192,7 +184,7 @@ class Journal:
             handle.flush()
             os.fsync(handle.fileno())
         if self._whole == 0:
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         self._whole += len(lines)
         self._last = last
         self.events += sealed

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from tether.errors import TetherError
 from tether.facts.fact import Fact
+from tether.files import write_atomically
 from tether.jointsolve import Solution
-from tether.ledger.journal import Event, Header, Journal, write_atomically, writing
+from tether.ledger.journal import Event, Header, Journal, writing
 from tether.ledger.sums import Sums
 from tether.lowrank import LowRank
 from tether.model import EditableModel

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tether.evaluate.results import Number, Results, Row
 from tether.export.card import misuse
+from tether.files import write_atomically
 from tether.ledger import ATTEMPTS, Event, Ledger
-from tether.ledger.journal import write_atomically
 from tether.report import figures
 from tether.restraint import Restraint, parse
 

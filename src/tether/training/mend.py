@@ -215,7 +215,6 @@ class _Training:
             chosen = [self.train.examples[i] for i in _shuffled(len(self.train.examples), self.hparams.seed, 0)]
             self.network.measure(self._pairs(example) for example in chosen[: self.hparams.statistics])
             self._look(0)
-        # What a kill between the editor and the state left may be of a later look: it is written again then.
         started, begun = time.monotonic(), self.record.step
         step = begun
         while step < self.last_step and not self._tired():
@@ -264,11 +263,11 @@ class _Training:
     # --- looks and files ----------------------------------------------------------------------------------------
 
     def _look(self, step: int, eta: float = math.nan) -> None:
-        """Validate, then write the editor if it is the best so far, then the state."""
+        """Validate, then write the editor if it is the best so far, then the state. A kill between the two leaves an
+        editor of a look that the state does not know: resumed, it comes to the same look and writes the same bytes."""
         means = self._means()
-        look = replace_means(
-            validate(self.model, self.network, self.reader, self.val.examples, self.hparams, step), means
-        )
+        look = validate(self.model, self.network, self.reader, self.val.examples, self.hparams, step)
+        look = look.model_copy(update={"train_edit": means[0], "train_loc": means[1]})
         self.record = self.record.model_copy(update={"step": step, "curve": (*self.record.curve, look)})
         if self.record.best().step == step:
             save_trained(self.out, self.network, self.record)
@@ -370,15 +369,7 @@ def _validated(
             yield edit_losses(model, network, reader, example, pairs)
 
 
-def replace_means(look: Look, means: tuple[float | None, float | None]) -> Look:
-    return look.model_copy(update={"train_edit": means[0], "train_loc": means[1]})
-
-
 def _shuffled(n: int, seed: int, epoch: int) -> list[int]:
     """The order of the examples in an epoch."""
-    generator = torch.Generator().manual_seed(hash_of(seed, epoch))
-    return torch.randperm(n, generator=generator).tolist()
-
-
-def hash_of(seed: int, epoch: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")
+    mixed = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")
+    return torch.randperm(n, generator=torch.Generator().manual_seed(mixed)).tolist()

@@ -72,14 +72,15 @@ def measured(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("facts", type=Path)
-    parser.add_argument("--editor", type=Path, required=True)
+    parser.add_argument("--editor", type=Path, action="append", required=True, help="may be given more than once")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--skip", type=int, default=0)
     args = parser.parse_args()
     where(args.model)
     model = tether.load(args.model)
-    trained = open_trained(args.editor, model)
+    every = [open_trained(path, model) for path in args.editor]
+    trained = every[0]
     chosen, names = trained.record.settings, trained.network.names
     facts = tether.read_facts(args.facts, args.skip + args.limit, on_bad="skip")[args.skip :]
     listed = examples(model, facts)
@@ -89,7 +90,9 @@ def main() -> None:
     extra = [Example(true, true, listed[0].loc) for true in trues if true is not None]
     reader = Reader(model, States(model, chosen.layers[0], [*listed, *extra]))
 
-    ways: dict[str, Way] = {"unedited": lambda pairs: {}, "trained": trained.network}
+    ways: dict[str, Way] = {"unedited": lambda pairs: {}}
+    ways |= {f"{each.path.name}, step {each.record.step}": each.network for each in every}
+    first = list(ways)[1]
     for alpha in ALPHAS:
         network = Hypernetwork(trained.record.weights, chosen.model_copy(update={"edit_lr": alpha}))
         network.load_state_dict(
@@ -117,14 +120,14 @@ def main() -> None:
     def score(name: str) -> list[float]:
         return [(a + b) / 2 for a, b in zip(column(name, "efficacy"), column(name, "locality"), strict=True)]
 
-    print(f"{len(facts)} facts of {args.facts.name} from record {args.skip}, editor of step {trained.record.step}\n")
+    print(f"{len(facts)} facts of {args.facts.name} from record {args.skip}, each edited alone\n")
     table(("way", *COLUMNS), [(name, *(shown(column(name, what)) for what in COLUMNS)) for name in ways])
     print()
     for kind in ("untrained", "gradient"):
         best = max((name for name in ways if name.startswith(kind)), key=lambda name: statistics.mean(score(name)))
         for what in ("efficacy", "generalization", "locality"):
-            pairs = zip(column("trained", what), column(best, what), strict=True)
-            print(f"trained − {best}, {what}: {shown([a - b for a, b in pairs])} points, fact by fact")
+            pairs = zip(column(first, what), column(best, what), strict=True)
+            print(f"{first} − {best}, {what}: {shown([a - b for a, b in pairs])} points, fact by fact")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tether.ledger import Ledger
 from tether.lowrank import LowRank
 from tether.model import EditableModel, load
 from tether.session import Progress, edit
+from tether.training import train_mend
 from tether.tune import tune
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "read_facts",
     "restrain_checkpoint",
     "restraint",
+    "train_mend",
     "tune",
 ]

@@ -17,16 +17,18 @@ from typing import Any
 
 import torch
 
-from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError, editor
+from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError
+from tether.editors import editor as editor_of
 from tether.editors.hparams import HPARAMS, settings_for
 from tether.editors.moments import Corpus, Moments, moments, moments_key, recent_moments
 from tether.editors.sampling import sample_prefixes
+from tether.editors.trained import Trained, open_trained
 from tether.errors import TetherError
 from tether.facts.check import repeats
 from tether.facts.fact import Fact
 from tether.guard import Guard
 from tether.health import Health, Reading
-from tether.ledger import ATTEMPTS, Attempt, Event, Header, Ledger, Sums, WeightRecord, now
+from tether.ledger import ATTEMPTS, Attempt, EditorRecord, Event, Header, Ledger, Sums, WeightRecord, now
 from tether.lowrank import LowRank
 from tether.model import EditableModel
 from tether.restraint import Restraint, log, parse
@@ -64,6 +66,7 @@ def edit(
     corpus: str | Path | None = None,
     settings: str | Path | None = None,
     layers: Sequence[int] | None = None,
+    editor: str | Path | None = None,
     health_every: int = 10,
     guard: str | None = None,
     guard_every: int = 10,
@@ -76,11 +79,12 @@ def edit(
     list of facts). `restrain` is `none`, `log:1.2`, `log:e`, `linear:2`: once at the end, or on the running sum after
     every `every` edits and the last. `batch_size` facts are edited in one solve by the methods that can (memit, emmet).
     An appended run keeps the ledger's method, settings and, unless given,
-    restraint. `corpus` is a text file for the second moments or `self`; None takes cached moments of the model, else
-    `self`. A fact that fails is recorded and leaves the model as it was; `strict` raises instead. `guard`
-    (see `tether.guard`), checked after every `guard_every` edits and the last, restrains or takes edits back where they
-    cost too much, and raises GuardStopError if it had to take any back; `guard_data` is its data. On any error or
-    Ctrl-C the model carries what the ledger says, and the ledger can be resumed.
+    restraint. `editor` is the file of a trained editor, for the methods that need one (mend), which brings its settings
+    along; an appended run needs the same file. `corpus` is a text file for the second moments or `self`; None takes
+    cached moments of the model, else `self`. A fact that fails is recorded and leaves the model as it was; `strict`
+    raises instead. `guard` (see `tether.guard`), checked after every `guard_every` edits and the last, restrains or
+    takes edits back where they cost too much, and raises GuardStopError if it had to; `guard_data` is its data. On any
+    error or Ctrl-C the model carries what the ledger says, and the ledger can be resumed.
     """
     out = Path(out)
     if not facts:
@@ -95,18 +99,23 @@ def edit(
         ledger = Ledger.open(out, model)
         _check_batch(ledger.header.method, batch_size)
         _check_same(ledger.header, method, seed, settings, layers)
+        trained = _recorded_editor(model, ledger.header, editor)
     else:
         if out.is_file() or any(parent.is_file() for parent in out.parents):
             raise TetherError(f"{out}: there is a file where a folder must be; choose another place for the ledger")
         if out.exists() and any(p.name not in _LEFT_BY_A_KILL for p in out.iterdir()):
             raise TetherError(f"{out} holds something that is no ledger: choose an empty or new folder")
         _check_batch(method or "rome", batch_size)
+        trained = _trained_editor(model, method or "rome", editor, layers)
         ledger = Ledger.create(
-            out, _header(model, method or "rome", parse(restrain or "none"), every, seed or 0, corpus, settings, layers)
+            out,
+            _header(
+                model, method or "rome", parse(restrain or "none"), every, seed or 0, corpus, settings, layers, trained
+            ),
         )
     if restrain is None:
         restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
-    run = _Run(model, ledger, parse(restrain), every, batch_size, strict, health_every, watch, progress)
+    run = _Run(model, ledger, trained, parse(restrain), every, batch_size, strict, health_every, watch, progress)
     with ledger.writing():
         if exists:
             ledger.verify()
@@ -115,7 +124,7 @@ def edit(
 
 
 def _check_batch(method: str, size: int) -> None:
-    if size < 1 or (size > 1 and not isinstance(editor(method), BatchEditor)):
+    if size < 1 or (size > 1 and not isinstance(editor_of(method), BatchEditor)):
         raise TetherError(f"batch size {size}: {method} edits one fact at a time; use 1")
 
 
@@ -136,6 +145,45 @@ def _check_same(
         )
 
 
+def _trained_editor(
+    model: EditableModel, method: str, editor: str | Path | None, layers: Sequence[int] | None
+) -> Trained | None:
+    """The trained editor of a new ledger; None for a method without one."""
+    editor_of(method)
+    needed = "editor" in HPARAMS[method].needs
+    if editor is None:
+        if needed:
+            raise TetherError(f"{method} edits with a trained editor: name its file (`tether train-{method}` makes it)")
+        return None
+    if not needed:
+        raise TetherError(f"editor {editor}: {method} needs no trained editor; leave it away")
+    trained = open_trained(editor, model)
+    if trained.record.method != method:
+        raise TetherError(f"editor {editor} was trained for {trained.record.method}, not {method}: name that method")
+    if layers is not None and tuple(layers) != trained.record.settings.layers:
+        raise TetherError(
+            f"layers {tuple(layers)}: the editor {editor} was trained for {trained.record.settings.layers}; leave them "
+            "away"
+        )
+    return trained
+
+
+def _recorded_editor(model: EditableModel, header: Header, editor: str | Path | None) -> Trained | None:
+    """The trained editor a ledger was made with, from where it was or from `editor`."""
+    if header.editor is None:
+        return _trained_editor(model, header.method, editor, None)
+    path = Path(header.editor.path if editor is None else editor)
+    if not path.is_file():
+        raise TetherError(f"editor {path} of this ledger is gone: put it back or name a copy, further edits need it")
+    trained = open_trained(path, model)
+    if trained.sha256 != header.editor.sha256:
+        raise TetherError(
+            f"editor {path} is not the one this ledger was made with (sha256 {trained.sha256[:12]}, the ledger's "
+            f"{header.editor.sha256[:12]}); name that one or make a new ledger"
+        )
+    return trained
+
+
 def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
     """How many facts of the list, from its start, are the last ones the ledger tried and no guard took back."""
     back = {edit for e in ledger.events if e.kind == "guard" and e.undone for edit in e.undone}
@@ -146,25 +194,31 @@ def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
 
 def _header(
     model: EditableModel, method: str, restraint: Restraint, every: int | None, seed: int,
-    corpus: str | Path | None, settings: str | Path | None, layers: Sequence[int] | None,
+    corpus: str | Path | None, settings: str | Path | None, layers: Sequence[int] | None, trained: Trained | None,
 ) -> Header:  # fmt: skip
-    """Everything the edits of a new ledger depend on; collects the moments if they are not cached."""
+    """Everything the edits of a new ledger depend on; collects the moments, if the method needs them and they are not
+    cached."""
     if model.edited:
         raise TetherError(
             "the model carries edits already: a new ledger starts from the unedited model (load it again)"
         )
-    chosen = editor(method)
-    hparams, origin = settings_for(
-        method, model, file=None if settings is None else Path(settings),
-        layers=None if layers is None else tuple(layers),
-    )  # fmt: skip
-    names = chosen.weights(model, hparams)
-    if corpus is not None:
-        text = Corpus.parse(corpus, seed=seed)
+    file = None if settings is None else Path(settings)
+    if trained is None:
+        hparams, origin = settings_for(method, model, file=file, layers=None if layers is None else tuple(layers))
     else:
-        text = recent_moments(model, hparams.layers) or Corpus.parse("self", seed=seed)
-        logger.info("moments from %s", f"cached {text.name}" if text.path else "text sampled from the model (self)")
-    collected = moments(model, hparams.layers, text, progress=_log_moments)
+        hparams, origin = trained.settings(file), f"the trained editor {trained.path.name}"
+    names = editor_of(method).weights(model, hparams)
+    collected: dict[int, Moments] = {}
+    keys: dict[int, str] = {}
+    identity: dict[str, Any] = {}
+    if "moments" in hparams.needs:
+        text = _corpus(model, hparams.layers, corpus, seed)
+        collected = moments(model, hparams.layers, text, progress=_log_moments)
+        keys = {layer: moments_key(model, layer, text) for layer in collected}
+        path = None if text.path is None else str(text.path.resolve())
+        identity = {"path": path, **text.identity(), "seed": text.seed}
+    elif corpus is not None:
+        raise TetherError(f"corpus {corpus}: {method} needs no moments; leave it away")
     for layer, one in collected.items():
         logger.info("layer %d: %d tokens, convergence %s", layer, one.tokens, one.convergence[-1:] or "not measured")
     weights = {
@@ -178,12 +232,22 @@ def _header(
         created=now(), model=model.id, fingerprint=model.fingerprint(names),
         dtype=str(model.dtype).removeprefix("torch."),
         weights=weights, method=method, settings=hparams.model_dump(mode="json"), settings_origin=origin,
-        prefixes=tuple(sample_prefixes(model, hparams.prefixes, seed)),
-        moments={layer: {"key": moments_key(model, layer, text), "sha256": _digest(one), "tokens": one.tokens}
+        prefixes=tuple(sample_prefixes(model, hparams.prefixes, seed)) if "prefixes" in hparams.needs else (),
+        moments={layer: {"key": keys[layer], "sha256": _digest(one), "tokens": one.tokens}
                  for layer, one in collected.items()},
-        corpus={"path": None if text.path is None else str(text.path.resolve()), **text.identity(), "seed": text.seed},
-        seed=seed, threads=torch.get_num_threads(), restrain=str(restraint), every=every, versions=versions(),
+        corpus=identity, seed=seed, threads=torch.get_num_threads(), restrain=str(restraint), every=every,
+        editor=None if trained is None else EditorRecord(path=str(trained.path.resolve()), sha256=trained.sha256),
+        versions=versions(),
     )  # fmt: skip
+
+
+def _corpus(model: EditableModel, layers: Sequence[int], corpus: str | Path | None, seed: int) -> Corpus:
+    """The text of a new ledger's moments."""
+    if corpus is not None:
+        return Corpus.parse(corpus, seed=seed)
+    text = recent_moments(model, layers) or Corpus.parse("self", seed=seed)
+    logger.info("moments from %s", f"cached {text.name}" if text.path else "text sampled from the model (self)")
+    return text
 
 
 def _log_moments(tokens: int, total: int | None) -> None:
@@ -195,7 +259,10 @@ def _digest(one: Moments) -> str:
 
 
 def _recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]:
-    """The moments a ledger was made with: from the cache, or collected again from the recorded corpus."""
+    """The moments a ledger was made with (none for a method without): from the cache, or collected again from the
+    recorded corpus."""
+    if not header.moments:
+        return {}
     recorded = header.corpus
     path = None if recorded["path"] is None else Path(recorded["path"])
     if path is not None and not path.is_file():
@@ -218,8 +285,9 @@ class _Run:
     """One call of `edit`, with the ledger's lock held."""
 
     def __init__(
-        self, model: EditableModel, ledger: Ledger, restraint: Restraint, every: int | None, batch_size: int,
-        strict: bool, health_every: int, guard: Guard | None, progress: Callable[[Progress], None] | None,
+        self, model: EditableModel, ledger: Ledger, trained: Trained | None, restraint: Restraint, every: int | None,
+        batch_size: int, strict: bool, health_every: int, guard: Guard | None,
+        progress: Callable[[Progress], None] | None,
     ) -> None:  # fmt: skip
         self.model, self.ledger, self.restraint, self.every = model, ledger, restraint, every
         self.batch_size, self.strict, self.health_every, self.progress = batch_size, strict, health_every, progress
@@ -230,8 +298,9 @@ class _Run:
                 header.threads, torch.get_num_threads(),
             )  # fmt: skip
         hparams = HPARAMS[header.method].model_validate(header.settings)
-        self.editor = editor(header.method)
-        self.context = Context(hparams, header.prefixes, _recorded_moments(model, header))
+        self.editor = editor_of(header.method)
+        network = None if trained is None else trained.network
+        self.context = Context(hparams, header.prefixes, _recorded_moments(model, header), network)
         self.sums: Sums = ledger.sums()
         self.health = Health(model, self.sums.m)
         self.level = "ok"

@@ -105,6 +105,9 @@ def tune(
         raise TetherError("the model carries edits already: load it again to tune")
     if len(facts) < 2:
         raise TetherError(f"{len(facts)} probe facts: a standard error needs two, a sound choice a dozen or more")
+    editor(method)
+    if not issubclass(HPARAMS[method], LatentHparams):
+        raise TetherError(f"{method} has no settings to find on probe facts: train it (`tether train-{method}`)")
     size = (len(facts) if isinstance(editor(method), BatchEditor) else 1) if batch_size is None else batch_size
     start, origin = settings_for(method, model)
     text = Corpus.parse("self" if corpus is None else corpus, seed=seed)

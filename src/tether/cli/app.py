@@ -42,6 +42,7 @@ VERBS = (
     "check",
     "moments",
     "tune",
+    "train_mend",
     "report",
     "demo",
 )

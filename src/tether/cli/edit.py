@@ -34,7 +34,7 @@ def command(
     model: ModelName,
     out: Annotated[Path, typer.Option(help="The ledger: a new folder, or one to append to.")],
     method: Annotated[
-        str | None, typer.Option(help="rome, r-rome, memit, emmet; default rome, or the ledger's.")
+        str | None, typer.Option(help="rome, r-rome, memit, emmet, mend; default rome, or the ledger's.")
     ] = None,
     restrain: Annotated[str | None, typer.Option(help="none, log:1.2, log:e, linear:2.")] = None,
     every: Annotated[int | None, typer.Option(min=1, help="Restrain after every K edits, not once at the end.")] = None,
@@ -47,6 +47,7 @@ def command(
     corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self'.")] = None,
     settings: Annotated[Path | None, typer.Option(help="JSON file of settings over the bundled ones.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, with commas.")] = None,
+    editor: Annotated[Path | None, typer.Option(help="Trained editor (mend), as train-mend writes it.")] = None,
     guard: Annotated[
         str | None, typer.Option(help="Stop what costs too much: perplexity:1.05, or a task and a share, nli:0.9.")
     ] = None,
@@ -78,7 +79,7 @@ def command(
 
         ledger = edit(
             loaded, listed, out=out, method=method, restrain=restrain, every=every, batch_size=batch_size, seed=seed,
-            resume=resume, strict=strict, corpus=corpus, settings=settings, layers=chosen, guard=guard,
+            resume=resume, strict=strict, corpus=corpus, settings=settings, layers=chosen, editor=editor, guard=guard,
             guard_every=guard_every, guard_data=guard_data, progress=progress,
         )  # fmt: skip
     every_kind = ("edit", "failed", "skipped", "restrain", "undo", "guard")

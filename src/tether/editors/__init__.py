@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from tether.editors.base import Batch, BatchEditor, Context, EditFailedError, Editor, EditSkippedError, Proposal
 from tether.editors.memit import Memit
+from tether.editors.mend import Mend
 from tether.editors.rome import Rome
 from tether.errors import TetherError
 
@@ -15,6 +16,7 @@ EDITORS: Mapping[str, Callable[[], Editor | BatchEditor]] = MappingProxyType({
     "r-rome": lambda: Rome(rebuilt=True),
     "memit": lambda: Memit(equality=False),
     "emmet": lambda: Memit(equality=True),
+    "mend": lambda: Mend(),
 })  # fmt: skip
 
 

@@ -18,11 +18,13 @@ from tether.model.editable import EditableModel
 @dataclass(frozen=True)
 class Context:
     """What an edit may look at beside the model and the facts; the same for every edit of a ledger. `hparams` are of
-    the method's own class."""
+    the method's own class, which says what of the rest it needs; `trained` is what the file of a trained editor
+    holds."""
 
     hparams: Any
-    prefixes: Sequence[str]
-    moments: Mapping[int, Moments]
+    prefixes: Sequence[str] = ()
+    moments: Mapping[int, Moments] = field(default_factory=dict)
+    trained: Any = None
 
 
 @dataclass(frozen=True)

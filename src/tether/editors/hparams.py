@@ -9,8 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tether.errors import TetherError
 from tether.model.editable import EditableModel
@@ -25,11 +24,17 @@ class PrefixLength(BaseModel):
     number: int = Field(ge=0)
 
 
+Need = Literal["prefixes", "moments", "editor"]
+
+
 class Hparams(BaseModel):
-    """What the settings of every method have. `family` names the data files: `<family>-<model>.json`."""
+    """What the settings of every method have. `family` names the data files: `<family>-<model>.json`; `needs` says what
+    the method's edits look at beside the model and the facts: sampled prefixes, moments of the keys, a trained editor
+    (whose file then holds the settings)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     family: ClassVar[str]
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     layers: tuple[int, ...] = Field(min_length=1, description="the edited layers")
 
@@ -41,6 +46,8 @@ class Hparams(BaseModel):
 
 class LatentHparams(Hparams):
     """Settings of the methods that optimise δ, under the names of the field (the paper's table of settings)."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"prefixes", "moments"})
 
     v_num_grad_steps: int = Field(ge=1, description="loss evaluations; at most one Adam step fewer")
     v_lr: float = Field(gt=0, description="Adam's learning rate for δ")
@@ -113,8 +120,54 @@ class MemitHparams(LatentHparams):
         }
 
 
+class MendHparams(Hparams):
+    """Settings of MEND: of its network, of its training, and of an edit."""
+
+    family: ClassVar[str] = "mend"
+    needs: ClassVar[frozenset[Need]] = frozenset({"editor"})
+    of_an_edit: ClassVar[frozenset[str]] = frozenset({"loss_threshold", "drop_rising"})
+
+    layers: tuple[int, ...] = Field(min_length=1, description="the blocks whose MLP weights are edited")
+    rank: int = Field(default=1920, ge=1, description="inner dimension of the network's layers, at most their width")
+    last_relu: bool = Field(default=True, description="false: the second layer adds its sum as it is, also below zero")
+    edit_lr: float = Field(default=1e-4, description="α_w at the start")
+    lr: float = Field(default=1e-6, gt=0, description="Adam's learning rate for the networks")
+    lr_lr: float = Field(default=1e-4, ge=0, description="Adam's learning rate for the α_w")
+    c_edit: float = Field(default=0.1, ge=0, description="weight of L_e")
+    c_loc: float = Field(default=1.0, ge=0, description="weight of L_loc")
+    clip: float = Field(default=100.0, gt=0, description="largest norm of the gradient of an optimiser's step")
+    accumulate: int = Field(default=10, ge=1, description="edits an optimiser's step")
+    steps: int = Field(default=100_000, ge=1, description="edits in all")
+    validate_every: int = Field(default=1000, ge=1, description="edits between two looks at the validation loss")
+    patience: int = Field(default=10, ge=1, description="looks without a better validation loss before it stops")
+    validation: int = Field(default=200, ge=1, description="validation edits a look reads, at most")
+    statistics: int = Field(default=500, ge=1, description="edits that μ and σ are measured on before the first step")
+    seed: int = Field(default=0, description="of the network's start and the order of the edits")
+    frozen_blocks: bool = Field(default=True, description="false: whole forwards in training, the reference")
+    loss_threshold: float = Field(default=0.05, ge=0, description="a fact with a loss below this is known already")
+    drop_rising: bool = Field(default=True, description="leave out facts whose edit does not lower their loss")
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if list(layers) != sorted(set(layers)):
+            raise ValueError("write every layer once, in ascending order")
+        return layers
+
+    @model_validator(mode="after")
+    def _looks_after_steps(self) -> MendHparams:
+        if self.validate_every % self.accumulate:
+            raise ValueError(f"validate_every {self.validate_every} must be a multiple of accumulate {self.accumulate}")
+        return self
+
+    @classmethod
+    def rule(cls, model: EditableModel) -> dict[str, Any]:
+        """The last three blocks, as in the paper, whose other settings are the defaults."""
+        return {"layers": tuple(range(max(0, model.n_layers - 3), model.n_layers))}
+
+
 HPARAMS: Mapping[str, type[Hparams]] = MappingProxyType({
-    "rome": RomeHparams, "r-rome": RomeHparams, "memit": MemitHparams, "emmet": MemitHparams,
+    "rome": RomeHparams, "r-rome": RomeHparams, "memit": MemitHparams, "emmet": MemitHparams, "mend": MendHparams,
 })  # fmt: skip
 
 
@@ -140,7 +193,8 @@ def settings_for(
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise TetherError(f"setting {place} = {first.get('input')!r}: {first['msg']}; see `{kind.__name__}`") from None
+        given = f"setting {place} = {first.get('input')!r}" if place else "settings"
+        raise TetherError(f"{given}: {first['msg']}; see `{kind.__name__}`") from None
     for layer in hparams.layers:
         model.block(layer)
     return hparams, origin
@@ -174,8 +228,6 @@ def _bundled(family: str, method: str, shape: Mapping[str, int]) -> tuple[dict[s
 
 def _gated(model: EditableModel) -> bool:
     """Whether gate and up feed the MLP's output projection (as two modules, or as one of twice the width), not one."""
-    projection = model.projection(0)
-    parent = model.block(0).get_submodule(model.anatomy.projection.rpartition(".")[0])
-    q = model.weight(model.weight_name(0)).shape[1]
-    feeders = [m.out_features for m in parent.children() if isinstance(m, nn.Linear) and m is not projection]
-    return feeders.count(q) > 1 or 2 * q in feeders
+    *feeding, projection = model.mlp_weight_names(0)
+    q = model.weight(projection).shape[1]
+    return len(feeding) > 1 or any(model.weight(name).shape[0] == 2 * q for name in feeding)

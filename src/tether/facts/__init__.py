@@ -2,7 +2,7 @@
 
 from tether.facts.check import FactCheck, check_facts
 from tether.facts.fact import Fact, LocalityPrompt
-from tether.facts.readers import BadRecord, read_facts, scan_facts
+from tether.facts.readers import BadRecord, read_facts, read_training_facts, scan_facts
 from tether.facts.tokens import EncodedPrompt, encode, locate
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "encode",
     "locate",
     "read_facts",
+    "read_training_facts",
     "scan_facts",
 ]

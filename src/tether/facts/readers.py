@@ -45,11 +45,13 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class Reader:
-    """A format: any of `marks` among a record's fields gives it away, `fields` makes the keywords of a `Fact`."""
+    """A format: any of `marks` among a record's fields gives it away, `fields` makes the keywords of a `Fact`.
+    `rephrased` is false where the paraphrases mostly ask something else than the edit prompt."""
 
     name: str
     marks: tuple[str, ...]
     fields: Callable[[Record], dict[str, Any]]
+    rephrased: bool = True
 
 
 def read_facts(path: str | Path, limit: int | None = None, on_bad: Literal["raise", "skip"] = "raise") -> list[Fact]:
@@ -76,6 +78,20 @@ def read_facts(path: str | Path, limit: int | None = None, on_bad: Literal["rais
     return facts
 
 
+def read_training_facts(path: str | Path) -> list[Fact]:
+    """The facts of a file to train an editor on, bad records left out with a warning. Where a format's paraphrases
+    mostly ask something else, they are left out too."""
+    facts: list[Fact] = []
+    for record in _scan(Path(path), only_rephrased=True):
+        if isinstance(record, BadRecord):
+            logger.warning("skipped: %s", record)
+        else:
+            facts.append(record)
+    if not facts:
+        raise TetherError(f"{path} holds no fact to train on: give a file in the format of zsRE or CounterFact")
+    return facts
+
+
 def scan_facts(path: str | Path, limit: int | None = None) -> list[Fact | BadRecord]:
     """Every record of a file (the first `limit`): a Fact, or a BadRecord. Raises only for a file no record can be read
     from (missing, not UTF-8, a damaged JSON array)."""
@@ -85,10 +101,13 @@ def scan_facts(path: str | Path, limit: int | None = None) -> list[Fact | BadRec
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def _scan(path: Path) -> Iterator[Fact | BadRecord]:
+def _scan(path: Path, *, only_rephrased: bool = False) -> Iterator[Fact | BadRecord]:
     for number, (line, record) in enumerate(_records(path), 1):
         try:
-            yield _fact(record)
+            fact = _fact(record)
+            if only_rephrased and not recognise(record).rephrased:
+                fact = fact.model_copy(update={"paraphrases": ()})
+            yield fact
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             yield BadRecord(str(path), number, line, _problem(error, record))
 
@@ -278,6 +297,8 @@ READERS = (
     Reader("zsRE", ("src", "alt"), _zsre),
     Reader("ConceptEdit final", ("target_new_desc",), _concept_final),
     Reader("ConceptEdit concepts", ("concept_name", "concept_def"), _concept_data),
-    Reader("flat CounterFact", ("ground_truth", "rephrase_prompt", "locality_prompt"), _counterfact_flat),
+    Reader(
+        "flat CounterFact", ("ground_truth", "rephrase_prompt", "locality_prompt"), _counterfact_flat, rephrased=False
+    ),
     Reader("tether", ("subject", "prompt", "target_new"), _own),
 )

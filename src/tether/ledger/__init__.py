@@ -1,9 +1,10 @@
 """The ledger of edits on disk."""
 
-from tether.ledger.journal import Event, Header, WeightRecord, now, writing
+from tether.ledger.journal import EditorRecord, Event, Header, WeightRecord, now, writing
 from tether.ledger.ledger import ATTEMPTS, Attempt, Ledger, SpectrumRow
 from tether.ledger.sums import Sum, Sums
 
 __all__ = [
-    "ATTEMPTS", "Attempt", "Event", "Header", "Ledger", "SpectrumRow", "Sum", "Sums", "WeightRecord", "now", "writing",
+    "ATTEMPTS", "Attempt", "EditorRecord", "Event", "Header", "Ledger", "SpectrumRow", "Sum", "Sums", "WeightRecord",
+    "now", "writing",
 ]  # fmt: skip

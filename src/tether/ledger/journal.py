@@ -35,6 +35,15 @@ class WeightRecord(BaseModel):
     sigma_max: float
 
 
+class EditorRecord(BaseModel):
+    """The file of a trained editor, where the method needs one: the edits depend on its content."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    sha256: str
+
+
 class Header(BaseModel):
     """ledger.json: everything the events depend on. Never changes after the ledger is made."""
 
@@ -56,6 +65,7 @@ class Header(BaseModel):
     threads: int
     restrain: str
     every: int | None
+    editor: EditorRecord | None = None
     versions: dict[str, str]
 
 

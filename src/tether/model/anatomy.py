@@ -62,6 +62,21 @@ def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | No
     )
 
 
+def feeders(block: nn.Module, projection: str) -> list[str]:
+    """Paths of the modules of a block that feed the MLP's output projection: its sibling Linear or Conv1D of the
+    projection's input width (Llama's gate and up, GPT-2's c_fc), or of twice that, where gate and up are one matrix."""
+    width = _width(block.get_submodule(projection))
+    if width is None:
+        return []
+    parent = projection.rpartition(".")[0]
+    return [
+        f"{parent}.{name}" if parent else name
+        for name, module in block.get_submodule(parent).named_children()
+        if (found := _width(module)) and found == (width[1], found[1]) and found[1] in (width[0], 2 * width[0])
+        and module is not block.get_submodule(projection)
+    ]  # fmt: skip
+
+
 def _named(hf: PreTrainedModel, named: Mapping[str, str] | str | Path) -> Anatomy:
     where = "anatomy"
     if isinstance(named, str | Path):

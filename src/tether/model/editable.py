@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from tether.checkpoint_files import Stored, stored_tensors
 from tether.errors import TetherError
 from tether.lowrank import LowRank
-from tether.model.anatomy import Anatomy, find_anatomy
+from tether.model.anatomy import Anatomy, feeders, find_anatomy
 
 
 class EditableModel:
@@ -87,6 +87,12 @@ class EditableModel:
         """The parameter name of that projection's weight."""
         self.block(layer)
         return f"{self.anatomy.blocks}.{layer}.{self.anatomy.projection}.weight"
+
+    def mlp_weight_names(self, layer: int) -> list[str]:
+        """The parameter names of all weights of a block's MLP: those that feed the output projection, then its own."""
+        start = f"{self.anatomy.blocks}.{layer}"
+        feeding = feeders(self.block(layer), self.anatomy.projection)
+        return [*(f"{start}.{path}.weight" for path in feeding), self.weight_name(layer)]
 
     # --- weights ------------------------------------------------------------------------------------------------
 

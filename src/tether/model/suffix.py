@@ -258,7 +258,7 @@ class Suffix:
             for index in range(skipped):
                 last = index == skipped - 1
                 stack.enter_context(
-                    replaced_forward(self.model.block(index), _hand_on(entry if last else None, run.returns_tuple))
+                    replaced_forward(self.model.block(index), hand_on(entry if last else None, run.returns_tuple))
                 )
             if not self.adds:
                 stack.enter_context(hooks(_add_at(self.model.projection(run.layer), delta, 0, len(self.ids))))
@@ -298,7 +298,7 @@ def _add_at(projection: nn.Module, delta: Tensor, column: int, n_rows: int) -> A
     return projection.register_forward_hook(add)
 
 
-def _hand_on(entry: Tensor | None, as_tuple: bool) -> Callable[..., Any]:
+def hand_on(entry: Tensor | None, as_tuple: bool) -> Callable[..., Any]:
     """A block that does nothing but hand on its input, or `entry` in its place."""
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

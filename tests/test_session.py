@@ -227,6 +227,13 @@ def test_bad_requests(tmp_path: Path) -> None:
         assert not (tmp_path / out / "ledger.json").exists()
 
 
+def test_a_corpus_too_small_for_a_key_is_refused_before_a_ledger_is_made(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("The Eiffel Tower is in Paris.")
+    with pytest.raises(TetherError, match="fewer than the"):
+        edit(editable("gpt2"), FACTS[:1], out=tmp_path / "a", corpus=tmp_path / "short.txt")
+    assert not (tmp_path / "a" / "ledger.json").exists()
+
+
 def test_what_a_kill_leaves_while_a_ledger_is_made_is_no_obstacle(tmp_path: Path) -> None:
     out = tmp_path / "a"
     (out / "factors").mkdir(parents=True)

@@ -220,6 +220,11 @@ def _header(
     elif corpus is not None:
         raise TetherError(f"corpus {corpus}: {method} needs no moments; leave it away")
     for layer, one in collected.items():
+        if one.tokens < len(one.C):
+            raise TetherError(
+                f"corpus {text.name!r} has {one.tokens} tokens, fewer than the {len(one.C)} numbers of a key: give "
+                "more text (tens of times as many tokens), or 'self'"
+            )
         logger.info("layer %d: %d tokens, convergence %s", layer, one.tokens, one.convergence[-1:] or "not measured")
     weights = {
         name: WeightRecord(

@@ -177,7 +177,8 @@ def recent_moments(model: EditableModel, layers: Sequence[int], cache: Path | No
             continue
         if corpus.path is not None and not corpus.path.is_file():
             continue
-        if all((folder / f"{key}.safetensors").is_file() for key in _keys(model, layers, corpus).values()):
+        files = {layer: folder / f"{key}.safetensors" for layer, key in _keys(model, layers, corpus).items()}
+        if all(_whole(file) and _tokens(file) >= _size(model, layer) for layer, file in files.items()):
             return corpus
     return None
 
@@ -329,6 +330,15 @@ def _whole(file: Path) -> bool:
         file.unlink(missing_ok=True)
         return False
     return True
+
+
+def _tokens(file: Path) -> int:
+    with safe_open(file, framework="pt") as stored:
+        return int(json.loads(stored.metadata()["state"])["tokens"])
+
+
+def _size(model: EditableModel, layer: int) -> int:
+    return model.weight(model.weight_name(layer)).shape[1]
 
 
 def _load(file: Path) -> Moments:

@@ -66,7 +66,8 @@ def acute_cases(draw: st.DrawFn) -> Case:
     form = reduced_form(case.A)
     assert form.rank == r
     edited = torch.linalg.svdvals(form.split(case.E).edited11)
-    assume(float(edited[-1]) > 1e-4)  # κ̂ below 10⁴, so that rounding stays far below what is compared
+    # κ̂ below 10⁴, and no block that drowns the others, so that rounding stays far below what is compared.
+    assume(float(edited[-1]) > 1e-4 and norm(case.blocks[3]) < 1e6)
     return case
 
 

@@ -19,6 +19,7 @@ from tether.editors.hparams import MemitHparams, settings_for
 from tether.editors.latent import Group, Latent, optimise, rows_of, within_memory
 from tether.errors import TetherError
 from tether.facts.fact import Fact
+from tether.header import recorded_moments
 from tether.jointsolve import Solution, solve
 from tether.ledger import Ledger
 from tether.lowrank import LowRank
@@ -351,7 +352,7 @@ def test_undo_inside_a_batch(family: str, method: str, tmp_path: Path) -> None:
     ledger.undo(2, 4)
     kept = [0, 2, 4]
     found = ledger.sums()
-    corpus_moments = tether.session._recorded_moments(model, ledger.header)
+    corpus_moments = recorded_moments(model, ledger.header)
     for layer, name in enumerate(ledger.header.weights):
         R = torch.cat([ledger.factors(e)[name].A for e in ledger.events if e.kind == "edit"], dim=1).double()
         K, C = stored[name], corpus_moments[layer].C

@@ -80,7 +80,7 @@ class Guard:
                 return int(event.record["edits"])
         return -1
 
-    def begin(self, ledger: Ledger, restraint: Restraint) -> None:
+    def begin(self, ledger: Ledger) -> None:
         """The first look at a ledger, whose model carries its edits. Raises TetherError where it fails already."""
         if self._held(ledger) >= 0:
             return

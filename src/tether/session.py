@@ -6,7 +6,6 @@ ledger = tether.edit(model, tether.read_facts("facts.jsonl"), out="my-edits", re
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,21 +18,18 @@ import torch
 
 from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError
 from tether.editors import editor as editor_of
-from tether.editors.hparams import HPARAMS, settings_for
-from tether.editors.moments import Corpus, Moments, moments, moments_key, recent_moments
-from tether.editors.sampling import sample_prefixes
-from tether.editors.trained import Trained, open_trained
+from tether.editors.hparams import HPARAMS
+from tether.editors.trained import Trained
 from tether.errors import TetherError
 from tether.facts.check import repeats
 from tether.facts.fact import Fact
 from tether.guard import Guard
+from tether.header import new_header, recorded_editor, recorded_moments, trained_editor
 from tether.health import Health, Reading
-from tether.ledger import ATTEMPTS, Attempt, EditorRecord, Event, Header, Ledger, Sums, WeightRecord, now
+from tether.ledger import ATTEMPTS, Attempt, Event, Header, Ledger, Sums
 from tether.lowrank import LowRank
 from tether.model import EditableModel
 from tether.restraint import Restraint, log, parse
-from tether.spectrum import Spectrum
-from tether.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -99,17 +95,17 @@ def edit(
         ledger = Ledger.open(out, model)
         _check_batch(ledger.header.method, batch_size)
         _check_same(ledger.header, method, seed, settings, layers)
-        trained = _recorded_editor(model, ledger.header, editor)
+        trained = recorded_editor(model, ledger.header, editor)
     else:
         if out.is_file() or any(parent.is_file() for parent in out.parents):
             raise TetherError(f"{out}: there is a file where a folder must be; choose another place for the ledger")
         if out.exists() and any(p.name not in _LEFT_BY_A_KILL for p in out.iterdir()):
             raise TetherError(f"{out} holds something that is no ledger: choose an empty or new folder")
         _check_batch(method or "rome", batch_size)
-        trained = _trained_editor(model, method or "rome", editor, layers)
+        trained = trained_editor(model, method or "rome", editor, layers)
         ledger = Ledger.create(
             out,
-            _header(
+            new_header(
                 model, method or "rome", parse(restrain or "none"), every, seed or 0, corpus, settings, layers, trained
             ),
         )
@@ -124,7 +120,9 @@ def edit(
 
 
 def _check_batch(method: str, size: int) -> None:
-    if size < 1 or (size > 1 and not isinstance(editor_of(method), BatchEditor)):
+    if size < 1:
+        raise TetherError(f"batch size {size}: a batch holds at least 1 fact")
+    if size > 1 and not isinstance(editor_of(method), BatchEditor):
         raise TetherError(f"batch size {size}: {method} edits one fact at a time; use 1")
 
 
@@ -145,145 +143,12 @@ def _check_same(
         )
 
 
-def _trained_editor(
-    model: EditableModel, method: str, editor: str | Path | None, layers: Sequence[int] | None
-) -> Trained | None:
-    """The trained editor of a new ledger; None for a method without one."""
-    editor_of(method)
-    needed = "editor" in HPARAMS[method].needs
-    if editor is None:
-        if needed:
-            raise TetherError(f"{method} edits with a trained editor: name its file (`tether train-{method}` makes it)")
-        return None
-    if not needed:
-        raise TetherError(f"editor {editor}: {method} needs no trained editor; leave it away")
-    trained = open_trained(editor, model)
-    if trained.record.method != method:
-        raise TetherError(f"editor {editor} was trained for {trained.record.method}, not {method}: name that method")
-    if layers is not None and tuple(layers) != trained.record.settings.layers:
-        raise TetherError(
-            f"layers {tuple(layers)}: the editor {editor} was trained for {trained.record.settings.layers}; leave them "
-            "away"
-        )
-    return trained
-
-
-def _recorded_editor(model: EditableModel, header: Header, editor: str | Path | None) -> Trained | None:
-    """The trained editor a ledger was made with, from where it was or from `editor`."""
-    if header.editor is None:
-        return _trained_editor(model, header.method, editor, None)
-    path = Path(header.editor.path if editor is None else editor)
-    if not path.is_file():
-        raise TetherError(f"editor {path} of this ledger is gone: put it back or name a copy, further edits need it")
-    trained = open_trained(path, model)
-    if trained.sha256 != header.editor.sha256:
-        raise TetherError(
-            f"editor {path} is not the one this ledger was made with (sha256 {trained.sha256[:12]}, the ledger's "
-            f"{header.editor.sha256[:12]}); name that one or make a new ledger"
-        )
-    return trained
-
-
 def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
     """How many facts of the list, from its start, are the last ones the ledger tried and no guard took back."""
     back = {edit for e in ledger.events if e.kind == "guard" and e.undone for edit in e.undone}
     tried = [e.fact.sha256 for e in ledger.events if e.kind in ATTEMPTS and e.fact is not None and e.edit not in back]
     wanted = [fact.sha256 for fact in facts]
     return next((n for n in range(min(len(tried), len(wanted)), 0, -1) if tried[-n:] == wanted[:n]), 0)
-
-
-def _header(
-    model: EditableModel, method: str, restraint: Restraint, every: int | None, seed: int,
-    corpus: str | Path | None, settings: str | Path | None, layers: Sequence[int] | None, trained: Trained | None,
-) -> Header:  # fmt: skip
-    """Everything the edits of a new ledger depend on; collects the moments, if the method needs them and they are not
-    cached."""
-    if model.edited:
-        raise TetherError(
-            "the model carries edits already: a new ledger starts from the unedited model (load it again)"
-        )
-    file = None if settings is None else Path(settings)
-    if trained is None:
-        hparams, origin = settings_for(method, model, file=file, layers=None if layers is None else tuple(layers))
-    else:
-        hparams, origin = trained.settings(file), f"the trained editor {trained.path.name}"
-    names = editor_of(method).weights(model, hparams)
-    collected: dict[int, Moments] = {}
-    keys: dict[int, str] = {}
-    identity: dict[str, Any] = {}
-    if "moments" in hparams.needs:
-        text = _corpus(model, hparams.layers, corpus, seed)
-        collected = moments(model, hparams.layers, text, progress=_log_moments)
-        keys = {layer: moments_key(model, layer, text) for layer in collected}
-        path = None if text.path is None else str(text.path.resolve())
-        identity = {"path": path, **text.identity(), "seed": text.seed}
-    elif corpus is not None:
-        raise TetherError(f"corpus {corpus}: {method} needs no moments; leave it away")
-    for layer, one in collected.items():
-        if one.tokens < len(one.C):
-            raise TetherError(
-                f"corpus {text.name!r} has {one.tokens} tokens, fewer than the {len(one.C)} numbers of a key: give "
-                "more text (tens of times as many tokens), or 'self'"
-            )
-        logger.info("layer %d: %d tokens, convergence %s", layer, one.tokens, one.convergence[-1:] or "not measured")
-    weights = {
-        name: WeightRecord(
-            shape=(model.weight(name).shape[0], model.weight(name).shape[1]),
-            sigma_max=Spectrum(model.original(name)).sigma_max,
-        )
-        for name in names
-    }
-    return Header(
-        created=now(), model=model.id, fingerprint=model.fingerprint(names),
-        dtype=str(model.dtype).removeprefix("torch."),
-        weights=weights, method=method, settings=hparams.model_dump(mode="json"), settings_origin=origin,
-        prefixes=tuple(sample_prefixes(model, hparams.prefixes, seed)) if "prefixes" in hparams.needs else (),
-        moments={layer: {"key": keys[layer], "sha256": _digest(one), "tokens": one.tokens}
-                 for layer, one in collected.items()},
-        corpus=identity, seed=seed, threads=torch.get_num_threads(), restrain=str(restraint), every=every,
-        editor=None if trained is None else EditorRecord(path=str(trained.path.resolve()), sha256=trained.sha256),
-        versions=versions(),
-    )  # fmt: skip
-
-
-def _corpus(model: EditableModel, layers: Sequence[int], corpus: str | Path | None, seed: int) -> Corpus:
-    """The text of a new ledger's moments."""
-    if corpus is not None:
-        return Corpus.parse(corpus, seed=seed)
-    text = recent_moments(model, layers) or Corpus.parse("self", seed=seed)
-    logger.info("moments from %s", f"cached {text.name}" if text.path else "text sampled from the model (self)")
-    return text
-
-
-def _log_moments(tokens: int, total: int | None) -> None:
-    logger.info("moments: %d tokens%s", tokens, "" if total is None else f" of {total}")
-
-
-def _digest(one: Moments) -> str:
-    return hashlib.sha256(one.C.numpy().tobytes()).hexdigest()
-
-
-def _recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]:
-    """The moments a ledger was made with (none for a method without): from the cache, or collected again from the
-    recorded corpus."""
-    if not header.moments:
-        return {}
-    recorded = header.corpus
-    path = None if recorded["path"] is None else Path(recorded["path"])
-    if path is not None and not path.is_file():
-        raise TetherError(
-            f"corpus {path} of this ledger is gone: put it back, its moments are needed for further edits"
-        )
-    text = Corpus(path, recorded["max_tokens"], recorded["window"], recorded["seed"])
-    if text.identity()["sha256"] != recorded["sha256"]:
-        raise TetherError(f"corpus {path} has changed since this ledger was made: put the old text back")
-    found = moments(model, list(header.moments), text)
-    for layer, one in found.items():
-        if _digest(one) != header.moments[layer]["sha256"]:
-            logger.warning(
-                "moments of layer %d were collected anew and differ in the last bits: so will new edits", layer
-            )
-    return found
 
 
 class _Run:
@@ -305,7 +170,7 @@ class _Run:
         hparams = HPARAMS[header.method].model_validate(header.settings)
         self.editor = editor_of(header.method)
         network = None if trained is None else trained.network
-        self.context = Context(hparams, header.prefixes, _recorded_moments(model, header), network)
+        self.context = Context(hparams, header.prefixes, recorded_moments(model, header), network)
         self.sums: Sums = ledger.sums()
         self.health = Health(model, self.sums.m)
         self.level = "ok"
@@ -318,7 +183,7 @@ class _Run:
         done = skip
         with self._carrying():
             if self.guard is not None:
-                self.guard.begin(self.ledger, self._fallback())
+                self.guard.begin(self.ledger)
             self._restrain_if_due()
             self._look()
             for batch in batches:

@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,6 +82,25 @@ def numbers(text: str | None, what: str) -> list[int] | None:
         raise typer.BadParameter(
             f"{text!r}: write whole numbers with commas, as in 0,10,100", param_hint=what
         ) from None
+
+
+def restraints(text: str | None) -> list[str | None]:
+    """`none,log:1.2` -> ["none", "log:1.2"]; None, as recorded, where nothing is named."""
+    return [None] if text is None else list(text.split(","))
+
+
+def every(seconds: float) -> Callable[[], bool]:
+    """A function that is true at most once in so many seconds, for progress on stderr."""
+    last = time.monotonic()
+
+    def due() -> bool:
+        nonlocal last
+        if time.monotonic() - last < seconds:
+            return False
+        last = time.monotonic()
+        return True
+
+    return due
 
 
 def load_model(name: str, *, dtype: str | None = None, device: str | None = None, anatomy: str | None = None) -> Any:

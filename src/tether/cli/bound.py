@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, numbers, open_ledger, show
+from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, numbers, open_ledger, restraints, show
 
 
 @app.command("bound")
@@ -27,7 +27,7 @@ def command(
     opened, loaded = open_ledger(ledger, model, dtype, device)
     rows = [
         row
-        for restraint in ([None] if restrain is None else restrain.split(","))
+        for restraint in restraints(restrain)
         for row in bound_rows(opened, loaded, at=numbers(at, "--at"), restrain=restraint, keys=keys)
     ]
     lines = [

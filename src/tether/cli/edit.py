@@ -61,7 +61,7 @@ def command(
     """Edit facts into a model, one after another, into a ledger."""
     listed = read_facts(facts, None if limit is None else skip + limit)[skip:]
     chosen = numbers(layers, "--layers")
-    tell_progress("tether.session")
+    tell_progress("tether.header")
     if resume and (out / "ledger.json").exists():
         torch.set_num_threads(Ledger.open(out).header.threads)
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)

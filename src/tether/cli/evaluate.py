@@ -17,6 +17,7 @@ from tether.cli.app import (
     app,
     numbers,
     open_ledger,
+    restraints,
     show,
     tell_progress,
 )
@@ -65,7 +66,7 @@ def command(
     opened, loaded = open_ledger(ledger, model, dtype, device)
     results = evaluate_ledger(
         opened, loaded, None if facts is None else read_facts(facts), at=numbers(at, "--at"),
-        restraints=[None] if restrain is None else restrain.split(","),
+        restraints=restraints(restrain),
         abilities=[a for a in abilities.split(",") if a], metrics=[m for m in metrics.split(",") if m],
         max_paraphrases=paraphrases, max_locality=locality, abilities_data=abilities_data, limit=limit, quick=quick,
         out=out, resume=resume,

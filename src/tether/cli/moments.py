@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import typer
 
-from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, load_model, numbers, show
+from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, every, load_model, numbers, show
 from tether.editors.hparams import settings_for
 from tether.editors.moments import ENOUGH, Corpus, moments
 
@@ -29,11 +28,10 @@ def command(
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
     chosen = numbers(layers, "--layers") or list(settings_for(method, loaded)[0].layers)
     text = Corpus.parse(corpus, seed=seed, **({} if tokens is None else {"max_tokens": tokens}))
-    last = [time.monotonic()]
+    due = every(seconds=5)
 
     def progress(done: int, total: int | None) -> None:
-        if time.monotonic() - last[0] > 5:
-            last[0] = time.monotonic()
+        if due():
             err.out(f"{done} tokens" + ("" if total is None else f" of {total}"), highlight=False)
 
     found = moments(loaded, chosen, text, progress=progress)

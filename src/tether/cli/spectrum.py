@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, numbers, open_ledger, show
+from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, numbers, open_ledger, restraints, show
 
 
 @app.command("spectrum")
@@ -24,7 +24,7 @@ def command(
     opened, loaded = open_ledger(ledger, model, dtype, device)
     rows = [
         row
-        for restraint in ([None] if restrain is None else restrain.split(","))
+        for restraint in restraints(restrain)
         for row in opened.spectrum(loaded, at=numbers(at, "--at"), restrain=restraint)
     ]
     document = [{**dataclasses.asdict(row), "kappa": row.extremes.kappa} for row in rows]

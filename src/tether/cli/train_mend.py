@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, load_model, numbers, show
+from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, every, load_model, numbers, show
 from tether.training import TrainingProgress, train_mend
 
 
@@ -30,13 +29,7 @@ def command(
 ) -> None:
     """Train MEND's network for a model; edit with it by `edit --method mend --editor FILE`."""
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
-    last = [time.monotonic()]
-
-    def due() -> bool:
-        if time.monotonic() - last[0] < 5:
-            return False
-        last[0] = time.monotonic()
-        return True
+    due = every(seconds=5)
 
     def prepared(done: int, total: int) -> None:
         if due() or done == total:

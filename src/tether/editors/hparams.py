@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -27,7 +28,7 @@ class PrefixLength(BaseModel):
 Need = Literal["prefixes", "moments", "editor"]
 
 
-class Hparams(BaseModel):
+class Hparams(BaseModel, ABC):
     """What the settings of every method have. `family` names the data files: `<family>-<model>.json`; `needs` says what
     the method's edits look at beside the model and the facts: sampled prefixes, moments of the keys, a trained editor
     (whose file then holds the settings)."""
@@ -36,12 +37,19 @@ class Hparams(BaseModel):
     family: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
 
-    layers: tuple[int, ...] = Field(min_length=1, description="the edited layers")
+    layers: tuple[int, ...] = Field(min_length=1, description="the edited layers, ascending")
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if list(layers) != sorted(set(layers)):
+            raise ValueError("write every layer once, in ascending order")
+        return layers
 
     @classmethod
+    @abstractmethod
     def rule(cls, model: EditableModel) -> dict[str, Any]:
         """Settings for a model that no file describes."""
-        raise NotImplementedError
 
 
 class LatentHparams(Hparams):
@@ -96,13 +104,6 @@ class MemitHparams(LatentHparams):
     equality_ridge: float = Field(default=1e-6, ge=0, description="EMMET: share of the mean of diag(KᵀC⁻¹K)")
     memory_gb: float = Field(default=1.0, gt=0, description="what the steps for δ of a micro-batch may keep")
 
-    @field_validator("layers")
-    @classmethod
-    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if list(layers) != sorted(set(layers)):
-            raise ValueError("write every layer once, in ascending order")
-        return layers
-
     @classmethod
     def rule(cls, model: EditableModel) -> dict[str, Any]:
         """Five layers around ROME's, the decay and clamp of the paper's models of the same kind of MLP."""
@@ -146,13 +147,6 @@ class MendHparams(Hparams):
     frozen_blocks: bool = Field(default=True, description="false: whole forwards in training, the reference")
     loss_threshold: float = Field(default=0.05, ge=0, description="a fact with a loss below this is known already")
     drop_rising: bool = Field(default=True, description="leave out facts whose edit does not lower their loss")
-
-    @field_validator("layers")
-    @classmethod
-    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
-        if list(layers) != sorted(set(layers)):
-            raise ValueError("write every layer once, in ascending order")
-        return layers
 
     @model_validator(mode="after")
     def _looks_after_steps(self) -> MendHparams:

@@ -1,7 +1,7 @@
 """PRUNE on anybody's edited checkpoint: two folders of safetensors in, a restrained third one out.
 
 report = tether.restrain_checkpoint("llama", "llama-edited", "llama-restrained", restrain="log:1.2")
-print(report.table())
+report.table()
 """
 
 from __future__ import annotations

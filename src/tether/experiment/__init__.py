@@ -1,0 +1,1 @@
+"""Grids of runs: what they are, what they found, how they are run."""

@@ -83,8 +83,8 @@ def test_a_batch_of_deltas_is_the_deltas_one_by_one(family: str) -> None:
 def test_micro_batches_cover_every_fact_and_change_nothing(family: str) -> None:
     model = editable(family)
     groups: list[Group] = [encode_contexts(model, fact, PREFIXES) for fact in DIFFERENT]
-    whole = list(within_memory(model, groups, 1, hparams(), 10.0))
-    assert [sorted(batch) for batch in whole] == [list(range(len(groups)))]
+    alike: list[Group] = [groups[0]] * 4
+    assert list(within_memory(model, alike, 1, hparams(), 10.0)) == [[0, 1, 2, 3]]
     single = list(within_memory(model, groups, 1, hparams(), 1e-9))
     assert sorted(single) == [[i] for i in range(len(groups))]
     some = list(within_memory(model, groups, 1, hparams(), 1e-3))
@@ -95,6 +95,15 @@ def test_micro_batches_cover_every_fact_and_change_nothing(family: str) -> None:
     assert wide is not None and narrow is not None
     for name, update in wide.updates.items():
         assert close(narrow.updates[name].to_dense(), update.to_dense(), 1e-3)
+
+
+def test_facts_of_like_lengths_are_padded_to_each_other() -> None:
+    model = editable("llama")
+    long = Fact(subject="Ada", prompt="{} is", target_new="one two three four five six seven eight nine ten " * 3)
+    short = Fact(subject="Ada", prompt="{} is", target_new="one")
+    groups: list[Group] = [encode_contexts(model, fact, PREFIXES) for fact in [long, short] * 8]
+    batches = list(within_memory(model, groups, 1, hparams(), 10.0))
+    assert [sorted(batch) for batch in batches] == [list(range(1, 16, 2)), list(range(0, 16, 2))]
 
 
 def test_the_bound_on_memory_holds() -> None:

@@ -40,6 +40,7 @@ def test_a_comparison_is_the_paired_t_tests() -> None:
     assert not found.sure
     assert compare(trial(90, 92, 91, 90), trial(70, 75, 71, 72)).sure
     assert not compare(trial(70, 75, 71, 72), trial(90, 92, 91, 90)).sure
+    assert not compare(trial(90 + 1e-6, 92 + 1e-6), trial(90, 92)).sure, "rounding is no reason"
 
 
 def test_the_layer_that_works_is_found(tmp_path: Path) -> None:

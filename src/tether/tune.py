@@ -38,6 +38,7 @@ Rounds = Sequence[tuple[str, list[dict[str, Any]]]]  # (setting, what to try); a
 DEPTHS = (0.1, 0.17, 0.25, 0.35, 0.5)  # where in the model layers are tried
 WEIGHTS = (50.0, 200.0, 1000.0, 5000.0, 15000.0)  # λ
 STEPS = (1.0, 1.5)  # times the steps of the settings so far
+NOTHING = 0.1  # points of score that rounding alone can make
 CLAMPS = (1.0, 0.5, 0.2)  # times the clamp of the settings so far
 
 
@@ -71,7 +72,7 @@ class TrialComparison:
 
     @property
     def sure(self) -> bool:
-        return self.difference > 2 * self.stderr
+        return self.difference > max(2 * self.stderr, NOTHING)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class MemitHparams(LatentHparams):
     layers: tuple[int, ...] = Field(min_length=1, description="the edited layers, ascending; δ is behind the last")
     mom2_update_weight: float = Field(gt=0, description="λ: the weight of what the model knew")
     equality_ridge: float = Field(default=1e-6, ge=0, description="EMMET: share of the mean of diag(KᵀC⁻¹K)")
-    memory_gb: float = Field(default=1.0, gt=0, description="what the steps for δ of a micro-batch may keep")
+    memory_gb: float = Field(default=0.5, gt=0, description="what the steps for δ of a micro-batch may keep")
 
     @classmethod
     def rule(cls, model: EditableModel) -> dict[str, Any]:

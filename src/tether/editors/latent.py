@@ -19,6 +19,7 @@ from tether.facts.tokens import EncodedPrompt
 from tether.model.editable import EditableModel
 from tether.model.suffix import Plain, Rows, Run, Suffix, align, full_forward, head_logits, projection_adds
 
+_PADDED, _PADDED_SHARE = 32, 0.25  # tokens of padding (a step's own cost is about as much), and their share, in a batch
 Group = Sequence[EncodedPrompt]  # one fact's prompts: its contexts with the target behind, the bare one first; KL last
 
 
@@ -184,25 +185,31 @@ def within_memory(
     model: EditableModel, groups: Sequence[Group], layer: int, hparams: LatentHparams, gigabytes: float
 ) -> Iterator[list[int]]:
     """Facts, by index, in micro-batches whose steps keep at most about `gigabytes` for the backward pass (one fact at
-    least). Facts of like lengths go together; what a token costs is measured on the longest fact."""
+    least). Facts of like lengths go together, so that little is padded; what a token costs is measured on the longest
+    fact."""
 
-    def size(members: Sequence[Group]) -> tuple[int, int, int]:
-        """Rows, columns the losses read, columns before the anchor."""
-        prompts = [prompt for group in members for prompt in group]
-        reads = max(Objective.of([group], hparams.kl_position, torch.device("cpu")).columns for group in members)
-        return len(prompts), reads, max(prompt.subject_last for prompt in prompts)
+    def size(fact: int) -> tuple[int, int, int]:
+        """Columns the losses read, columns before the anchor, rows."""
+        prompts = groups[fact]
+        reads = Objective.of([prompts], hparams.kl_position, torch.device("cpu")).columns
+        return reads, max(prompt.subject_last for prompt in prompts), len(prompts)
 
-    order = sorted(range(len(groups)), key=lambda i: size([groups[i]])[1:])
-    n, columns, before = size([groups[order[-1]]])
+    sizes = [size(fact) for fact in range(len(groups))]
+    order = sorted(range(len(groups)), key=sizes.__getitem__)
+    columns, before, n = sizes[order[-1]]
     saved, cached = _bytes_of_a_step(model, groups[order[-1]], layer, hparams)
     of_column, of_prefix = saved / (n * columns), cached / max(1, n * before)
     batch: list[int] = []
-    for index in order:
-        n, columns, before = size([groups[i] for i in (*batch, index)])
-        if batch and n * (columns * of_column + before * of_prefix) > gigabytes * 1e9:
+    for fact in order:
+        members = [sizes[i] for i in (*batch, fact)]
+        n, before = sum(rows for _, _, rows in members), max(before for _, before, _ in members)
+        tokens = n * sizes[fact][0]  # the widest comes last
+        padding = tokens - sum(columns * rows for columns, _, rows in members)
+        too_large = tokens * of_column + n * before * of_prefix > gigabytes * 1e9
+        if batch and (too_large or padding > max(_PADDED, tokens * _PADDED_SHARE)):
             yield batch
             batch = []
-        batch.append(index)
+        batch.append(fact)
     yield batch
 
 

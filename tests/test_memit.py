@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,21 @@ def test_facts_of_like_lengths_are_padded_to_each_other() -> None:
     groups: list[Group] = [encode_contexts(model, fact, PREFIXES) for fact in [long, short] * 8]
     batches = list(within_memory(model, groups, 1, hparams(), 10.0))
     assert [sorted(batch) for batch in batches] == [list(range(1, 16, 2)), list(range(0, 16, 2))]
+
+
+def test_measuring_a_step_leaves_nothing_in_memory() -> None:
+    model = editable("llama")
+    groups: list[Group] = [encode_contexts(model, fact, PREFIXES) for fact in DIFFERENT]
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Tensor) for thing in gc.get_objects())
+
+    list(within_memory(model, groups, 1, hparams(), 1.0))
+    before = tensors()
+    for _ in range(3):
+        list(within_memory(model, groups, 1, hparams(), 1.0))
+    assert tensors() == before
 
 
 def test_the_bound_on_memory_holds() -> None:

@@ -194,6 +194,9 @@ def within_memory(
         reads = Objective.of([prompts], hparams.kl_position, torch.device("cpu")).columns
         return reads, max(prompt.subject_last for prompt in prompts), len(prompts)
 
+    if len(groups) == 1:
+        yield [0]
+        return
     sizes = [size(fact) for fact in range(len(groups))]
     order = sorted(range(len(groups)), key=sizes.__getitem__)
     columns, before, n = sizes[order[-1]]
@@ -224,7 +227,7 @@ def _bytes_of_a_step(model: EditableModel, group: Group, layer: int, hparams: La
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own node keeps would never be freed
 
     objective = Objective.of([group], hparams.kl_position, model.device)
     step = _stepper(model, model, layer, frozen=hparams.frozen_prefix)(rows, run, objective.columns)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from core import FACTS, SETTINGS
 from test_cli import answer, run
-from tiny import save, tiny_model
+from tiny import invented_facts, save, tiny_model
 
 import tether
 from tether.errors import TetherError
@@ -277,10 +277,11 @@ def test_mend_and_memit_in_batches(tmp_path: Path) -> None:
     place_in(tmp_path, "gpt2", facts=6)
     steps = {"steps": 4, "validate_every": 2, "accumulate": 2, "rank": 4, "statistics": 2, "validation": 2}
     (tmp_path / "mend.json").write_text(json.dumps({**steps, "layers": [1, 2]}))
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(f.model_dump_json(exclude_none=True) + "\n" for f in invented_facts()[:6]))
     tether.train_mend(
-        load(tmp_path / "model"), FACTS[:3], FACTS[3:], out=tmp_path / "mend.safetensors",
-        settings=tmp_path / "mend.json",
-    )  # fmt: skip
+        load(tmp_path / "model"), train, train, tmp_path / "mend.safetensors", settings=tmp_path / "mend.json"
+    )
     (tmp_path / "memit.json").write_text(
         json.dumps({k: v for k, v in SETTINGS.items() if k != "layers"} | {"layers": [0, 1], "mom2_update_weight": 10})
     )

@@ -88,7 +88,7 @@ def factors(out: Path) -> dict[str, bytes]:
 def assert_same(out: Path, expected: Path) -> None:
     """Each edit once, the same factors bit for bit, and a store that says the same; a journal's head has its times."""
     assert factors(out) == factors(expected) != {}
-    for folder in (expected / "runs").iterdir():
+    for folder in [place.parent for place in (expected / "runs").glob("*/ledger")]:
         events = [[(e.kind, e.edit, e.sha256) for e in Ledger.open(base / "runs" / folder.name / "ledger").events]
                   for base in (out, expected)]  # fmt: skip
         assert events[0] == events[1]

@@ -43,7 +43,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-# --- what is wrong is named -----------------------------------------------------------------------------------------
+# --- what is wrong is named ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_an_unknown_ability_is_refused_before_anything_runs(tmp_path: Path) -> N
         make_plan(spec)
 
 
-# --- what is missing is named by a plan and refused by a run --------------------------------------------------------
+# --- what is missing is named by a plan and refused by a run ---------------------------------------------------------
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_missing_files(tmp_path: Path) -> None:
     assert shown["missing"] == list(plan.missing) and len(shown["runs"]) == 4
 
 
-# --- what a grid comes to ---------------------------------------------------------------------------------------------
+# --- what a grid comes to --------------------------------------------------------------------------------------------
 
 
 def test_ledgers_are_counted(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_method_without_randomness_runs_with_one_seed(tmp_path: Path) -> None:
     assert plan.jobs[0].facts() == plan.jobs[1].facts() != plan.jobs[2].facts()
 
 
-# --- the estimate -----------------------------------------------------------------------------------------------------
+# --- the estimate ----------------------------------------------------------------------------------------------------
 
 
 def test_the_estimate_grows_with_the_work(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_local_model_is_counted(tmp_path: Path) -> None:
     assert model_size(spec.models[0]).parameters == sum(p.numel() for p in hf.parameters())
 
 
-# --- grids that come along --------------------------------------------------------------------------------------------
+# --- grids that come along -------------------------------------------------------------------------------------------
 
 
 def test_which_come_along() -> None:

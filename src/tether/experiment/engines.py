@@ -7,6 +7,7 @@ folders as the process that started them: one machine, or a shared file system.
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,6 +110,7 @@ def _connected(cluster: Any, address: str | None) -> Iterator[None]:
     if cluster.is_initialized():
         yield
         return
+    _check_reachable(address)
     local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -121,6 +123,20 @@ def _connected(cluster: Any, address: str | None) -> Iterator[None]:
         yield
     finally:
         cluster.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise TetherError where nobody listens at host:port; Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise TetherError(
+            f"Ray cannot be reached at {address} ({error}): start it there (ray start --head), or leave ray_address "
+            "away for this machine alone"
+        ) from None
 
 
 ENGINES: Mapping[str, Engine] = MappingProxyType({"here": here, "ray": ray})

@@ -16,8 +16,6 @@ from tether.errors import TetherError
 from tether.experiment import Step, read_grid, run_grid
 from tether.ledger import Ledger
 
-ray = pytest.importorskip("ray")
-
 
 def holder(lock: Path) -> int | None:
     """The process that has the file open."""
@@ -67,6 +65,8 @@ def test_a_killed_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     steps: list[Step] = []
     outcome = run_grid(file, tmp_path / "out", engine="ray", progress=steps.append)
     killer.join()
+    import ray  # not before the engine, which sets where it listens
+
     assert not ray.is_initialized()
     assert len(killed) == 1 and 2 <= killed[0][1] <= 4
     (name,), (reason,) = outcome.failed, outcome.failed.values()

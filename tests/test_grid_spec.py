@@ -16,6 +16,7 @@ from tether.errors import TetherError
 from tether.experiment import GridSpec, estimate, grid_names, make_plan, read_spec, run_grid
 from tether.experiment.cost import model_size
 from tether.experiment.plan import Job
+from tether.experiment.spec import DatasetSpec, EditorSpec, EverySpec, ModelSpec, Override, Resources, When
 
 
 def minimal(**changes: Any) -> dict[str, Any]:
@@ -293,3 +294,16 @@ def test_a_shipped_grid_needs_its_variable(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("TETHER_DATA", raising=False)
     with pytest.raises(TetherError, match=r"\$\{TETHER_DATA\}, which is not set"):
         read_spec("paper")
+
+
+def test_the_documents_example_and_keys(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/grids.md").read_text()
+    (tmp_path / "mine.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    plan = make_plan(read_spec(tmp_path / "mine.yaml"))
+    assert len(plan.jobs) == 9 and "= 9 runs" in page
+    assert {(job.run.method, job.restraints[1]) for job in plan.jobs if job.restraints} == {
+        ("rome", "log:1.2"), ("memit", "log:e")
+    }  # fmt: skip
+    for kind in (GridSpec, ModelSpec, EditorSpec, DatasetSpec, EverySpec, Override, Resources, When):
+        for name in kind.model_fields:
+            assert f"`{name}`" in page or f"{name}," in page or f"{name}}}" in page or f"{name}:" in page, name

@@ -7,6 +7,7 @@ folders as the process that started them: one machine, or a shared file system.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 import warnings
@@ -73,6 +74,8 @@ def ray(spec: GridSpec, jobs: Sequence[Job], out: Path, tell: Tell, analyse: Ana
         version("ray")
     except PackageNotFoundError:
         raise TetherError("--engine ray needs Ray, which is not installed: pip install 'tether[ray]'") from None
+    if spec.ray_address is None:  # read at import: a cluster of this machine alone listens on the loopback
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray as cluster
 
     wanted = spec.resources
@@ -88,7 +91,7 @@ def ray(spec: GridSpec, jobs: Sequence[Job], out: Path, tell: Tell, analyse: Ana
                 try:
                     reason = cluster.get(ready)
                 except cluster.exceptions.RayError as error:
-                    reason = f"its worker died {wanted.retries + 1} times ({type(error).__name__})"
+                    reason = f"its worker died, {wanted.retries} retries included ({type(error).__name__})"
                 if reason is None:
                     tell(Step(job.run, "done"))
                 yield Ended(job, reason)
@@ -111,11 +114,11 @@ def _connected(cluster: Any, address: str | None) -> Iterator[None]:
         yield
         return
     _check_reachable(address)
-    local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {}
+    local: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            cluster.init(address=address or "local", logging_level=logging.WARNING, **local)
+            cluster.init(address=address or "local", logging_level=logging.ERROR, **local)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             told = " ".join(str(error).split())
             raise TetherError(f"Ray cannot be reached at {address or 'this machine'}: {told}") from None

@@ -29,7 +29,7 @@ from tether.evaluate.ability_data import HUB, TEXT_FILE
 from tether.evaluate.perplexity import builtin_text
 from tether.evaluate.tasks import task_file
 from tether.experiment.plan import Job, Plan
-from tether.experiment.spec import ModelSpec
+from tether.experiment.spec import GridSpec, ModelSpec
 
 TOKENS = 15  # of a prompt with its target
 ITEM_TOKENS = 200  # of an ability's item
@@ -76,6 +76,7 @@ class Estimate:
 def estimate(plan: Plan) -> Estimate:
     """About how long the runs take one after another on this machine, and the memory of the largest."""
     sizes = {model.name: model_size(model) for model in plan.spec.models}
+    abilities = sum(_ability_tokens(plan.spec, name) for name in plan.spec.abilities)
     speeds: dict[str, float] = {}
     runs: dict[str, Cost] = {}
     seen: set[str] = set()
@@ -88,7 +89,9 @@ def estimate(plan: Plan) -> Estimate:
             continue
         first = job.model.name not in seen
         seen.add(job.model.name)
-        tokens = _edit_tokens(job) * 2 + _row_tokens(job) * job.rows + (_corpus_tokens(job) if first else 0)
+        tokens = (
+            _edit_tokens(job) * 2 + (_prompt_tokens(job) + abilities) * job.rows + (_corpus_tokens(job) if first else 0)
+        )
         loading = LOADING if first else 0.0
         runs[job.run.id] = Cost(loading + tokens * 2 * size / (SHARE * speed), _memory(job, size))
     seconds = [cost.seconds for cost in runs.values() if cost.seconds is not None]
@@ -138,25 +141,25 @@ def _corpus_tokens(job: Job) -> float:
     return Path(str(job.corpus)).stat().st_size / BYTES_A_TOKEN
 
 
-def _row_tokens(job: Job) -> float:
-    """Of a mean row."""
+def _prompt_tokens(job: Job) -> float:
+    """Of the editing metrics of a mean row."""
     facts = sum(job.at) / len(job.at)
     paraphrases = 2 if job.dataset.paraphrases is None else job.dataset.paraphrases
     locality = 10 if job.dataset.locality is None else job.dataset.locality
     prompts = 1 + paraphrases + locality
     read = 2 * prompts * TOKENS if {"compare", "match"} & set(job.dataset.metrics) else 0
     written = prompts * GENERATED * GENERATED_AS if "generate" in job.dataset.metrics else 0
-    return facts * (read + written) + sum(_ability_tokens(job, name) for name in job.abilities)
+    return facts * (read + written)
 
 
-def _ability_tokens(job: Job, name: str) -> float:
+def _ability_tokens(spec: GridSpec, name: str) -> float:
     if name == PERPLEXITY:
-        source = None if job.abilities_data in (None, HUB) else Path(str(job.abilities_data))
+        source = None if spec.abilities_data in (None, HUB) else Path(str(spec.abilities_data))
         file = source / TEXT_FILE if source is not None and source.is_dir() else source
         there = file is not None and file.is_file()
         return (file.stat().st_size if file is not None and there else len(builtin_text())) / BYTES_A_TOKEN
     task = task_file(name) if name in ABILITIES else None
-    items = (QUICK_ITEMS if job.quick else 300 if task is None else task.size) if job.limit is None else job.limit
+    items = (QUICK_ITEMS if spec.quick else 300 if task is None else task.size) if spec.limit is None else spec.limit
     answers = task is None or task.output_type == "generate_until"
     return items * (ITEM_TOKENS + (GENERATED * GENERATED_AS if answers else TOKENS))
 

@@ -45,6 +45,7 @@ VERBS = (
     "moments",
     "tune",
     "train_mend",
+    "grid",
     "report",
     "demo",
 )

@@ -1,0 +1,152 @@
+"""What runs the runs of a grid: this process, one after another, or Ray.
+
+A run leaves everything in its folder, so an engine only tells which run ended and how. Ray's workers need the same
+folders as the process that started them: one machine, or a shared file system.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tether.errors import TetherError
+from tether.experiment.plan import Job
+from tether.experiment.run import Analyse, Step, Tell, do_run, load_for
+from tether.experiment.spec import GridSpec
+from tether.model import EditableModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that ended: `reason` says on one line why it failed, None that it did not."""
+
+    job: Job
+    reason: str | None = None
+
+
+Engine = Callable[[GridSpec, Sequence[Job], Path, Tell, "Analyse | None"], Iterator[Ended]]
+
+
+def here(spec: GridSpec, jobs: Sequence[Job], out: Path, tell: Tell, analyse: Analyse | None) -> Iterator[Ended]:
+    """One after another in this process; a model stays loaded while the next run has it too."""
+    held: dict[str, EditableModel] = {}
+
+    def model(job: Job) -> EditableModel:
+        if job.model.name not in held:
+            held.clear()  # before the next one is loaded
+            held[job.model.name] = load_for(job)
+        return held[job.model.name]
+
+    for job in jobs:
+        work = partial(do_run, job, out, partial(model, job), tell=tell, analyse=analyse)
+        yield Ended(job, reason_of(work))
+
+
+def reason_of(work: Callable[[], object]) -> str | None:
+    """Do it; why it failed, on one line, or None. One failed run does not stop the others."""
+    try:
+        work()
+    except TetherError as error:
+        return " ".join(str(error).split())
+    except Exception as error:  # whatever it is, it is told, and the other runs go on
+        logger.warning("a run failed unexpectedly", exc_info=True)
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+def ray(spec: GridSpec, jobs: Sequence[Job], out: Path, tell: Tell, analyse: Analyse | None) -> Iterator[Ended]:
+    """As many at a time as the cluster's resources allow, each in a worker of its own. A run whose worker dies is
+    started again on another, where it goes on."""
+    try:
+        version("ray")
+    except PackageNotFoundError:
+        raise TetherError("--engine ray needs Ray, which is not installed: pip install 'tether[ray]'") from None
+    if spec.ray_address is None:  # read at import: a cluster of this machine alone listens on the loopback
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray as cluster
+
+    wanted = spec.resources
+    with _connected(cluster, spec.ray_address):
+        work = cluster.remote(num_cpus=wanted.num_cpus, num_gpus=wanted.num_gpus, max_retries=wanted.retries)(
+            _in_worker
+        )
+        pending = {work.remote(job.model_dump_json(), str(out.resolve()), analyse): job for job in jobs}
+        try:
+            while pending:
+                (ready,), _ = cluster.wait(list(pending), num_returns=1)
+                job = pending.pop(ready)
+                try:
+                    reason = cluster.get(ready)
+                except cluster.exceptions.RayError as error:
+                    reason = f"its worker died, {wanted.retries} retries included ({type(error).__name__})"
+                if reason is None:
+                    tell(Step(job.run, "done"))
+                yield Ended(job, reason)
+        finally:
+            for left in pending:
+                cluster.cancel(left, force=True)
+
+
+def _in_worker(job: str, out: str, analyse: Analyse | None) -> str | None:
+    """A run in a worker; the reason why it failed, or None. Progress goes to the worker's stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    found = Job.model_validate_json(job)
+    return reason_of(lambda: do_run(found, Path(out), lambda: load_for(found), analyse=analyse))
+
+
+@contextmanager
+def _connected(cluster: Any, address: str | None) -> Iterator[None]:
+    """A cluster that runs already is used, and stays; else one on this machine, for the time of the block."""
+    if cluster.is_initialized():
+        yield
+        return
+    _check_reachable(address)
+    local: dict[str, Any] = {"include_dashboard": False} if address is None else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            cluster.init(address=address or "local", logging_level=logging.ERROR, **local)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            told = " ".join(str(error).split())
+            raise TetherError(f"Ray cannot be reached at {address or 'this machine'}: {told}") from None
+    try:
+        yield
+    finally:
+        cluster.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise TetherError where nobody listens at host:port; Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise TetherError(
+            f"Ray cannot be reached at {address} ({error}): start it there (ray start --head), or leave ray_address "
+            "away for this machine alone"
+        ) from None
+
+
+ENGINES: Mapping[str, Engine] = MappingProxyType({"here": here, "ray": ray})
+
+
+def engine(name: str) -> Engine:
+    """An engine by its name."""
+    if name not in ENGINES:
+        raise TetherError(f"engine {name!r} is none: choose one of {', '.join(ENGINES)}")
+    return ENGINES[name]

@@ -1,0 +1,259 @@
+"""What a grid comes to: its runs in order, each with an id that says what it depends on, and what is missing for it.
+
+One ledger of a cell and seed serves every restraint applied once and every number of edits. A restraint every K edits
+has a ledger of its own, since later edits depend on it. Nothing is loaded, downloaded or run here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tether.editors.hparams import HPARAMS
+from tether.editors.moments import SELF
+from tether.errors import TetherError
+from tether.evaluate.abilities import ABILITIES, PERPLEXITY
+from tether.evaluate.ability_data import HUB, TEXT_FILE, ability_data
+from tether.evaluate.harness import named_tasks
+from tether.evaluate.tasks import task_file
+from tether.evaluate.tasks.documents import FILES, read
+from tether.experiment.spec import Cell, DatasetSpec, GridSpec, ModelSpec
+from tether.experiment.stored import Run
+from tether.facts import Fact, read_facts
+
+_MISSING = "missing"  # stands for the sha256 of a file that is not there
+
+
+class Job(BaseModel):
+    """A run with all that it takes; what another process needs to do it.
+
+    `restraints` are applied once, to the ledger's sum; empty where the ledger is restrained every K edits and replayed.
+    `at`: the numbers of edits with a row. `files` are the sha256 of what it reads; `wanted` is one of all that is
+    measured, so that a finished run is known to be what the grid asks for now.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: Run
+    model: ModelSpec
+    dataset: DatasetSpec
+    method: str
+    settings: str | None
+    layers: tuple[int, ...] | None
+    editor: str | None
+    corpus: str | None
+    restraints: tuple[str, ...]
+    at: tuple[int, ...]
+    abilities: tuple[str, ...]
+    abilities_data: str | None
+    limit: int | None
+    quick: bool
+    analyses: tuple[str, ...]
+    files: dict[str, str]
+    wanted: str
+
+    def facts(self) -> list[Fact]:
+        """The facts of the run, in their order."""
+        return _facts(self.dataset, self.run.seed, self.run.edits)
+
+    @property
+    def rows(self) -> int:
+        """How many rows will be measured."""
+        return sum(1 if count == 0 else max(1, len(self.restraints)) for count in self.at)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs in their order. `missing`: what a run would be refused for, each on one line; `notes`: what a reader may
+    not expect."""
+
+    spec: GridSpec
+    jobs: tuple[Job, ...]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def make_plan(spec: GridSpec) -> Plan:
+    """The runs of a grid: all seeds, datasets and editors of a model before the next model, the first seed of all of
+    them before the second. Raises TetherError for an ability that is none."""
+    _check_names(spec)
+    look = _Look()
+    jobs: list[Job] = []
+    notes: dict[str, None] = {}
+    for model in spec.models:
+        cells = [cell for cell in spec.cells() if cell.model is model]
+        for seed in spec.seeds:
+            for cell in cells:
+                if seed != spec.seeds[0] and not _depends_on_the_seed(cell):
+                    what = f"{cell.method} on {cell.dataset.name} does not depend on the seed"
+                    why = f"it runs with seed {spec.seeds[0]} alone (shuffle: true would draw the order of the facts)"
+                    notes[f"{what}: {why}"] = None
+                    continue
+                look.cell(cell)
+                jobs += _jobs(spec, cell, seed, look)
+    look.abilities(spec)
+    return Plan(spec, tuple(jobs), tuple(look.missing), tuple(notes))
+
+
+def _depends_on_the_seed(cell: Cell) -> bool:
+    return cell.dataset.shuffle or bool(HPARAMS[cell.method].needs & {"prefixes", "moments"})
+
+
+def _jobs(spec: GridSpec, cell: Cell, seed: int, look: _Look) -> list[Job]:
+    """The ledger of what is restrained once, then one for every schedule."""
+    schedules: list[tuple[str, int | None]] = [("none", None)] if cell.once else []
+    return [_job(spec, cell, seed, restrain, every, look) for restrain, every in [*schedules, *cell.every]]
+
+
+def _job(spec: GridSpec, cell: Cell, seed: int, restrain: str, every: int | None, look: _Look) -> Job:
+    moments = "moments" in HPARAMS[cell.method].needs
+    files = {
+        "facts": look.sha256("datasets", cell.dataset.facts),
+        **({"settings": look.sha256("settings", cell.settings)} if cell.settings else {}),
+        **({"editor": look.sha256("editor", cell.editor)} if cell.editor else {}),
+        **({"anatomy": look.sha256("anatomy", cell.model.anatomy)} if cell.model.anatomy else {}),
+    }
+    corpus = cell.corpus if moments else None
+    if corpus not in (None, SELF):
+        files["corpus"] = look.sha256("corpus", str(corpus))
+    run: dict[str, Any] = {
+        "model": cell.model.name, "method": cell.editor_name, "dataset": cell.dataset.name, "seed": seed,
+        "edits": cell.edits[-1], "batch_size": cell.batch_size, "restrain": restrain, "every": every,
+    }  # fmt: skip
+    edited = {
+        **run, "files": files, "load": cell.model.load, "dtype": cell.model.dtype, "device": cell.model.device,
+        "method": cell.method, "layers": cell.layers, "corpus": SELF if corpus == SELF else None,
+        "skip": cell.dataset.skip, **({"limit": cell.dataset.limit, "shuffle": True} if cell.dataset.shuffle else {}),
+    }  # fmt: skip
+    schedule = [] if every is None else [restrain, f"every{every}"]
+    words = [cell.model.name, cell.editor_name, cell.dataset.name, *schedule, f"seed{seed}"]
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "", "-".join(words))
+    measured: dict[str, Any] = {
+        "restraints": cell.once if every is None else (), "at": cell.edits, "abilities": spec.abilities,
+        "limit": spec.limit, "quick": spec.quick, "analyses": spec.analyses,
+    }  # fmt: skip
+    prompts = (cell.dataset.metrics, cell.dataset.paraphrases, cell.dataset.locality)
+    return Job(
+        run=Run(id=f"{readable}-{_digest(edited)[:10]}", **run), model=cell.model, dataset=cell.dataset,
+        method=cell.method, settings=cell.settings, layers=cell.layers, editor=cell.editor, corpus=corpus,
+        abilities_data=spec.abilities_data, files=files,
+        wanted=_digest({"measured": measured, "prompts": prompts, "data": look.data(spec)}), **measured,
+    )  # fmt: skip
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _facts(dataset: DatasetSpec, seed: int, wanted: int) -> list[Fact]:
+    """The first `wanted` facts; shuffled ones are drawn from all that `skip` and `limit` leave."""
+    span = dataset.limit if dataset.shuffle else min(wanted, dataset.limit or wanted)
+    listed = read_facts(dataset.facts, None if span is None else dataset.skip + span)[dataset.skip :]
+    if dataset.shuffle:
+        random.Random(seed).shuffle(listed)
+    return listed[:wanted]
+
+
+def _check_names(spec: GridSpec) -> None:
+    """Raise TetherError for an ability that neither tether nor the harness has."""
+    for name in spec.abilities:
+        if name in ABILITIES:
+            continue
+        try:
+            known = bool(named_tasks(name, hub=False, limit=spec.limit))
+        except TetherError as error:
+            if spec.abilities_data == HUB:  # its data may be fetched when the grid runs
+                continue
+            raise TetherError(f"abilities: {error}") from None
+        if not known:
+            raise TetherError(
+                f"abilities: {name!r} is none that can be measured: choose from {', '.join(ABILITIES)}, or name a task "
+                "of lm-evaluation-harness"
+            )
+
+
+@dataclass
+class _Look:
+    """A look at the files a grid names: each once, and what is wrong with them."""
+
+    missing: dict[str, None] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    counted: dict[tuple[str, int], None] = field(default_factory=dict)
+
+    def sha256(self, key: str, path: str) -> str:
+        if path not in self.hashes:
+            try:
+                with Path(path).open("rb") as handle:
+                    self.hashes[path] = hashlib.file_digest(handle, "sha256").hexdigest()
+            except OSError as error:
+                self.missing[f"{key}: {path} ({error.strerror})"] = None
+                self.hashes[path] = _MISSING
+        return self.hashes[path]
+
+    def cell(self, cell: Cell) -> None:
+        """That the model's folder is there, the settings are some of the method, and the facts are enough."""
+        if Path(cell.model.load).is_absolute() and not Path(cell.model.load).exists():
+            self.missing[f"models {cell.model.name}: {cell.model.load} (no such file or folder)"] = None
+        if cell.settings is not None and self.sha256("settings", cell.settings) != _MISSING:
+            self._settings(cell.settings, cell.method)
+        self._facts(cell)
+
+    def _settings(self, file: str, method: str) -> None:
+        try:
+            content = json.loads(Path(file).read_bytes())
+            unknown = [key for key in content if key not in HPARAMS[method].model_fields]
+        except (ValueError, TypeError) as error:
+            self.missing[f"settings: {file} is no JSON object ({error})"] = None
+            return
+        if unknown:
+            self.missing[f"settings: {file} has {', '.join(unknown)}, which {method} does not know"] = None
+
+    def _facts(self, cell: Cell) -> None:
+        name, file, wanted = cell.dataset.name, cell.dataset.facts, cell.edits[-1]
+        if (name, wanted) in self.counted or self.sha256("datasets", file) == _MISSING:
+            return
+        self.counted[name, wanted] = None
+        try:
+            found = len(_facts(cell.dataset, 0, wanted))
+        except TetherError as error:
+            self.missing[f"datasets {name}: {error}"] = None
+            return
+        if found < wanted:
+            self.missing[f"datasets {name}: {file} gives {found} facts, {wanted} edits are wanted"] = None
+
+    def data(self, spec: GridSpec) -> dict[str, str]:
+        """The sha256 of the abilities' files."""
+        if spec.abilities_data in (None, HUB):
+            return {"source": str(spec.abilities_data)}
+        source = Path(str(spec.abilities_data))
+        if not source.is_dir():
+            return {"text": self.sha256("abilities_data", str(source))} if source.exists() else {}
+        names = sorted(file for file in (*FILES.values(), TEXT_FILE) if (source / file).is_file())
+        return {name: self.sha256("abilities_data", str(source / name)) for name in names}
+
+    def abilities(self, spec: GridSpec) -> None:
+        """That the data of the abilities are there and can be read."""
+        if spec.abilities_data == HUB:
+            return
+        try:
+            folder = ability_data(spec.abilities_data).folder
+        except TetherError as error:
+            self.missing[f"abilities_data: {error}"] = None
+            return
+        if set(spec.abilities) - {PERPLEXITY} and find_spec("lm_eval") is None:
+            self.missing["abilities: lm-evaluation-harness is not installed: pip install 'tether[abilities]'"] = None
+        kinds = (task_file(name).kind for name in spec.abilities if name in ABILITIES and name != PERPLEXITY)
+        for kind in dict.fromkeys(kinds):
+            try:
+                read(kind, folder)
+            except TetherError as error:
+                self.missing[f"abilities_data: {error}"] = None

@@ -1,0 +1,265 @@
+"""One run of a grid: a ledger, its rows, its analyses; and the file that says it is done.
+
+    OUT/runs/<id>/ledger/          made by `tether.edit`; one put there before with the same arguments is taken
+    OUT/runs/<id>/results.json     written by `tether.evaluate_ledger`, with its items beside it
+    OUT/runs/<id>/run.json         a StoredRun: the run is done
+
+Killed at any moment and started again, a run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import ValidationError
+
+from tether.cache import locked
+from tether.editors.hparams import HPARAMS, settings_for
+from tether.editors.moments import Corpus
+from tether.errors import TetherError
+from tether.evaluate import Results, evaluate_ledger
+from tether.evaluate.checkpoints import AS_RECORDED
+from tether.evaluate.results import Row
+from tether.evaluate.results import read as read_results
+from tether.experiment.plan import Job
+from tether.experiment.stored import Analyses, Run, StoredRun
+from tether.facts import Fact
+from tether.files import write_atomically
+from tether.header import trained_editor
+from tether.ledger import ATTEMPTS, Ledger
+from tether.model import EditableModel, load
+from tether.session import Progress, edit
+
+logger = logging.getLogger(__name__)
+
+Stage = Literal["load", "edit", "evaluate", "analyse", "done", "failed"]
+_COUNTED = ("edit", "failed", "skipped")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a run is. `edited` is the session's own progress in the stage `edit`, `reason` says why it failed."""
+
+    run: Run
+    stage: Stage
+    edited: Progress | None = None
+    reason: str | None = None
+
+
+Tell = Callable[[Step], None]
+
+
+class Analyse(Protocol):
+    """`tether.experiment.analyses.analyse`."""
+
+    def __call__(
+        self, model: EditableModel, ledger: Ledger, wanted: Sequence[str], *, restraints: Sequence[str],
+        at: Sequence[int], results: Results,
+    ) -> Analyses: ...  # fmt: skip
+
+
+def run_folder(out: Path, job: Job) -> Path:
+    """Where a run keeps what it makes."""
+    return out / "runs" / job.run.id
+
+
+def finished(job: Job, out: Path) -> StoredRun | None:
+    """What a done run found, where it is what is asked for now. Raises TetherError for a damaged file."""
+    file = run_folder(out, job) / "run.json"
+    try:
+        stored = StoredRun.model_validate(json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, ValidationError) as error:
+        raise TetherError(
+            f"{file} is damaged ({_line(error)}): remove it, the run is then put together again"
+        ) from None
+    return stored if stored.run == job.run and stored.hashes.get("wanted") == job.wanted else None
+
+
+def state(job: Job, out: Path) -> Literal["done", "begun", "new"]:
+    """How far a run is."""
+    if finished(job, out) is not None:
+        return "done"
+    return "begun" if (run_folder(out, job) / "ledger" / "ledger.json").exists() else "new"
+
+
+def load_for(job: Job) -> EditableModel:
+    """The run's model."""
+    return load(job.model.load, dtype=job.model.dtype, device=job.model.device, anatomy=job.model.anatomy)
+
+
+def do_run(
+    job: Job, out: Path, model: Callable[[], EditableModel], *, tell: Tell | None = None, analyse: Analyse | None = None
+) -> StoredRun:
+    """Do a run, or what is left of it. `model` gives the unedited model, only where something is left to do.
+
+    Waits while another process does the same run. Raises TetherError for a ledger in its place that is not its own.
+    """
+    say = tell or _silent
+    folder = run_folder(out, job)
+    with locked(folder / "run"):
+        done = finished(job, out)
+        if done is not None:
+            return done
+        (folder / "failed.txt").unlink(missing_ok=True)
+        say(Step(job.run, "load"))
+        loaded = model()
+        loaded.clear_updates()
+        ledger = _edited(job, folder / "ledger", loaded, say)
+        say(Step(job.run, "evaluate"))
+        results = _measured(job, folder / "results.json", ledger, loaded)
+        analyses = Analyses()
+        if job.analyses:
+            say(Step(job.run, "analyse"))
+            work: Analyse = analyse or import_module("tether.experiment.analyses").analyse
+            restraints = job.restraints or (AS_RECORDED,)
+            analyses = work(loaded, ledger, job.analyses, restraints=restraints, at=job.at, results=results)
+        loaded.clear_updates()
+        stored = _stored(job, ledger, results, analyses)
+        data = json.dumps(stored.model_dump(mode="json"), ensure_ascii=False, indent=1)
+        write_atomically(folder / "run.json", data.encode())
+    say(Step(job.run, "done"))
+    return stored
+
+
+def note_failure(job: Job, out: Path, reason: str) -> None:
+    """Leave the reason in the run's folder, in `failed.txt`."""
+    folder = run_folder(out, job)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "failed.txt", (reason + "\n").encode())
+
+
+def _silent(step: Step) -> None:
+    pass
+
+
+def _edited(job: Job, folder: Path, model: EditableModel, say: Tell) -> Ledger:
+    facts = job.facts()
+    if len(facts) < job.run.edits:
+        raise TetherError(f"{job.dataset.facts} gives {len(facts)} facts, {job.run.edits} edits are wanted")
+    shared: dict[str, Any] = {
+        "out": folder, "method": job.method, "batch_size": job.run.batch_size, "seed": job.run.seed,
+        "editor": job.editor, "resume": True,
+        "progress": lambda at: say(Step(job.run, "edit", at)),
+    }  # fmt: skip
+    if (folder / "ledger.json").exists():
+        ledger = Ledger.open(folder, model)
+        _check(job, ledger, facts, model)
+        with _threads(ledger.header.threads):
+            return edit(model, facts, **shared)
+    return edit(
+        model, facts, restrain=job.run.restrain, every=job.run.every, corpus=job.corpus, settings=job.settings,
+        layers=job.layers, **shared,
+    )  # fmt: skip
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """As many threads as the ledger was made with, so that its further factors have the same bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel) -> None:
+    """Raise TetherError unless the ledger there is one that `edit` made, or is making, with the run's arguments."""
+    header = ledger.header
+    pairs: dict[str, tuple[Any, Any]] = {
+        "method": (header.method, job.method),
+        "seed": (header.seed, job.run.seed),
+        "restrain": (header.restrain, job.run.restrain),
+        "every": (header.every, job.run.every),
+        "dtype": (header.dtype, str(model.dtype).removeprefix("torch.")),
+    }
+    file = None if job.settings is None else Path(job.settings)
+    trained = trained_editor(model, job.method, job.editor, job.layers)
+    if trained is None:
+        pairs["settings"] = header.settings, settings_for(job.method, model, file=file, layers=job.layers)[0]
+    else:
+        pairs["settings"] = header.settings, trained.settings(file)
+        pairs["editor"] = header.editor and header.editor.sha256, trained.sha256
+    pairs["settings"] = pairs["settings"][0], pairs["settings"][1].model_dump(mode="json")
+    if job.corpus is not None and "moments" in HPARAMS[job.method].needs:
+        wanted = Corpus.parse(job.corpus, seed=job.run.seed).identity()
+        pairs["corpus"] = {key: header.corpus.get(key) for key in wanted}, wanted
+    for what, (found, expected) in pairs.items():
+        if found != expected:
+            raise TetherError(
+                f"{ledger.path} was made with another {what} than the grid's ({_short(found)}, the grid's "
+                f"{_short(expected)}): take it away, or make it with the grid's arguments"
+            )
+    tried = [event for event in ledger.events if event.kind in ATTEMPTS and event.fact is not None]
+    size, total = job.run.batch_size, len(facts)
+    expected_sizes = [
+        min(size, total - start) for start in range(0, total, size) for _ in range(min(size, total - start))
+    ]
+    for number, (event, fact, together) in enumerate(
+        itertools.zip_longest(tried, facts[: len(tried)], expected_sizes[: len(tried)]), start=1
+    ):
+        same = event.fact is not None and fact is not None and event.fact.sha256 == fact.sha256
+        if not same or (1 if event.batch is None else event.batch[1]) != together:
+            raise TetherError(
+                f"{ledger.path}: edit {number} is not the grid's (another fact, or another batch size): take the "
+                "ledger away, or make it with the grid's arguments"
+            )
+    if any(event.kind in ("undo", "guard") for event in ledger.events):
+        raise TetherError(f"{ledger.path} has edits undone or a guard's events: a grid measures plain ledgers alone")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _measured(job: Job, file: Path, ledger: Ledger, model: EditableModel) -> Results:
+    """The rows asked for, as the file has them; rows of an earlier, larger question stay in the file alone."""
+    evaluate_ledger(
+        ledger, model, job.facts(), at=job.at, restraints=job.restraints or (None,), abilities=job.abilities,
+        metrics=job.dataset.metrics, max_paraphrases=job.dataset.paraphrases, max_locality=job.dataset.locality,
+        abilities_data=job.abilities_data, limit=job.limit, quick=job.quick, out=file, resume=True,
+    )  # fmt: skip
+    results = read_results(file)
+    restraints = job.restraints or (AS_RECORDED,)
+    wanted = {(count, name if count else "none") for count in job.at for name in restraints}
+    order = {name: place for place, name in enumerate(restraints)}
+    rows = [row for row in results.rows if row.key in wanted]
+    results.rows = sorted(rows, key=lambda row: (row.edits, order.get(row.restraint, 0)))
+    results.items = [item for item in results.items if (item["edits"], item["restraint"]) in wanted]
+    return results
+
+
+def _stored(job: Job, ledger: Ledger, results: Results, analyses: Analyses) -> StoredRun:
+    rows: list[Row] = results.rows
+    abilities = results.settings["abilities"]
+    return StoredRun(
+        run=job.run,
+        rows=rows,
+        analyses=analyses,
+        counts={kind: sum(event.kind == kind for event in ledger.events) for kind in _COUNTED},
+        versions=results.versions,
+        hashes={
+            "journal": ledger.head,
+            "model": ledger.header.fingerprint,
+            "facts": results.facts_sha256,
+            **{f"{name} file": digest for name, digest in job.files.items()},
+            **{f"data of {name}": about["data_sha256"] for name, about in abilities.items()},
+            "wanted": job.wanted,
+        },
+    )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

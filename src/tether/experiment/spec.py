@@ -1,0 +1,405 @@
+"""A grid as it is written: models × editors × datasets × numbers of edits × restraints × abilities × seeds, in YAML.
+
+    spec = read_spec("my-grid.yaml")        # or the name of a grid that comes along: "smollm2"
+
+Everything is checked when it is read, and an error names its key. Files need not be there yet (`tether.experiment.plan`
+names those that are not). A relative path is relative to the grid file, in a grid that comes along to the current
+folder; `${NAME}` stands for an environment variable.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from tether.editors import BatchEditor, editor
+from tether.editors.hparams import HPARAMS
+from tether.editors.moments import SELF
+from tether.errors import TetherError
+from tether.evaluate.ability_data import HUB
+from tether.evaluate.editing import METRICS, check_metrics
+from tether.restraint import parse
+
+ALPHA = "alpha"  # in a restraint, as in log:alpha, it stands for the cell's own
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _path(text: str, info: ValidationInfo) -> str:
+    """Relative to the context's `base`; without a context the text was read before, and stays."""
+    return text if info.context is None else os.path.normpath(info.context["base"] / Path(text).expanduser())
+
+
+def _path_unless(*words: str) -> Callable[[str, ValidationInfo], str]:
+    return lambda text, info: text if text in words else _path(text, info)
+
+
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is no name: letters, digits, dots, hyphens and underscores, as names of folders")
+    return text
+
+
+def _checked(check: Callable[[str], object], text: str) -> str:
+    """`text`, after a check of the library, whose complaint becomes one of the grid's."""
+    try:
+        check(text)
+    except TetherError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _restraint(text: str) -> str:
+    """Written as the rows of results write it; one with `alpha` stays as it is."""
+    _checked(parse, text.replace(ALPHA, "2"))
+    return text if ALPHA in text else str(parse(text))
+
+
+def _numbers(edits: tuple[int, ...]) -> tuple[int, ...]:
+    if not edits or min(edits) < 0 or max(edits) == 0:
+        raise ValueError("write numbers of edits, from 0, the largest above 0, as in [0, 10, 100]")
+    return tuple(sorted(set(edits)))
+
+
+def _named(key: str) -> BeforeValidator:
+    """A bare word stands for an entry with this key alone."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+Name = Annotated[str, AfterValidator(_name)]
+FilePath = Annotated[str, AfterValidator(_path)]
+CorpusPath = Annotated[str, AfterValidator(_path_unless(SELF))]
+DataPath = Annotated[str, AfterValidator(_path_unless(HUB))]
+RestraintText = Annotated[str, AfterValidator(_restraint)]
+Method = Annotated[str, AfterValidator(lambda text: _checked(editor, text))]
+Metric = Annotated[str, AfterValidator(lambda text: _checked(lambda name: check_metrics([name]), text))]
+Edits = Annotated[tuple[int, ...], AfterValidator(_numbers)]
+Analysis = Literal["spectrum", "values", "copies", "bound", "differences"]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelSpec(_Strict):
+    """A model. `load` (default: the name) is what `tether.load` takes; `parameters` is for the estimate alone."""
+
+    name: Name
+    load: str = ""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    device: str | None = None
+    anatomy: FilePath | None = None
+    corpus: CorpusPath | None = None
+    parameters: float | None = Field(default=None, gt=0)
+
+    @field_validator("load")
+    @classmethod
+    def _source(cls, text: str, info: ValidationInfo) -> str:
+        """A folder or file beside the grid by its path, anything else (a bundled name, a hub id) as it is."""
+        text = text or str(info.data.get("name", ""))
+        written = text.startswith((".", "/", "~")) or text.endswith(".gguf")
+        path = _path(text, info)
+        return path if written or (info.context is not None and Path(path).is_dir()) else text
+
+
+class EditorSpec(_Strict):
+    """A method with its settings. `editor` is the file of a trained one; `edits` replaces the grid's."""
+
+    method: Method
+    name: str = ""
+    settings: FilePath | None = None
+    layers: tuple[int, ...] | None = None
+    editor: FilePath | None = None
+    batch_size: int = Field(default=1, ge=1)
+    edits: Edits | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _by_method(cls, text: str, info: ValidationInfo) -> str:
+        return _name(text or str(info.data.get("method", "unknown")))
+
+    @field_validator("batch_size")
+    @classmethod
+    def _can(cls, size: int, info: ValidationInfo) -> int:
+        method = info.data.get("method")
+        if size > 1 and method and not isinstance(editor(method), BatchEditor):
+            raise ValueError(f"{method} edits one fact at a time; use 1")
+        return size
+
+
+class DatasetSpec(_Strict):
+    """Facts from a file: `limit` of them behind the first `skip`, with `shuffle` in an order drawn by the seed; and how
+    the edits are measured (`paraphrases`, `locality`: at most so many prompts a fact)."""
+
+    name: Name
+    facts: FilePath
+    limit: int | None = Field(default=None, ge=1)
+    skip: int = Field(default=0, ge=0)
+    shuffle: bool = False
+    metrics: tuple[Metric, ...] = Field(default=METRICS, min_length=1)
+    paraphrases: int | None = Field(default=None, ge=0)
+    locality: int | None = Field(default=None, ge=0)
+
+
+class EverySpec(_Strict):
+    """A restraint on the running sum after every `every` edits."""
+
+    restrain: RestraintText
+    every: int = Field(ge=1)
+
+    @field_validator("restrain")
+    @classmethod
+    def _acts(cls, text: str) -> str:
+        if text == "none":
+            raise ValueError("none restrains nothing; write it under once")
+        return text
+
+
+class When(_Strict):
+    """Which cells: names, or lists of them; what is left away is any."""
+
+    model: Names | None = None
+    editor: Names | None = None
+    dataset: Names | None = None
+
+
+class Override(_Strict):
+    """What is otherwise in some cells of the grid; of several the last one counts. `leave_out`: not run at all."""
+
+    when: When
+    alpha: float | Literal["e"] | None = None
+    once: tuple[RestraintText, ...] | None = None
+    every: tuple[EverySpec, ...] | None = None
+    edits: Edits | None = None
+    settings: FilePath | None = None
+    layers: tuple[int, ...] | None = None
+    editor: FilePath | None = None
+    batch_size: int | None = Field(default=None, ge=1)
+    corpus: CorpusPath | None = None
+    leave_out: bool = False
+
+
+class Resources(_Strict):
+    """What Ray keeps free for a run, and how often it starts one again whose worker died."""
+
+    num_cpus: float = Field(default=1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+    retries: int = Field(default=3, ge=0)
+
+
+class GridSpec(_Strict):
+    """A grid. See docs/grids.md for the keys."""
+
+    name: Name
+    title: str = ""
+    models: tuple[Annotated[ModelSpec, _named("name")], ...] = Field(min_length=1)
+    editors: tuple[Annotated[EditorSpec, _named("method")], ...] = Field(min_length=1)
+    datasets: tuple[DatasetSpec, ...] = Field(min_length=1)
+    edits: Edits
+    alpha: float | Literal["e"] | None = None
+    once: tuple[RestraintText, ...] = ("none",)
+    every: tuple[EverySpec, ...] = ()
+    abilities: tuple[str, ...] = ("perplexity",)
+    abilities_data: DataPath | None = None
+    limit: int | None = Field(default=None, ge=1)
+    quick: bool = False
+    corpus: CorpusPath | None = None
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    analyses: tuple[Analysis, ...] = ()
+    overrides: tuple[Override, ...] = ()
+    resources: Resources = Resources()
+    ray_address: str | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> GridSpec:
+        parts: dict[str, tuple[Any, ...]] = {"model": self.models, "editor": self.editors, "dataset": self.datasets}
+        for key, entries in parts.items():
+            _once(f"{key}s", (entry.name for entry in entries))
+            known = {entry.name for entry in entries}
+            for place, override in enumerate(self.overrides):
+                for name in getattr(override.when, key) or ():
+                    if name not in known:
+                        raise ValueError(f"overrides.{place}.when.{key} {name!r} is none of {', '.join(sorted(known))}")
+        _once("seeds", self.seeds)
+        if not self.cells():
+            raise ValueError("overrides leave out every cell: there is nothing to run")
+        return self
+
+    def cells(self) -> list[Cell]:
+        """Every model × dataset × editor with what holds there, in this order."""
+        return [
+            cell
+            for model in self.models for dataset in self.datasets for chosen in self.editors
+            if (cell := self._cell(model, dataset, chosen)) is not None
+        ]  # fmt: skip
+
+    def _cell(self, model: ModelSpec, dataset: DatasetSpec, chosen: EditorSpec) -> Cell | None:
+        holds: dict[str, Any] = {
+            "alpha": self.alpha, "once": self.once, "every": self.every, "edits": chosen.edits or self.edits,
+            "settings": chosen.settings, "layers": chosen.layers, "editor": chosen.editor,
+            "batch_size": chosen.batch_size, "corpus": model.corpus or self.corpus, "leave_out": False,
+        }  # fmt: skip
+        names = {"model": model.name, "editor": chosen.name, "dataset": dataset.name}
+        for override in self.overrides:
+            if all(wanted is None or names[key] in wanted for key, wanted in override.when):
+                holds |= {key: getattr(override, key) for key in override.model_fields_set if key != "when"}
+        if holds.pop("leave_out"):
+            return None
+        where = f"model {model.name}, editor {chosen.name}, dataset {dataset.name}"
+        alpha = holds.pop("alpha")
+        holds["once"] = tuple(dict.fromkeys(_with_alpha(text, alpha, where) for text in holds["once"]))
+        every = ((_with_alpha(one.restrain, alpha, where), one.every) for one in holds["every"])
+        holds["every"] = tuple(dict.fromkeys(every))
+        if not holds["once"] and not holds["every"]:
+            raise ValueError(f"once and every are both empty for {where}: name a restraint, none at least")
+        needed = "editor" in HPARAMS[chosen.method].needs
+        if needed and holds["editor"] is None:
+            raise ValueError(
+                f"editor is missing for {where}: {chosen.method} edits with a trained editor; name its file "
+                f"(tether train-{chosen.method} makes it)"
+            )
+        if not needed and holds["editor"] is not None:
+            raise ValueError(f"editor is given for {where}: {chosen.method} needs no trained one; leave it away")
+        if holds["batch_size"] > 1 and not isinstance(editor(chosen.method), BatchEditor):
+            raise ValueError(f"batch_size {holds['batch_size']} for {where}: {chosen.method} edits one fact at a time")
+        return Cell(model=model, method=chosen.method, editor_name=chosen.name, dataset=dataset, **holds)
+
+
+class Cell(BaseModel):
+    """One model × editor × dataset, with what holds there after the overrides."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: ModelSpec
+    method: str
+    editor_name: str
+    dataset: DatasetSpec
+    once: tuple[str, ...]
+    every: tuple[tuple[str, int], ...]
+    edits: tuple[int, ...]
+    settings: str | None
+    layers: tuple[int, ...] | None
+    editor: str | None
+    batch_size: int
+    corpus: str | None
+
+
+def _with_alpha(text: str, alpha: float | str | None, where: str) -> str:
+    if ALPHA not in text:
+        return text
+    if alpha is None:
+        raise ValueError(f"alpha is missing for {where}, whose restraint is {text!r}: give the grid an alpha")
+    return _restraint(text.replace(ALPHA, str(alpha)))
+
+
+def _once(key: str, names: Iterable[object]) -> None:
+    seen: set[object] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{key}: {name!r} stands there twice; give every one a name of its own")
+        seen.add(name)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def grid_names() -> tuple[str, ...]:
+    """The grids that come along."""
+    folder = resources.files("tether.experiment") / "grids"
+    return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def grid_text(source: str | Path) -> str:
+    """The YAML of a file, or of a grid that comes along by its name. Raises TetherError where there is neither."""
+    if not Path(source).is_file() and str(source) in grid_names():
+        return (resources.files("tether.experiment") / "grids" / f"{source}.yaml").read_text(encoding="utf-8")
+    try:
+        return Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TetherError(
+            f"{source} is no grid ({getattr(error, 'strerror', None) or error}): name a YAML file, or one of "
+            f"{', '.join(grid_names())}"
+        ) from None
+
+
+def read_spec(source: str | Path) -> GridSpec:
+    """A grid from a file, or one that comes along by its name. Raises TetherError that names the key at fault."""
+    text = grid_text(source)
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise TetherError(f"{source} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise TetherError(f"{source} holds no keys: write name, models, editors, datasets, edits at least")
+    base = Path(source).resolve().parent if Path(source).is_file() else Path.cwd()
+    try:
+        return GridSpec.model_validate(_expanded(content, str(source), ""), context={"base": base})
+    except ValidationError as error:
+        raise TetherError(f"{source}: {_complaint(error)}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [str(key.value) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands there twice", node.start_mark)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def _expanded(value: Any, source: str, key: str) -> Any:
+    """`${NAME}` replaced at any depth."""
+    if isinstance(value, str):
+        return re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], f"{source}: {key}"), value)
+    if isinstance(value, Mapping):
+        return {name: _expanded(item, source, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, source, f"{key}.{place}") for place, item in enumerate(value)]
+    return value
+
+
+def _variable(name: str, where: str) -> str:
+    if name not in os.environ:
+        raise TetherError(f"{where} names ${{{name}}}, which is not set: set this environment variable")
+    return os.environ[name]
+
+
+_ENTRIES: Mapping[str, type[BaseModel]] = {
+    "models": ModelSpec, "editors": EditorSpec, "datasets": DatasetSpec, "every": EverySpec, "overrides": Override,
+    "resources": Resources, "when": When,
+}  # fmt: skip
+
+
+def _complaint(error: ValidationError) -> str:
+    """The first find, on one line, with its key."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        inside = [str(part) for part in first["loc"][:-1] if str(part) in _ENTRIES]
+        fields = (_ENTRIES[inside[-1]] if inside else GridSpec).model_fields
+        return f"key {key} is unknown: the keys there are {', '.join(fields)}"
+    if first["type"] == "missing":
+        return f"key {key} is missing"
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    return f"{key} = {first.get('input')!r}: {first['msg'].lower()}"

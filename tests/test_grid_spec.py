@@ -1,0 +1,309 @@
+"""What a grid file may say, what it comes to, and what is said of one that is wrong or lacks something."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from core import FACTS
+from test_cli import answer, run
+from tiny import save, tiny_model
+
+from tether.errors import TetherError
+from tether.experiment import GridSpec, estimate, grid_names, make_plan, read_spec, run_grid
+from tether.experiment.cost import model_size
+from tether.experiment.plan import Job
+from tether.experiment.spec import DatasetSpec, EditorSpec, EverySpec, ModelSpec, Override, Resources, When
+
+
+def minimal(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "g",
+        "models": ["smollm2"],
+        "editors": ["rome"],
+        "datasets": [{"name": "d", "facts": "facts.jsonl"}],
+        "edits": [2],
+        **changes,
+    }
+
+
+def spec_of(folder: Path, **changes: Any) -> GridSpec:
+    (folder / "facts.jsonl").write_text("".join(f.model_dump_json(exclude_none=True) + "\n" for f in FACTS))
+    (folder / "g.yaml").write_text(yaml.safe_dump(minimal(**changes)))
+    return read_spec(folder / "g.yaml")
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the shipped grids look, empty."""
+    monkeypatch.setenv("TETHER_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("TETHER_MEND", str(tmp_path / "mend.safetensors"))
+    return tmp_path / "data"
+
+
+# --- what is wrong is named ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"datsets": []}, "key datsets is unknown: the keys there are name, title, models"),
+        ({"datasets": [{"name": "d", "facts": "f", "lmit": 3}]}, "key datasets.0.lmit is unknown: .* facts, limit"),
+        ({"overrides": [{"when": {"modl": "x"}}]}, "key overrides.0.when.modl is unknown: .*model, editor, dataset"),
+        ({"resources": {"cpus": 1}}, "key resources.cpus is unknown: .*num_cpus"),
+        ({"models": None}, "models = None"),
+        ({"editors": ["romee"]}, "editors.0.method: 'romee' is no method: choose one of rome"),
+        ({"editors": [{"method": "rome", "batch_size": 2}]}, "editors.0.batch_size: rome edits one fact at a time"),
+        ({"once": ["log1.2"]}, "once.0: 'log1.2' is no restraint: write none"),
+        ({"once": ["log:0.5"]}, "once.0: log:0.5: α must be"),
+        ({"every": [{"restrain": "none", "every": 2}]}, "every.0.restrain: none restrains nothing"),
+        ({"every": [{"restrain": "log:e", "every": 0}]}, "every.0.every = 0"),
+        ({"once": []}, "once and every are both empty for model smollm2, editor rome, dataset d"),
+        ({"once": ["log:alpha"]}, "alpha is missing for model smollm2"),
+        ({"once": ["log:alpha"], "alpha": 1}, "α must be a finite number above 1"),
+        ({"edits": [0]}, "edits: write numbers of edits"),
+        ({"edits": [-1, 3]}, "edits: write numbers of edits"),
+        ({"datasets": [{"name": "d", "facts": "f", "metrics": ["bleu"]}]}, "datasets.0.metrics.0: bleu is no editing"),
+        ({"analyses": ["spectra"]}, "analyses.0 = 'spectra'"),
+        ({"editors": ["mend"]}, "editor is missing for .* mend edits with a trained editor"),
+        ({"editors": [{"method": "rome", "editor": "e"}]}, "editor is given for .* rome needs no trained one"),
+        ({"models": ["a", "a"]}, "models: 'a' stands there twice"),
+        ({"seeds": [1, 1]}, "seeds: 1 stands there twice"),
+        ({"models": [{"name": "a/b"}]}, "models.0.name: 'a/b' is no name"),
+        ({"overrides": [{"when": {"editor": "memit"}}]}, "overrides.0.when.editor 'memit' is none of rome"),
+        ({"overrides": [{"when": {}, "leave_out": True}]}, "overrides leave out every cell"),
+        ({"corpus": "${TETHER_NOT_SET}/x"}, r"corpus names \$\{TETHER_NOT_SET\}, which is not set"),
+        ({"datasets": [{"name": "d", "facts": "${TETHER_NOT_SET}"}]}, r"datasets.0.facts names \$\{TETHER_NOT_SET\}"),
+    ],
+)
+def test_a_wrong_grid_is_one_clear_line(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(TetherError, match=told) as caught:
+        spec_of(tmp_path, **changes)
+    assert str(caught.value).startswith(str(tmp_path / "g.yaml")) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: a\nname: b\n", "key 'name' stands there twice"),
+        ("name: [", "is no YAML"),
+        ("- a", "holds no keys"),
+        ("", "holds no keys"),
+        ("name: a", "key models is missing"),
+    ],
+)
+def test_a_file_that_is_no_grid(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "g.yaml").write_text(text)
+    with pytest.raises(TetherError, match=told) as caught:
+        read_spec(tmp_path / "g.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_grid(tmp_path: Path) -> None:
+    with pytest.raises(TetherError, match="name a YAML file, or one of conceptedit, paper, smollm2"):
+        read_spec(tmp_path / "nothing.yaml")
+    done = run(tmp_path, "grid", "nothing")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_an_unknown_ability_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, abilities=["perplexity", "no_such_task"])
+    with pytest.raises(TetherError, match="abilities: 'no_such_task' is none that can be measured"):
+        make_plan(spec)
+
+
+# --- what is missing is named by a plan and refused by a run ---------------------------------------------------------
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"v_lr": 0.1, "learning_rate": 1}')
+    (tmp_path / "tasks").mkdir()
+    changes: dict[str, Any] = {
+        "models": [{"name": "m", "load": "./model"}],
+        "editors": [{"method": "mend", "editor": "e.safetensors"}, {"method": "rome", "settings": "settings.json"}],
+        "datasets": [{"name": "d", "facts": "facts.jsonl", "skip": 3}, {"name": "none", "facts": "none.jsonl"}],
+        "edits": [5], "corpus": "text.txt", "abilities": ["perplexity", "nli"], "abilities_data": "tasks",
+    }  # fmt: skip
+    plan = make_plan(spec_of(tmp_path, **changes))
+    told = "\n".join(plan.missing)
+    for what in (
+        "models m: ", "editor: ", "e.safetensors (No such file", "settings.json has learning_rate, which rome does not",
+        "facts.jsonl gives 3 facts, 5 edits are wanted", "none.jsonl (No such file", "corpus: ", "test-NLI.tsv",
+    ):  # fmt: skip
+        assert what in told
+    assert len(plan.missing) == len(set(plan.missing)) == 7
+    with pytest.raises(TetherError, match=r"and 6 more, see --plan") as caught:
+        run_grid(tmp_path / "g.yaml", tmp_path / "out")
+    assert plan.missing[0] in str(caught.value) and not (tmp_path / "out").exists()
+    shown = answer(tmp_path, "grid", "g.yaml", "--plan")
+    assert shown["missing"] == list(plan.missing) and len(shown["runs"]) == 4
+
+
+# --- what a grid comes to --------------------------------------------------------------------------------------------
+
+
+def test_ledgers_are_counted(tmp_path: Path) -> None:
+    """One ledger a cell and seed for what is applied once; one for every schedule."""
+    spec = spec_of(
+        tmp_path, editors=["rome", "memit"], seeds=[0, 1], once=["none", "log:1.2", "log:e"], edits=[0, 2, 4],
+        every=[{"restrain": "log:1.2", "every": 2}, {"restrain": "log:1.2", "every": 3}],
+        overrides=[{"when": {"editor": "memit"}, "every": [], "edits": [3]}],
+    )  # fmt: skip
+    jobs = make_plan(spec).jobs
+    assert len(jobs) == len({job.run.id for job in jobs}) == 2 * (1 + 2) + 2 * 1
+    assert [(j.run.seed, j.run.method, j.run.every) for j in jobs] == [
+        (seed, method, every) for seed in (0, 1) for method, every in
+        (("rome", None), ("rome", 2), ("rome", 3), ("memit", None))
+    ]  # fmt: skip
+    assert [job.rows for job in jobs[:4]] == [1 + 2 * 3, 3, 3, 3]
+    assert jobs[3].at == (3,) and jobs[0].restraints == ("none", "log:1.2", "log:e") and jobs[1].restraints == ()
+
+
+def test_an_id_says_what_a_ledger_depends_on(tmp_path: Path) -> None:
+    def ids(**changes: Any) -> set[str]:
+        return {job.run.id for job in make_plan(spec_of(tmp_path, **changes)).jobs}
+
+    base = ids()
+    (name,) = base
+    assert name.startswith("smollm2-rome-d-seed0-")
+    # What is measured of it is not among it.
+    assert base == ids(once=["log:1.2"], abilities=[], analyses=["spectrum"], quick=True, edits=[0, 1, 2], title="t")
+    others = (
+        {"edits": [3]}, {"seeds": [1]}, {"editors": ["r-rome"]}, {"corpus": "self"}, {"models": [{"name": "smollm2",
+        "dtype": "float32"}]}, {"datasets": [{"name": "d", "facts": "facts.jsonl", "skip": 1}]},
+        {"editors": [{"method": "rome", "layers": [3]}]},
+    )  # fmt: skip
+    for changes in others:
+        assert not base & ids(**changes), changes
+    (tmp_path / "other").mkdir()
+    assert base == {job.run.id for job in make_plan(spec_of(tmp_path / "other")).jobs}
+    with (tmp_path / "facts.jsonl").open("a") as handle:
+        handle.write("\n")
+    assert base != {job.run.id for job in make_plan(read_spec(tmp_path / "g.yaml")).jobs}
+
+
+def test_a_job_travels_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = make_plan(spec_of(tmp_path, corpus="self")).jobs
+    (tmp_path / "elsewhere/smollm2").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")  # where a folder has the model's name
+    assert Job.model_validate_json(job.model_dump_json()) == job
+    assert job.model.load == "smollm2" and len(job.facts()) == 2
+
+
+def test_paths_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", str(tmp_path / "somewhere"))
+    (tmp_path / "model").mkdir()
+    spec = spec_of(tmp_path, models=["model", "org/name"][:1], corpus="${PLACE}/a.txt", abilities_data="hub")
+    assert spec.models[0].load == str(tmp_path / "model") and spec.corpus == str(tmp_path / "somewhere/a.txt")
+    assert spec.abilities_data == "hub" and spec.datasets[0].facts == str(tmp_path / "facts.jsonl")
+    hub = spec_of(tmp_path, models=[{"name": "x", "load": "org/name"}])
+    assert hub.models[0].load == "org/name"
+
+
+def test_a_method_without_randomness_runs_with_one_seed(tmp_path: Path) -> None:
+    editors = [{"method": "mend", "editor": "e.safetensors"}, "rome"]
+    plan = make_plan(spec_of(tmp_path, editors=editors, seeds=[3, 4]))
+    assert [(j.run.method, j.run.seed) for j in plan.jobs] == [("mend", 3), ("rome", 3), ("rome", 4)]
+    assert len(plan.notes) == 1 and "mend on d does not depend on the seed" in plan.notes[0]
+    shuffled = [{"name": "d", "facts": "facts.jsonl", "shuffle": True}]
+    plan = make_plan(spec_of(tmp_path, editors=editors, seeds=[3, 4], datasets=shuffled))
+    assert len(plan.jobs) == 4 and not plan.notes
+    assert plan.jobs[0].facts() == plan.jobs[1].facts() != plan.jobs[2].facts()
+
+
+# --- the estimate ----------------------------------------------------------------------------------------------------
+
+
+def test_the_estimate_grows_with_the_work(tmp_path: Path) -> None:
+    def seconds(size: float, **changes: Any) -> float:
+        models = [{"name": "m", "load": "org/not-on-this-machine", "parameters": size}]
+        found = estimate(make_plan(spec_of(tmp_path, models=models, **changes)))
+        assert found.seconds is not None and found.memory is not None and "rule of thumb" in found.how
+        return found.seconds
+
+    small, large = seconds(1e9), seconds(1e10, edits=[6])
+    assert large > 3 * small > 0
+
+
+def test_a_size_that_is_not_known_is_said(tmp_path: Path) -> None:
+    plan = make_plan(spec_of(tmp_path, models=[{"name": "m", "load": "org/not-on-this-machine"}]))
+    found = estimate(plan)
+    assert found.seconds is None and "add parameters to the model m" in found.sizes["m"].source
+
+
+def test_a_local_model_is_counted(tmp_path: Path) -> None:
+    hf, tokenizer = tiny_model("llama")
+    save(hf, tokenizer, tmp_path / "model")
+    spec = spec_of(tmp_path, models=["model"])
+    assert model_size(spec.models[0]).parameters == sum(p.numel() for p in hf.parameters())
+
+
+# --- grids that come along -------------------------------------------------------------------------------------------
+
+
+def test_which_come_along() -> None:
+    assert grid_names() == ("conceptedit", "paper", "smollm2")
+
+
+def test_the_papers_grid(data: Path) -> None:
+    """Table 4: α by model, editor and data set; no file and no model is needed to say so."""
+    plan = make_plan(read_spec("paper"))
+    alpha = {
+        (job.run.model, job.run.method, job.run.dataset): job.restraints[1]
+        for job in plan.jobs
+        if job.run.every is None
+    }
+    e, cells = "log:e", ("gpt2-xl", "llama-2-7b", "llama-3-8b")
+    counterfact = [[alpha[model, method, "counterfact"] for method in ("rome", "memit", "mend")] for model in cells]
+    assert counterfact == [["log:1.2"] * 3, ["log:1.2", e, "log:1.2"], ["log:1.5", e, "log:1.2"]]
+    assert [alpha["llama-2-7b", method, "zsre"] for method in ("rome", "memit", "mend")] == ["log:1.2", e, e]
+    assert len(alpha) == 18 and all(job.restraints[::2] == ("none", "linear:2") for job in plan.jobs if job.restraints)
+    multiple = [job.run for job in plan.jobs if job.run.every is not None]
+    assert {(run.method, run.every) for run in multiple} == {("rome", 50)} and len(multiple) == 6
+    assert {"paper_reasoning", "paper_nli", "paper_qa", "paper_summarization"} <= set(plan.jobs[0].abilities)
+    assert any("counterfact.json (No such file" in what for what in plan.missing)
+    found = estimate(plan)
+    assert found.seconds is not None and found.memory is not None and found.memory > 16e9
+
+
+def test_the_other_grids(data: Path) -> None:
+    (concept,) = make_plan(read_spec("conceptedit")).jobs
+    assert concept.restraints == ("none", "log:1.2") and concept.at == (0, 20, 50, 100, 200)
+    jobs = make_plan(read_spec("smollm2")).jobs
+    assert [(job.run.method, job.run.restrain, job.run.every, job.run.edits) for job in jobs] == [
+        ("rome", "none", None, 200), ("rome", "log:1.2", 10, 200), ("memit", "none", None, 100),
+        ("mend", "none", None, 100),
+    ]  # fmt: skip
+    assert jobs[0].restraints == ("none", "log:1.2", "log:e", "linear:2") and jobs[2].at == (0, 10, 50, 100)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "paper", "conceptedit"])
+def test_the_plan_of_a_shipped_grid(data: Path, tmp_path: Path, name: str) -> None:
+    document = answer(tmp_path, "grid", name, "--plan")
+    assert document["grid"] == name and document["missing"] and document["estimate"]["seconds"] > 0
+    assert {run["state"] for run in document["runs"]} == {"new"} and not (tmp_path / f"grid-{name}").exists()
+    text = run(tmp_path, "grid", name, "--plan").stdout
+    assert all(run["id"] in text for run in document["runs"]) and "missing: " in text and "rule of thumb" in text
+    json.dumps(document)
+
+
+def test_a_shipped_grid_needs_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TETHER_DATA", raising=False)
+    with pytest.raises(TetherError, match=r"\$\{TETHER_DATA\}, which is not set"):
+        read_spec("paper")
+
+
+def test_the_documents_example_and_keys(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/grids.md").read_text()
+    (tmp_path / "mine.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    plan = make_plan(read_spec(tmp_path / "mine.yaml"))
+    assert len(plan.jobs) == 9 and "= 9 runs" in page
+    assert {(job.run.method, job.restraints[1]) for job in plan.jobs if job.restraints} == {
+        ("rome", "log:1.2"), ("memit", "log:e")
+    }  # fmt: skip
+    for kind in (GridSpec, ModelSpec, EditorSpec, DatasetSpec, EverySpec, Override, Resources, When):
+        for name in kind.model_fields:
+            assert f"`{name}`" in page or f"{name}," in page or f"{name}}}" in page or f"{name}:" in page, name

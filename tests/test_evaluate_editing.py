@@ -42,11 +42,18 @@ WORDS = [
     "york",
     "oslo",
     ".",
+    "harbour",
+    "tunnel",
+    "ferry",
+    "Yes",
+    "No",
 ]
 NEXT = {  # the likeliest next word, and the second likeliest
     "alice": ("paris", "oslo"), "bob": ("rome", "paris"), "carol": ("paris", "rome"), "dave": ("new", "oslo"),
     "new": ("york", "oslo"), "in": ("oslo", "rome"), "paris": (".", "oslo"), "rome": (".", "oslo"),
     "york": (".", "oslo"), "oslo": (".", "rome"), ".": ("</s>", "."),
+    "harbour": ("Yes", "No"), "tunnel": ("No", "Yes"), "ferry": ("oslo", "Yes"), "Yes": (".", "oslo"),
+    "No": (".", "oslo"),
 }  # fmt: skip
 WEIGHT = "model.layers.0.mlp.down_proj.weight"
 

@@ -53,6 +53,7 @@ class BoundRow:
     terms: Terms
     bound: float
     bound_from_kappa: float | None  # with κ/γ in place of κ̂; None where γ ≤ 0 and theorem 3.2 says nothing
+    errors: Errors  # of all keys
     edited: Errors | None  # of keys of facts edited by then; None where there are none
     others: Errors | None  # of keys of facts edited later
     holds: bool  # no error above its bound
@@ -65,9 +66,10 @@ def bound_rows(
     at: Sequence[int] | None = None,
     restrain: str | Restraint | None = None,
     keys: int | None = None,
+    weights: Sequence[str] | None = None,
 ) -> list[BoundRow]:
-    """Rows for every edited weight, both ways (`of`), after each number of edits in `at` (default: eight numbers up to
-    all). `restrain` as for `Ledger.sums`: None replays the journal with its restraints.
+    """Rows for every edited weight (or those of `weights`), both ways (`of`), after each number of edits in `at`
+    (default: eight numbers up to all). `restrain` as for `Ledger.sums`: None replays the journal with its restraints.
 
     The keys are those of the ledger's live edits, at most `keys` of them, spread evenly. The model gives W₀ and is not
     changed. Raises TetherError where a perturbation is not acute, and for a ledger without keys.
@@ -80,7 +82,7 @@ def bound_rows(
     label = "as recorded" if restrain is None else str(parse(restrain))
     model = model if model is not None else ledger.model_or_load(None)
     rows = []
-    for name in ledger.header.weights:
+    for name in ledger.header.weights if weights is None else weights:
         numbers, chosen = _keys(ledger, name, keys)
         for of in ("sum", "edit"):
             steps = walk(model.original(name), _spans(ledger, name, of, at, live, restrain), chosen.to(model.device))
@@ -137,9 +139,13 @@ def _row(step: Step, label: str, name: str, of: Of, numbers: Sequence[int]) -> B
         step.edits, label, name, of, constants.norm, step.update_norm, constants.kappa, constants.kappa_hat,
         constants.gamma, Terms(first, second, float(third.max())), float(total.max()),
         None if found.from_kappa is None else float(found.from_kappa.max()),
-        _errors(error[done]), _errors(error[~done]), bool((error <= total + 1e-9).all()),
+        _errors(error), _some(error[done]), _some(error[~done]), bool((error <= total + 1e-9).all()),
     )  # fmt: skip
 
 
-def _errors(error: Tensor) -> Errors | None:
-    return Errors(len(error), float(error.median()), float(error.max())) if len(error) else None
+def _errors(error: Tensor) -> Errors:
+    return Errors(len(error), float(error.median()), float(error.max()))
+
+
+def _some(error: Tensor) -> Errors | None:
+    return _errors(error) if len(error) else None

@@ -23,14 +23,19 @@ def command(
             "against the one of their restraint after so many; 0: the unedited model)."
         ),
     ] = "none",
+    editing: Annotated[
+        bool,
+        typer.Option("--editing", help="The editing metrics too: efficacy, generalization, locality, fact by fact."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Which differences in general abilities are more than chance, on the same items."""
     measured = read(results)
-    found = compare(measured, baseline)
+    found = compare(measured, baseline, editing=editing)
     marked = {(comparison.row, comparison.ability) for comparison in found if comparison.significant}
     against = {"0": "the unedited model", "none": "no restraint"}.get(baseline, baseline)
-    lines = [abilities_table(measured, marked) + f"; * differs from {against}, p < {LEVEL}", ""]
+    table = abilities_table(measured, marked)
+    lines = [f"{table}; * differs from {against}, p < {LEVEL}", ""] if table else []
     lines += [comparison.verdict for comparison in found]
     lines += [
         "",

@@ -21,7 +21,7 @@ from tether.cli.app import (
     show,
     tell_progress,
 )
-from tether.evaluate import ABILITIES, METRICS, QUICK_ITEMS, Results, evaluate_ledger
+from tether.evaluate import ABILITIES, METRICS, QUICK_ITEMS, Results, Row, YesShare, evaluate_ledger
 from tether.facts import read_facts
 
 
@@ -53,7 +53,7 @@ def command(
     quick: Annotated[
         bool, typer.Option("--quick", help=f"At most {QUICK_ITEMS} items a task: faster, with wider error bars.")
     ] = False,
-    metrics: Annotated[str, typer.Option(help="Of compare, match, generate.")] = ",".join(METRICS),
+    metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(METRICS),
     paraphrases: Annotated[int | None, typer.Option(min=0, help="At most N paraphrases a fact.")] = None,
     locality: Annotated[int | None, typer.Option(min=0, help="At most N locality prompts a fact.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there.")] = False,
@@ -84,6 +84,7 @@ def table(results: Results) -> str:
         ("match_tokens", "efficacy"),
         ("match_all", "efficacy"),
         ("generate", "efficacy"),
+        *([("instance_change", "change")] if any("instance_change" in row.editing for row in results.rows) else []),
     ]
     start = next(
         (r.abilities["perplexity"].value for r in results.rows if r.edits == 0 and "perplexity" in r.abilities), None
@@ -108,6 +109,11 @@ def table(results: Results) -> str:
         ts = "" if top is None else f"{top:.1f}"
         lines.append(f"| {row.edits} | {row.restraint} | {ks} | {ts} | {shown} | " + " | ".join(cells) + " |")
     counts = {n.n for row in results.rows for kinds in row.editing.values() for n in kinds.values()}
-    return (
-        "\n".join(lines) + f"\nmean ± standard error in percent over n facts (n: {', '.join(map(str, sorted(counts)))})"
-    )
+    lines.append(f"mean ± standard error in percent over n facts (n: {', '.join(map(str, sorted(counts)))})")
+    return "\n".join(lines + [_neither(row) for row in results.rows if "instance_change" in row.editing])
+
+
+def _neither(row: Row) -> str:
+    answered = [f"{n.neither} of {n.prompts} {when}" for when, n in row.editing["instance_change"].items()
+                if isinstance(n, YesShare)]  # fmt: skip
+    return f"{row.edits} edits, {row.restraint}: answers neither Yes nor No, which count as Yes: {', '.join(answered)}"

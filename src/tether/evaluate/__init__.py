@@ -5,9 +5,9 @@ from tether.evaluate.ability import AbilityResult
 from tether.evaluate.ability_data import AbilityData, ability_data
 from tether.evaluate.checkpoints import evaluate, evaluate_ledger
 from tether.evaluate.compare import Comparison, compare
-from tether.evaluate.editing import METRICS, EditingResult, evaluate_editing, measure_baseline
+from tether.evaluate.editing import METRICS, Baseline, EditingResult, evaluate_editing, measure_baseline
 from tether.evaluate.perplexity import Perplexity, builtin_text, perplexity
-from tether.evaluate.results import Results, Row, read, write
+from tether.evaluate.results import Results, Row, YesShare, read, write
 from tether.evaluate.scores import Score, greedy, score
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "QUICK_ITEMS",
     "AbilityData",
     "AbilityResult",
+    "YesShare",
+    "Baseline",
     "Comparison",
     "EditingResult",
     "Perplexity",

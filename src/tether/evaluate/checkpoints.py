@@ -12,9 +12,9 @@ from tether.errors import TetherError
 from tether.evaluate.abilities import AbilityRun, ability_tasks, described
 from tether.evaluate.ability import AbilityResult, AbilityTask
 from tether.evaluate.ability_data import ability_data
-from tether.evaluate.editing import METRICS, Baseline, check_metrics, evaluate_editing, measure_baseline
+from tether.evaluate.editing import METRICS, Baseline, applying, check_metrics, evaluate_editing, measure_baseline
 from tether.evaluate.measure import Record
-from tether.evaluate.results import Ability, Number, Results, Row, Singular, facts_sha256, read, write
+from tether.evaluate.results import Ability, Results, Row, Singular, facts_sha256, number, read, write
 from tether.facts.fact import Fact
 from tether.files import check_writable
 from tether.ledger import Ledger, SpectrumRow
@@ -45,7 +45,8 @@ def evaluate(
 ) -> Results:
     """One row for the model as it is now, which is not changed: `facts` (numbered from 1) and general abilities.
 
-    `max_paraphrases`, `max_locality` take the first prompts of every fact. `abilities` are `perplexity`, the tasks that
+    `metrics` from METRICS, instance_change where a fact has instance prompts. `max_paraphrases`, `max_locality` take
+    the first prompts of every fact. `abilities` are `perplexity`, the tasks that
     come with tether (ABILITIES), and any other of lm-evaluation-harness by its name. `abilities_data` is a folder with
     their data, "hub", or a text file for the perplexity; None: the small sets and the text that come with the package.
     `text`, for the perplexity, goes before it. `limit` takes the first items of every task, `quick` the first
@@ -54,7 +55,8 @@ def evaluate(
     Raises TetherError for an unknown metric or ability, and for data that are missing.
     """
     data = ability_data(abilities_data, text=text)
-    plan = _Plan(metrics, max_paraphrases, max_locality, ability_tasks(abilities, data, limit=limit, quick=quick))
+    tasks = ability_tasks(abilities, data, limit=limit, quick=quick)
+    plan = _Plan(applying(metrics, facts), max_paraphrases, max_locality, tasks)
     numbered = list(enumerate(facts, 1))
     results = Results(
         model=model.id,
@@ -90,24 +92,26 @@ def evaluate_ledger(
     """A row for every number of edits in `at` (None: all) under every restraint (None: the journal as recorded).
 
     A row measures all facts edited so far. The row of 0 edits, one for all restraints ("none"), measures those of the
-    largest row, so that every other row has a baseline. Facts given here lend their paraphrases and locality prompts
-    to the ledger's facts of the same subject, prompt and new target.
+    largest row, so that every other row has a baseline. Facts given here lend their paraphrases, locality and
+    instance prompts to the ledger's facts of the same subject, prompt and new target.
 
-    `abilities` and what follows them are as in `evaluate`. `out` is written after every row, so an interrupted
-    evaluation goes on with `resume`, which keeps the rows there that were measured in the same way, on the same facts,
-    with the same journal; abilities measured since then are in the cache. The model carries afterwards what it carried
-    before. Raises TetherError for unknown names, a number beyond the ledger, facts that are not the ledger's.
+    `metrics`, `abilities` and what follows them are as in `evaluate`. `out` is written after every row, so an
+    interrupted evaluation goes on with `resume`, which keeps the rows there that were measured in the same way, on the
+    same facts, with the same journal; abilities measured since then are in the cache. The model carries afterwards what
+    it carried before. Raises TetherError for unknown names, a number beyond the ledger, facts that are not the
+    ledger's.
     """
     data = ability_data(abilities_data, text=text)
     if out is not None:
         check_writable(Path(out))
-    plan = _Plan(metrics, max_paraphrases, max_locality, ability_tasks(abilities, data, limit=limit, quick=quick))
+    every = _with_prompts(ledger.facts(), facts)
+    tasks = ability_tasks(abilities, data, limit=limit, quick=quick)
+    plan = _Plan(applying(metrics, (fact for _, fact in every)), max_paraphrases, max_locality, tasks)
     ledger.check_model(model)
     counts = sorted(set([ledger.attempts] if at is None else at))
     chosen = list(dict.fromkeys(None if restraint is None else parse(restraint) for restraint in restraints))
     if not counts or not chosen:
         raise TetherError("no row to measure: name at least one number of edits and one restraint")
-    every = _with_prompts(ledger.facts(), facts)
     attempted = {count: {edit for edit, _ in ledger.facts(count)} for count in counts}
     largest = attempted[counts[-1]]
     results = Results(
@@ -177,10 +181,8 @@ class _Plan:
             "journal_sha256": journal,
         }
 
-    def baseline(self, model: EditableModel, facts: NumberedFacts) -> Baseline | None:
-        if "match" not in self.metrics:
-            return None
-        return measure_baseline(model, facts, max_locality=self.max_locality)
+    def baseline(self, model: EditableModel, facts: NumberedFacts) -> Baseline:
+        return measure_baseline(model, facts, metrics=self.metrics, max_locality=self.max_locality)
 
     def measure(
         self,
@@ -202,7 +204,7 @@ class _Plan:
         abilities = measure_abilities()
         measured = {
             "editing": {
-                metric: {kind: Number(**number) for kind, number in kinds.items()}
+                metric: {kind: number(found) for kind, found in kinds.items()}
                 for metric, kinds in editing.summary.items()
             },
             "retention": editing.retention,

@@ -8,16 +8,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tether.errors import TetherError
+from tether.evaluate.editing import KINDS
 from tether.evaluate.measure import Record
 from tether.evaluate.paired import Paired, holm, kept, paired
 from tether.evaluate.results import Results, Row
 from tether.restraint import parse
 
 LEVEL = 0.05
+EDITING = ("compare", "match_tokens", "match_all")  # the editing metrics that can be compared
 
 RowKey = tuple[int, str]
-Values = dict[int, float]  # item -> points of percent, or nats a token
-Items = dict[tuple[RowKey, str], Values]  # by row and ability
+Values = dict[int, float]  # item (of editing metrics: edit) -> points of percent, or nats a token
+Items = dict[tuple[RowKey, str], Values]  # by row and ability, or `metric kind`
 _LARGEST = 700.0  # whose exponential is finite
 
 
@@ -32,11 +34,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One ability of one row against a baseline row, on the `test.n` items both have.
+    """One ability of one row against a baseline row, on the `test.n` items both have; or one editing metric, `ability`
+    being its name and kind of prompts (`compare locality`) and the items the facts, each the mean of its prompts.
 
     `test` is of row − baseline: in points of percent, or (perplexity) in nats a token, mean over windows of text, where
     less is better. `p` is the paired t-test's, `p_holm` the same corrected for all comparisons made together. `kept`
-    and `baseline_kept` are shares of the unedited row, where there is one and it scored anything.
+    and `baseline_kept` are shares of the unedited row, where there is one and it scored anything; None for the metrics
+    that edits raise.
     """
 
     ability: str
@@ -90,36 +94,70 @@ class Comparison:
         return {**asdict(self), "significant": self.significant, "verdict": self.verdict}
 
 
-def compare(results: Results, baseline: str = "none") -> list[Comparison]:
-    """Every row against its baseline row, ability by ability, with Holm's correction over all of them.
+def compare(results: Results, baseline: str = "none", *, editing: bool = False) -> list[Comparison]:
+    """Every row against its baseline row, ability by ability, with Holm's correction over all of them; with `editing`
+    the editing metrics (EDITING by kind of prompts) too, in the same family.
 
     `baseline` is a restraint (each row against the one of that restraint after as many edits) or a number of edits
     (against the row of the same restraint after so many edits; 0: the unedited model). Raises TetherError where there
-    is no such pair of rows, or no items of abilities.
+    is no such pair of rows, or no items.
     """
-    rows = {row.key: row for row in results.rows}
-    items = _values(results.items)
-    if not items:
+    keys = [row.key for row in results.rows]
+    if not _values(results.items, editing=editing):
         raise TetherError(
-            "these results have no items of general abilities: evaluate with --abilities, and keep the .items.jsonl "
-            "beside the results"
+            f"these results have no items of {'anything' if editing else 'general abilities'}: evaluate with "
+            "--abilities, and keep the .items.jsonl beside the results"
         )
-    unedited = _unedited(rows)
-    found = [
-        _compare(rows[key], rows[other], ability, items, unedited)
-        for key, other in _pairs(list(rows), _normal(baseline))
-        for ability in rows[key].abilities
-        if items.get((key, ability), {}).keys() & items.get((other, ability), {}).keys()
-    ]
+    found = compare_rows(results, _pairs(keys, _normal(baseline)), editing=editing)
     if not found:
         raise TetherError(
             f"no row can be compared with {baseline!r}: the rows are "
-            f"{', '.join(f'{edits} edits {restraint}' for edits, restraint in rows)}; name a restraint or a number of "
+            f"{', '.join(f'{edits} edits {restraint}' for edits, restraint in keys)}; name a restraint or a number of "
             "edits of these"
         )
+    return found
+
+
+def compare_rows(
+    results: Results, pairs: Iterable[tuple[RowKey, RowKey]], *, editing: bool = False
+) -> list[Comparison]:
+    """`compare` for any pairs of (row, baseline row), by their keys: one family under Holm's correction. Empty where no
+    pair has an item in common."""
+    measured = {row.key: _measured(row, editing=editing) for row in results.rows}
+    items = _values(results.items, editing=editing)
+    unedited = _unedited(measured)
+    found = [
+        _compare(key, other, mine, measured[other][name], items, unedited)
+        for key, other in pairs
+        for name, mine in measured[key].items()
+        if items.get((key, name), {}).keys() & items.get((other, name), {}).keys()
+    ]
     tested = [index for index, comparison in enumerate(found) if comparison.test.p is not None]
     corrected = dict(zip(tested, holm([found[index].test.p or 0.0 for index in tested]), strict=True))
     return [replace(comparison, p_holm=corrected.get(index)) for index, comparison in enumerate(found)]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A number of a row. `keeps`: edits can only cost the unedited model some of it."""
+
+    name: str
+    unit: str
+    value: float | None
+    keeps: bool
+
+
+def _measured(row: Row, *, editing: bool) -> dict[str, _Measured]:
+    """By name: the abilities, then the editing metrics by kind of prompts."""
+    found = [_Measured(name, ability.unit, ability.value, True) for name, ability in row.abilities.items()]
+    if editing:
+        found += [
+            _Measured(f"{metric} {kind}", "percent", row.editing[metric][kind].value, kind == "locality")
+            for metric in EDITING
+            for kind in KINDS
+            if kind in row.editing.get(metric, {})
+        ]
+    return {one.name: one for one in found}
 
 
 def _pairs(keys: Sequence[RowKey], baseline: str) -> Iterator[tuple[RowKey, RowKey]]:
@@ -136,23 +174,24 @@ def _pairs(keys: Sequence[RowKey], baseline: str) -> Iterator[tuple[RowKey, RowK
             yield (edits, restraint), other
 
 
-def _compare(row: Row, other: Row, ability: str, items: Items, unedited: RowKey | None) -> Comparison:
-    mine, theirs = items[row.key, ability], items[other.key, ability]
+def _compare(
+    key: RowKey, other: RowKey, measured: _Measured, baseline: _Measured, items: Items, unedited: RowKey | None
+) -> Comparison:
+    mine, theirs = items[key, measured.name], items[other, measured.name]
     shared = sorted(mine.keys() & theirs.keys())
     first, second = [mine[item] for item in shared], [theirs[item] for item in shared]
-    unit = row.abilities[ability].unit
-    start = {} if unedited is None else items.get((unedited, ability), {})
+    start = items.get((unedited, measured.name), {}) if unedited is not None and measured.keeps else {}
     return Comparison(
-        ability=ability,
-        unit=unit,
-        row=row.key,
-        baseline=other.key,
-        value=_shown(row.abilities[ability].value),
-        baseline_value=_shown(other.abilities[ability].value),
+        ability=measured.name,
+        unit=measured.unit,
+        row=key,
+        baseline=other,
+        value=_shown(measured.value),
+        baseline_value=_shown(baseline.value),
         test=paired(first, second),
         p_holm=None,
-        kept=_kept(mine, start, unit),
-        baseline_kept=_kept(theirs, start, unit) if other.key[0] else None,
+        kept=_kept(mine, start, measured.unit),
+        baseline_kept=_kept(theirs, start, measured.unit) if other[0] else None,
     )
 
 
@@ -170,18 +209,26 @@ def _kept(values: Values, before: Values, unit: str) -> Kept | None:
     return Kept(ratio, ratio * (test.stderr or 0.0))
 
 
-def _values(records: Iterable[Record]) -> Items:
-    """row and ability -> item -> points of percent, or nats a token. What is no number is left out."""
+def _values(records: Iterable[Record], *, editing: bool) -> Items:
+    """row and ability -> item -> points of percent, or nats a token. What is no number is left out. With `editing` also
+    row and `metric kind` -> edit -> points of percent, the mean of the fact's prompts."""
     items: Items = {}
+    prompts: dict[tuple[RowKey, str], dict[int, list[float]]] = {}
     for record in records:
         if "ability" not in record:
+            if editing and record["metric"] in EDITING and record["kind"] in KINDS:
+                measure = (record["edits"], record["restraint"]), f"{record['metric']} {record['kind']}"
+                prompts.setdefault(measure, {}).setdefault(record["edit"], []).append(100 * record["value"])
             continue
         value = record["nll"] if "nll" in record else record.get("value")
         if value is None:
             continue
         value = value / record["n_tokens"] if "nll" in record else 100 * value
         items.setdefault(((record["edits"], record["restraint"]), record["ability"]), {})[record["item"]] = value
-    return items
+    return items | {
+        measure: {edit: math.fsum(values) / len(values) for edit, values in facts.items()}
+        for measure, facts in prompts.items()
+    }
 
 
 def _unedited(keys: Iterable[RowKey]) -> RowKey | None:

@@ -10,33 +10,44 @@ answers must not change. The metrics, by what they compare:
   model's on the same text; where a locality prompt has no answer, the one token next to it.
 - `generate`: the greedy continuation contains the target, as whole words and whatever its case, before its first
   sentence ends (by . ! ? before a space or the end, or by a line's end; leading blanks do not count).
+- `instance_change`: see `tether.evaluate.instances`; of the facts that have instance prompts.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tether.errors import TetherError
+from tether.evaluate.instances import INSTANCE_CHANGE, Answers, instance_answers, instance_change
 from tether.evaluate.measure import Measure, Record, measure
 from tether.evaluate.scores import Score, greedy, score
 from tether.facts.fact import Fact
 from tether.model.editable import EditableModel
 
-METRICS = ("compare", "match", "generate")
+METRICS = ("compare", "match", "generate", INSTANCE_CHANGE)
 KINDS = ("efficacy", "generalization", "locality")
 _GENERATED_TOKENS = 20  # at least; a longer target is given room
 
 Pair = tuple[str, str]
-Baseline = Mapping[Pair, tuple[int, ...]]  # (prompt, continuation) -> the unedited model's argmax ids
+Argmax = Mapping[Pair, tuple[int, ...]]  # (prompt, continuation) -> the unedited model's argmax ids
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the unedited model says: on locality prompts, and to instance prompts."""
+
+    argmax: Argmax
+    answers: Answers
 
 
 @dataclass(frozen=True)
 class EditingResult:
-    """`summary`: metric -> kind (efficacy, …) -> value, n, stderr, prompts. `retention`: (edit, percent)
+    """`summary`: metric -> kind (efficacy, …; of instance_change before, after, change) -> value, n, stderr, prompts.
+    `retention`: (edit, percent)
     for every edit's own prompt, by `compare` where it applies, else `match_all`, else `generate`. `records`: one an
-    item and metric, `value` from 0 to 1."""
+    item and metric, `value` from 0 to 1 (instance_change: −1 to 1)."""
 
     summary: dict[str, dict[str, Measure]]
     retention: list[tuple[int, float]]
@@ -104,14 +115,29 @@ def evaluate_editing(
     if "generate" in metrics:
         records += _generate(model, items)
     names = [name for name in ("compare", "match_tokens", "match_all", "generate") if name.split("_")[0] in metrics]
-    return EditingResult({name: _summary(name, records) for name in names}, _retention(facts, records), records)
+    summary = {name: _summary(name, records) for name in names}
+    if INSTANCE_CHANGE in metrics:
+        after = instance_answers(model, facts)
+        summary[INSTANCE_CHANGE], changes = instance_change(
+            facts, _answers_before(model, facts, after, baseline), after
+        )
+        records += changes
+    return EditingResult(summary, _retention(facts, records), records)
 
 
 def measure_baseline(
-    model: EditableModel, facts: Sequence[tuple[int, Fact]], *, max_locality: int | None = None
+    model: EditableModel,
+    facts: Sequence[tuple[int, Fact]],
+    *,
+    metrics: Sequence[str] = METRICS,
+    max_locality: int | None = None,
 ) -> Baseline:
-    """The unedited model's argmax on the locality prompts of `facts`, to be measured once for many checkpoints."""
-    return _unedited(model, [item.stable for item in _items(facts, 0, max_locality) if item.kind == "locality"])
+    """What `metrics` need of the unedited model, to be measured once for many checkpoints: its argmax on the locality
+    prompts of `facts`, its answers to their instance prompts."""
+    check_metrics(metrics)
+    items = _items(facts, 0, max_locality) if "match" in metrics else []
+    argmax = _unedited(model, [item.stable for item in items if item.kind == "locality"])
+    return Baseline(argmax, _unedited_answers(model, facts) if INSTANCE_CHANGE in metrics else {})
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -119,6 +145,18 @@ def check_metrics(metrics: Sequence[str]) -> None:
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
         raise TetherError(f"{', '.join(unknown) or 'nothing'} is no editing metric: choose from {', '.join(METRICS)}")
+
+
+def applying(metrics: Sequence[str], facts: Iterable[Fact]) -> tuple[str, ...]:
+    """`metrics` without instance_change where no fact has instance prompts. Raises TetherError where none is left."""
+    has_instances = any(fact.instances for fact in facts)
+    found = tuple(name for name in metrics if name != INSTANCE_CHANGE or has_instances)
+    if metrics and not found:
+        raise TetherError(
+            "instance_change needs instance prompts, and no fact has any: name facts with `instances`, such as "
+            "ConceptEdit's, or another metric"
+        )
+    return found
 
 
 def _items(facts: Sequence[tuple[int, Fact]], max_paraphrases: int | None, max_locality: int | None) -> list[_Item]:
@@ -153,7 +191,7 @@ def _match(items: Sequence[_Item], scores: Mapping[Pair, Score]) -> list[Record]
     return records
 
 
-def _unchanged(items: Sequence[_Item], scores: Mapping[Pair, Score], baseline: Baseline) -> list[Record]:
+def _unchanged(items: Sequence[_Item], scores: Mapping[Pair, Score], baseline: Argmax) -> list[Record]:
     records = []
     for item in items:
         if item.kind == "locality":
@@ -168,12 +206,12 @@ def _unchanged(items: Sequence[_Item], scores: Mapping[Pair, Score], baseline: B
 
 def _complete(
     model: EditableModel, items: Sequence[_Item], scores: Mapping[Pair, Score], baseline: Baseline | None
-) -> Baseline:
-    """`baseline` with whatever it lacks for `items`."""
+) -> Argmax:
+    """The argmax of `baseline` with whatever it lacks for `items`."""
     wanted = dict.fromkeys(item.stable for item in items if item.kind == "locality")
     if not model.edited:
         return {pair: scores[pair].argmax_ids for pair in wanted}
-    known = baseline or {}
+    known = baseline.argmax if baseline else {}
     missing = [pair for pair in wanted if pair not in known]
     return {**known, **_unedited(model, missing)} if missing else known
 
@@ -181,6 +219,21 @@ def _complete(
 def _unedited(model: EditableModel, pairs: Sequence[Pair]) -> dict[Pair, tuple[int, ...]]:
     with model.unedited():
         return {pair: found.argmax_ids for pair, found in zip(pairs, score(model, pairs), strict=True)}
+
+
+def _answers_before(
+    model: EditableModel, facts: Sequence[tuple[int, Fact]], after: Answers, baseline: Baseline | None
+) -> Answers:
+    if not model.edited:
+        return after
+    known = baseline.answers if baseline else {}
+    missing = [(edit, fact) for edit, fact in facts if not known.keys() >= set(fact.instances)]
+    return {**known, **_unedited_answers(model, missing)} if missing else known
+
+
+def _unedited_answers(model: EditableModel, facts: Sequence[tuple[int, Fact]]) -> Answers:
+    with model.unedited():
+        return instance_answers(model, facts)
 
 
 def _generate(model: EditableModel, items: Sequence[_Item]) -> list[Record]:

@@ -18,6 +18,12 @@ class Measure(TypedDict):
     prompts: int
 
 
+class Answered(Measure):
+    """A share of prompts answered Yes; `neither` of them with neither Yes nor No, which counts as Yes."""
+
+    neither: int
+
+
 def cluster_mean(groups: Iterable[Sequence[float]]) -> Measure:
     """The mean, in percent, of the groups' means, each group being the values (0 to 1) of one fact's prompts.
 

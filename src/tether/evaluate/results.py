@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tether.errors import TetherError
-from tether.evaluate.measure import Record
+from tether.evaluate.measure import Measure, Record
 from tether.facts.fact import Fact
 from tether.files import finite, write_atomically
 
@@ -32,6 +32,12 @@ class Number(_Strict):
     prompts: int
 
 
+class YesShare(Number):
+    """A share of prompts answered Yes; `neither` of them with neither Yes nor No, which counts as Yes."""
+
+    neither: int
+
+
 class Ability(_Strict):
     """A general ability: `n` items (tokens for perplexity)."""
 
@@ -39,6 +45,11 @@ class Ability(_Strict):
     n: int
     stderr: float | None
     unit: Literal["percent", "ppl"]
+
+
+def number(found: Measure) -> Number:
+    """A measure as it stands in a row."""
+    return (YesShare if "neither" in found else Number).model_validate(found)
 
 
 class Singular(_Strict):
@@ -56,7 +67,7 @@ class Row(_Strict):
     edits: int
     restraint: str
     replayed: bool
-    editing: dict[str, dict[str, Number]] = {}
+    editing: dict[str, dict[str, YesShare | Number]] = {}
     retention: list[tuple[int, float]] = []
     abilities: dict[str, Ability] = {}
     spectrum: dict[str, Singular] = {}

@@ -231,12 +231,31 @@ class Ledger:
     ) -> Sums:
         """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits
         up to `upto`, and that function once. `without` some edits: as after their undo."""
-        sums = Sums(
+        sums = self._no_sums(by_event=restrain is None)
+        counting = {event.edit for event in self.live(upto) if event.edit is not None} - without
+        for _ in self._replay(sums, upto, counting, restrains=restrain is None):
+            pass
+        if restrain is not None:
+            sums.restrain(parse(restrain))
+        return sums
+
+    def states(self) -> Iterator[tuple[list[Event], Sums]]:
+        """The journal replayed, solve by solve: its live edits (one, but for a batch), and the sums right after it,
+        before a restraint that follows. The sums are factors alone, one object that the next step changes."""
+        sums = self._no_sums(by_event=False)
+        counting = {event.edit for event in self.live() if event.edit is not None}
+        for events in self._replay(sums, None, counting, restrains=True):
+            yield events, sums
+
+    def _no_sums(self, *, by_event: bool) -> Sums:
+        return Sums(
             {name: weight.shape for name, weight in self.header.weights.items()},
             {name: weight.sigma_max for name, weight in self.header.weights.items()},
-            by_event=restrain is None,
+            by_event=by_event,
         )
-        counting = {event.edit for event in self.live(upto) if event.edit is not None} - without
+
+    def _replay(self, sums: Sums, upto: int | None, counting: Set[int], *, restrains: bool) -> Iterator[list[Event]]:
+        """Change `sums` event by event; yields the edits that count of every solve, once it is in."""
         batches: dict[str, list[Event]] = {}
         for event in self.events:
             if event.kind == "edit" and event.factors:
@@ -245,12 +264,11 @@ class Ledger:
         for event in self._until(upto):
             if event.kind == "edit" and event.edit in counting and event.factors not in added:
                 added.add(event.factors)
-                sums.add(self._updates(batches[event.factors or ""], counting))
-            elif event.kind == "restrain" and restrain is None and event.restrain is not None:
+                batch = batches[event.factors or ""]
+                sums.add(self._updates(batch, counting))
+                yield [one for one in batch if one.edit in counting]
+            elif event.kind == "restrain" and restrains and event.restrain is not None:
                 sums.restrain(parse(event.restrain))
-        if restrain is not None:
-            sums.restrain(parse(restrain))
-        return sums
 
     def apply(
         self, model: EditableModel | None = None, *, upto: int | None = None, restrain: str | Restraint | None = None

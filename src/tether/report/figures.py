@@ -133,7 +133,9 @@ def editing_figure(rows: Sequence[Row]) -> str | None:
     measured = [row for row in rows if row.editing]
     last = max((row.edits for row in measured), default=0)
     chosen = [row for row in measured if row.edits in (0, last)]
-    metrics = list(dict.fromkeys(metric for row in chosen for metric in row.editing))
+    metrics = list(
+        dict.fromkeys(metric for row in chosen for metric, found in row.editing.items() if "efficacy" in found)
+    )
     if not metrics:
         return None
     styles = restraint_styles(rows)

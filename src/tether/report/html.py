@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from tether.evaluate.results import Number, Results, Row
+from tether.evaluate.results import Number, Results, Row, YesShare
 from tether.export.card import misuse
 from tether.files import write_atomically
 from tether.ledger import ATTEMPTS, Event, Ledger
@@ -119,7 +119,8 @@ def _editing_table(rows: Sequence[Row]) -> str:
 def _number(number: Number | None) -> Cell:
     if number is None or number.value is None:
         return _n("–")
-    return _n(f"{number.value:.1f} ± {_plain(number.stderr, '.1f')} (n {number.n}, {number.prompts} prompts)")
+    neither = f", {number.neither} neither Yes nor No" if isinstance(number, YesShare) else ""
+    return _n(f"{number.value:.1f} ± {_plain(number.stderr, '.1f')} (n {number.n}, {number.prompts} prompts{neither})")
 
 
 def _abilities_table(rows: Sequence[Row]) -> str:

@@ -119,9 +119,9 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(tmp_path: Path) -> None:
     assert "disinformation" in "".join(page.texts)
 
 
-def test_the_same_results_give_the_same_page_and_a_folder_gets_report_html(tmp_path: Path) -> None:
+def test_the_same_results_give_the_same_page_and_a_folder_gets_index_html(tmp_path: Path) -> None:
     first = write_report(some_results(), tmp_path / "a")
-    assert first == tmp_path / "a" / "report.html"
+    assert first == tmp_path / "a" / "index.html"
     assert first.read_bytes() == write_report(some_results(), tmp_path / "b").read_bytes()
 
 

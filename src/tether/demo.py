@@ -52,7 +52,7 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo left: paths of the ledger, results.json and report.html, and the summary: the unedited model, the
+    """What the demo left: paths of the ledger, results.json and index.html, and the summary: the unedited model, the
     edited one, and the edited one under PRUNE. `failed` facts were recorded and left the model as it was."""
 
     ledger: Path
@@ -96,7 +96,7 @@ def run_demo(
     """Edit the demo's facts one after another, measure with and without PRUNE, and write the report.
 
     `model` None loads the bundled one; a given one must be unedited, and carries afterwards what the ledger says, as
-    recorded: the edits under PRUNE. `out` gets `ledger/`, `results.json`, `report.html`; where it holds an interrupted
+    recorded: the edits under PRUNE. `out` gets `ledger/`, `results.json`, `index.html`; where it holds an interrupted
     demo, that one goes on. Raises TetherError where its ledger is not one of the demo's.
     """
     tell = progress or _silent
@@ -125,7 +125,7 @@ def run_demo(
     write(results, out / "results.json")
     tell(Step("report"))
     title = f"tether demo: {len(ledger.live())} edits of {results.model} with {METHOD}"
-    report = write_report(results, out / "report.html", ledger=ledger, title=title)
+    report = write_report(results, out / "index.html", ledger=ledger, title=title)
     missed = sum(event.kind == "failed" for event in ledger.events)
     return DemoResult(ledger.path, out / "results.json", report, len(ledger.live()), missed, _summary(results, count))
 

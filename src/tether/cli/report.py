@@ -14,14 +14,21 @@ from tether.ledger import Ledger
 
 @app.command("report")
 def command(
-    results: Annotated[Path, typer.Argument(help="results.json of tether evaluate.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for report.html; default: beside the results.")] = None,
+    results: Annotated[Path, typer.Argument(help="results.json of tether evaluate, or the folder of a grid.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for index.html; default: beside the results, or the grid's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw a results file: κ, singular values, editing scores, in one HTML page."""
-    from tether.report import write_report
+    """Draw a results file, or a grid with the paper's figures and findings, in one HTML page."""
+    from tether.report import write_grid_report, write_report
 
-    found = read(results)
-    ledger = Ledger.open(found.ledger) if found.ledger and Path(found.ledger).is_dir() else None
-    page = write_report(found, (out or results.parent) / "report.html", ledger=ledger, title=f"Edits of {found.model}")
+    if results.is_dir():
+        from tether.experiment.store import read_grid
+
+        page = write_grid_report(read_grid(results), out or results)
+    else:
+        found = read(results)
+        ledger = Ledger.open(found.ledger) if found.ledger and Path(found.ledger).is_dir() else None
+        page = write_report(found, out or results.parent, ledger=ledger, title=f"Edits of {found.model}")
     show({"report": str(page)}, str(page), as_json)

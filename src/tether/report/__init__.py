@@ -1,7 +1,8 @@
-"""What was measured, on a page: figures and tables."""
+"""What was measured, on a page: figures and tables, and which of the paper's findings they show."""
 
 from __future__ import annotations
 
-from tether.report.html import write_report
+from tether.report.grid_page import write_grid_report
+from tether.report.ledger_page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["write_grid_report", "write_report"]

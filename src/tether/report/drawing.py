@@ -1,0 +1,178 @@
+"""How figures are drawn: a chart is a few small panels with one legend, for a page and for files. No use of pyplot."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tether.errors import TetherError
+from tether.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind tell apart.
+RED, BLUE, GREEN, ORANGE = "#d55e00", "#0072b2", "#009e73", "#e69f00"
+PURPLE, SKY, GREY = "#cc79a7", "#56b4e9", "#888888"
+_OTHERS = (BLUE, GREEN, PURPLE, SKY, ORANGE)
+_MARKS = "sD^vPX"
+_SIZE = (3.6, 2.7)  # inches of a panel: a phone's width
+_COLUMNS = 3  # of panels in a file
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, and selectable
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a name with $ is a name
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a curve is drawn: colour, marker and line in matplotlib's words ("" for none)."""
+
+    colour: str
+    mark: str = "o"
+    line: str = "-"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    draw: Callable[[Axes], None]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Panels that share a legend. `name`, unlike any other on the page, begins its ids and names its files; `label`
+    says what it shows to somebody who does not see it."""
+
+    name: str
+    label: str
+    panels: Sequence[Panel]
+    legend: Sequence[tuple[str, Style]] = ()
+
+    def elements(self) -> list[str]:
+        """An svg element for every panel. Raises TetherError without matplotlib."""
+        return [self._element(i, panel) for i, panel in enumerate(self.panels)]
+
+    def _element(self, number: int, panel: Panel) -> str:
+        buffer, name = io.StringIO(), f"{self.name}-{number}"
+        with _figure(name, _SIZE) as figure:
+            axes = figure.subplots()
+            _draw(axes, panel)
+            figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+        label = f"{self.label}: {panel.title}" if panel.title else self.label
+        return _element(buffer.getvalue(), name, label)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write `NAME.svg` and `NAME.png` with all panels and the legend to the folder; returns both."""
+        columns = min(_COLUMNS, len(self.panels))
+        lines = -(-len(self.panels) // columns)
+        files = []
+        with _figure(self.name, (_SIZE[0] * columns, _SIZE[1] * lines + 0.3 * bool(self.legend))) as figure:
+            every = figure.subplots(lines, columns, squeeze=False).ravel()
+            for axes, panel in zip(every, self.panels, strict=False):
+                _draw(axes, panel)
+            for axes in every[len(self.panels) :]:
+                axes.set_axis_off()
+            if self.legend:
+                figure.legend(
+                    [_handle(style) for _, style in self.legend], [name for name, _ in self.legend],
+                    loc="outside upper center", ncols=min(2 * columns, len(self.legend)),
+                )  # fmt: skip
+            for form, options in (("svg", {"metadata": _NO_METADATA}), ("png", {"dpi": 150})):
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format=form, **options)
+                files.append(folder / f"{self.name}.{form}")
+                write_atomically(files[-1], buffer.getvalue())
+        return files
+
+
+def curve_styles(labels: Iterable[str]) -> dict[str, Style]:
+    """A style for every restraint: `none` red and dashed, the others in order of appearance."""
+    others = [label for label in dict.fromkeys(labels) if label != "none"]
+    return {"none": Style(RED, "o", "--")} | {label: numbered_style(i) for i, label in enumerate(others)}
+
+
+def numbered_style(number: int) -> Style:
+    """One of the styles that go round."""
+    return Style(_OTHERS[number % len(_OTHERS)], _MARKS[number % len(_MARKS)])
+
+
+def restraint_name(restraint: str) -> str:
+    """How a row's restraint is called on the page."""
+    return "no restraint" if restraint == "none" else restraint
+
+
+def plot(axes: Axes, x: Sequence[float], y: Sequence[float], style: Style, errors: Sequence[float] = ()) -> None:
+    """A curve with error bars where there are any."""
+    axes.errorbar(x, y, errors if any(errors) else None, color=style.colour, marker=style.mark, linestyle=style.line,
+                  markersize=4.5, linewidth=1.4, capsize=2)  # fmt: skip
+
+
+def scale(axes: Axes, values: Iterable[float], axis: str = "y") -> None:
+    """A logarithmic axis, with plain numbers on it, where the values span more than a factor of ten."""
+    values = list(values)
+    if not values or not max(values) > 10 * min(values) > 0:
+        return
+    span = max(values) / min(values)
+    line = axes.yaxis if axis == "y" else axes.xaxis
+    between = (2, 5) if span < 300 else ()
+    if axis == "y":
+        axes.set_yscale("log", subs=between)
+    else:
+        axes.set_xscale("log", subs=between)
+    line.set_major_formatter("{x:g}")
+    line.set_minor_formatter("{x:g}" if between else "")
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    axes.set_title(panel.title)
+    panel.draw(axes)
+    if axes.get_xscale() == "linear" and axes.get_xlabel() in ("edits", "edit", "i", "copies"):
+        axes.locator_params(axis="x", integer=True)
+
+
+def _handle(style: Style) -> Artist:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=style.colour, marker=style.mark, linestyle=style.line, markersize=5)
+
+
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+@contextmanager
+def _figure(name: str, size: tuple[float, float]) -> Iterator[Figure]:
+    """An empty figure of so many inches in the page's style; the same name gives the same ids."""
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise TetherError("figures need matplotlib, which is not installed: pip install 'tether[report]'") from None
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        yield Figure(figsize=size, layout="constrained")
+
+
+def _element(document: str, name: str, label: str) -> str:
+    """The svg element of an SVG document, its ids made unique on a page."""
+    element = document[document.index("<svg") :]
+    element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)  # a page's styles would follow it
+    element = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", element)
+    return element.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

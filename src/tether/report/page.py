@@ -1,0 +1,145 @@
+"""The pieces of an HTML page that needs nothing beside it: no script, no network, legible on a phone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from tether.files import write_atomically
+from tether.report.drawing import Chart, Style
+
+_CSS = """
+html { -webkit-text-size-adjust: 100%; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 1.5rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin-bottom: .2rem; }
+h2 { font-size: 1.3rem; margin-top: 2.6rem; border-top: 1px solid #ddd; padding-top: 1rem; }
+h3 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; }
+p, ul, dl { max-width: 46rem; } .note { color: #555; } a { color: #0059a0; }
+nav ol { columns: 20rem; max-width: none; padding-left: 1.6rem; }
+figure { margin: .6rem 0; } figcaption { font-size: 14px; color: #555; }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: .5rem; }
+.panels svg { width: 100%; height: auto; max-width: 430px; }
+ul.legend { list-style: none; padding: 0; margin: .2rem 0; display: flex; flex-wrap: wrap; gap: 0 1.2rem;
+  font-size: 14px; max-width: none; }
+.wide { overflow-x: auto; max-width: 100%; }
+table { border-collapse: collapse; font-size: 14px; overflow-wrap: normal; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
+th { border-bottom: 2px solid #999; } td.long { min-width: 14rem; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.warn { background: #fdf1d8; } .alarm, .failed { background: #fbe0d6; } .skipped, .undone { color: #666; }
+.verdict { margin: .4rem 0; }
+.verdict b, td b { display: inline-block; padding: 0 .45rem; border-radius: .3rem; font-weight: 600; }
+b.yes { background: #d8f0e4; color: #00543d; } b.no { background: #fbe0d6; color: #7a2e00; }
+b.open { background: #e8e8e8; color: #333; }
+details { margin: .3rem 0; } summary { cursor: pointer; color: #0059a0; font-size: 14px; }
+"""
+_SIGNS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "x": "×", "": ""}
+_LINES = {"-": "—", "--": "╌", ":": "┈", "": ""}
+
+Cell = str | tuple[str, str]  # text, or text and a class
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it (HTML)."""
+
+    id: str
+    title: str
+    body: Sequence[str]
+
+    def html(self) -> str:
+        return "\n".join([f'<h2 id="{self.id}">{escape(self.title)}</h2>', *(part for part in self.body if part)])
+
+
+def write_page(to: Path, title: str, top: Iterable[str], sections: Sequence[Section]) -> Path:
+    """Write a page with a table of contents to a file, whole or not at all; its folder is made. Returns the file."""
+    contents = "".join(f'<li><a href="#{s.id}">{escape(s.title)}</a></li>' for s in sections)
+    parts = [
+        f"<header><h1>{escape(title)}</h1>",
+        *top,
+        "</header>",
+        f'<nav aria-label="Contents"><ol>{contents}</ol></nav>',
+        "<main>",
+        *(section.html() for section in sections),
+        "</main>",
+    ]
+    page = (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
+        f"<style>{_CSS}</style>\n</head>\n<body>\n" + "\n".join(part for part in parts if part) + "\n</body>\n</html>\n"
+    )
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(to, page.encode())
+    return to
+
+
+def figure(chart: Chart | None, files: str = "") -> str:
+    """A chart's panels side by side, as many as fit, under its legend; "" for None. `files`: HTML below it."""
+    if chart is None:
+        return ""
+    keys = "".join(_key(name, style) for name, style in chart.legend)
+    legend = f'<ul class="legend">{keys}</ul>' if keys else ""
+    caption = f"<figcaption>{escape(chart.label)}{files}</figcaption>"
+    return f'<figure id="{chart.name}">{caption}{legend}<div class="panels">{"".join(chart.elements())}</div></figure>'
+
+
+def _key(name: str, style: Style) -> str:
+    sign = _LINES[style.line] + _SIGNS[style.mark] + _LINES[style.line]
+    return f'<li><span aria-hidden="true" style="color:{style.colour}">{sign}</span> {escape(name)}</li>'
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[Cell]], classes: Sequence[str] | None = None) -> str:
+    """A table in a box that scrolls; "Not measured." without lines. `classes`: of every line."""
+    if not lines:
+        return note("Not measured.")
+    body = []
+    for i, line in enumerate(lines):
+        cells = (f"<td>{escape(c)}</td>" if isinstance(c, str) else _classed(*c) for c in line)
+        row_class = f' class="{escape(classes[i])}"' if classes and classes[i] else ""
+        body.append(f"<tr{row_class}>{''.join(cells)}</tr>")
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    rows = "\n".join(body)
+    inner = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+    return f'<div class="wide" tabindex="0">{inner}</div>'
+
+
+def _classed(text: str, name: str) -> str:
+    if name in ("yes", "no", "open"):
+        return f'<td><b class="{name}">{escape(text)}</b></td>'
+    return f'<td class="{name}">{escape(text)}</td>'
+
+
+def n(value: object) -> Cell:
+    """A cell that holds a number."""
+    return str(value), "n"
+
+
+def plain(value: float | None, form: str = ".4g") -> str:
+    """A number, or a dash for none."""
+    return "–" if value is None else format(value, form)
+
+
+def note(text: str) -> str:
+    """A paragraph in grey."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def details(summary: str, *parts: str) -> str:
+    """HTML that shows itself when asked for."""
+    return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
+
+
+def markdown(text: str) -> str:
+    """Paragraphs, lists and **bold**: what the note on misuse is written in."""
+    parts = []
+    for block in re.split(r"\n\s*\n", text):
+        bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(block), flags=re.DOTALL)
+        first, *items = re.split(r"(?:^|\n)- ", bold)
+        parts.append(f"<p>{first}</p>" if first else "")
+        if items:
+            parts.append("<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>")
+    return "\n".join(part for part in parts if part)

@@ -102,11 +102,15 @@ class EditableModel:
 
     def weight(self, name: str) -> Float[Tensor, "p q"]:
         """The weight as it is now, out×in, a view of the parameter in the model's dtype."""
+        parameter = self._parameter(name)
+        return parameter.mT if self.is_transposed(name) else parameter
+
+    def _parameter(self, name: str) -> Tensor:
+        """As the layout stores it."""
         try:
-            parameter = self.hf.get_parameter(name)
+            return self.hf.get_parameter(name).detach()
         except AttributeError:
             raise TetherError(f"{name!r} is no weight of {self.id}: name a parameter of the model") from None
-        return parameter.detach().mT if self.is_transposed(name) else parameter.detach()
 
     def original(self, name: str) -> Float[Tensor, "p q"]:
         """W₀, the unedited weight, float32, kept from its first use on. Do not change it."""
@@ -192,7 +196,7 @@ class EditableModel:
         return digest.hexdigest()
 
     def _parts_in_memory(self, name: str) -> Iterator[bytes]:
-        parameter = self.hf.get_parameter(name).detach()
+        parameter = self._parameter(name)
         if name in self._originals:
             original = self._originals[name]
             parameter = (original.mT if self.is_transposed(name) else original).to(parameter.dtype)

@@ -101,7 +101,7 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(tmp_path: Path) -> None:
     file = write_report(some_results(), tmp_path / "new" / "page.html", title=NASTY)
     page = Page(file.read_text(encoding="utf-8"))
     assert file == tmp_path / "new" / "page.html"
-    assert page.tags.count("svg") == 3  # κ, editing scores, abilities: no ledger, no curve by edit
+    assert page.tags.count("figure") == 3  # κ, editing scores, abilities: no ledger, no curve by edit
     assert "script" not in page.tags
     assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
@@ -160,7 +160,7 @@ def test_the_demo_leaves_ledger_results_and_report(demo, monkeypatch: pytest.Mon
     assert ledger.attempts == 2 == result.edits + result.failed
     assert {(0, "none"), (2, "none"), (2, "log:1.2")} == {row.key for row in read(result.results).rows}
     page = Page(result.report.read_text(encoding="utf-8"))
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("figure") == 5
     assert all(
         any(row[:1] == [str(i)] and fact.text in row for row in page.rows) for i, fact in enumerate(demo_facts(2), 1)
     )

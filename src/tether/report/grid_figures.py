@@ -259,7 +259,8 @@ def _panel(curves: Curves, styles: Mapping[str, Style], unit: str, axes: Axes) -
         plot(axes, [p.edits for p in points], [p.value for p in points], styles[name], errors)
     every = [p.value for points in curves.values() for p in points]
     if unit == "percent":
-        axes.set_ylim(bottom=0)
+        top = max(p.value + (p.stderr or 0.0) for points in curves.values() for p in points)
+        axes.set_ylim(min(0.0, *every), 1.06 * top if top > 0 else 1.0)
     else:
         scale(axes, every)
     axes.set(xlabel="edits", ylabel=_LABELS.get(unit, ""))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tether.experiment.stored import StoredGrid
 from tether.report import grid_figures
-from tether.report.findings import CLAIMS, Finding, findings, instance_changes, once_and_multiple
+from tether.report.findings import CLAIMS, Claim, Finding, findings, instance_changes, once_and_multiple
 from tether.report.grid_figures import Drawn
 from tether.report.page import Cell, Section, details, figure, n, note, plain, table, write_page
 from tether.report.series import Editor, at, editors, last_shared
@@ -65,12 +65,13 @@ def _about(grid: StoredGrid, found: Sequence[Editor]) -> str:
 
 def _section(part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding], drawn: list[Drawn]) -> Section:
     """A section's HTML; its charts are added to `drawn`."""
-    rules = [note(f"{claim.name} ({claim.place}). Rule: {claim.rule}") for claim in CLAIMS if claim.key in part.claims]
-    body = [*rules]
+    claims = [claim for claim in CLAIMS if claim.key in part.claims]
+    body = [_rule(claim) for claim in claims]
     if part.shared is not None:
         body.append(part.shared(all_editors))
     for editor in all_editors:
-        body.append(f"<h3>{escape(editor.name)}</h3>")
+        if part.chart is not None or part.own is not None:
+            body.append(f"<h3>{escape(editor.name)}</h3>")
         if part.chart is not None:
             one = part.chart(editor)
             if one is None:
@@ -80,7 +81,8 @@ def _section(part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding
                 body += [figure(one.chart, _files(one.chart.name)), _numbers(one)]
         if part.own is not None:
             body.append(part.own(editor))
-        body += [_verdict(f) for f in found if f.editor == editor.name and f.key in part.claims]
+        mine = [f for f in found if f.editor == editor.name and f.key in part.claims]
+        body += [_verdict(f, named=len(claims) > 1) for f in mine]
     if not all_editors:
         body.append(note("Not measured."))
     return Section(part.id, part.title, body)
@@ -100,9 +102,17 @@ def _numbers(drawn: Drawn) -> str:
     return details("The numbers", table(head, lines)) if lines else ""
 
 
-def _verdict(found: Finding) -> str:
+def _rule(claim: Claim) -> str:
+    return (
+        f'<p class="rule"><strong>{escape(claim.name)}</strong> ({escape(claim.place)}). Rule: {escape(claim.rule)}</p>'
+    )
+
+
+def _verdict(found: Finding, *, named: bool) -> str:
+    """The sentence, after the finding's name where a section has several."""
     word, rest = found.verdict, found.sentence[len(found.verdict) :]
-    return f'<p class="verdict"><b class="{_CLASSES[word]}">{word.capitalize()}</b>{escape(rest)}</p>'
+    name = f"{escape(found.name)}: " if named else ""
+    return f'<p class="verdict">{name}<b class="{_CLASSES[word]}">{word.capitalize()}</b>{escape(rest)}</p>'
 
 
 def _findings_table(found: Sequence[Finding], all_editors: Sequence[Editor]) -> str:
@@ -110,8 +120,8 @@ def _findings_table(found: Sequence[Finding], all_editors: Sequence[Editor]) -> 
     lines: list[list[Cell]] = []
     for claim in CLAIMS if all_editors else ():
         words = [verdicts[claim.key, editor.name] for editor in all_editors]
-        lines.append([(claim.name, "long"), claim.place, *((word, _CLASSES[word]) for word in words)])
-    return table(["finding of the paper", "place", *(editor.name for editor in all_editors)], lines)
+        lines.append([(claim.name, "long"), *((word, _CLASSES[word]) for word in words), (claim.place, "long")])
+    return table(["finding of the paper", *(editor.name for editor in all_editors), "place"], lines)
 
 
 def _not_shown(found: Sequence[Finding]) -> list[str]:

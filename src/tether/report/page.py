@@ -31,6 +31,7 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left;
 th { border-bottom: 2px solid #999; } td.long { min-width: 14rem; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .warn { background: #fdf1d8; } .alarm, .failed { background: #fbe0d6; } .skipped, .undone { color: #666; }
+.rule { font-size: 13px; color: #555; margin: .3rem 0; }
 .verdict { margin: .4rem 0; }
 .verdict b, td b { display: inline-block; padding: 0 .45rem; border-radius: .3rem; font-weight: 600; }
 b.yes { background: #d8f0e4; color: #00543d; } b.no { background: #fbe0d6; color: #7a2e00; }

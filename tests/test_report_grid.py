@@ -1,0 +1,212 @@
+"""The report of a grid: findings both ways, pages of whatever was measured, and how a browser lays them out."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from grids import made_grid, made_run
+from test_report_html import Page
+
+from tether.cli import main
+from tether.experiment.stored import Difference, StoredGrid, StoredRun
+from tether.report import grid_figures, write_grid_report
+from tether.report.findings import CLAIMS, contrast, findings
+from tether.report.series import editors
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ROW_PARTS = ("editing", "abilities", "spectrum")
+PARTS = (*ROW_PARTS, "analyses.spectrum", "values", "copies", "bound")
+
+
+def grid_of(*runs: StoredRun) -> StoredGrid:
+    return StoredGrid(name="g", title="", command="", runs=list(runs))
+
+
+def with_parts(run: StoredRun, parts: set[str]) -> StoredRun:
+    rows = [
+        row.model_copy(update={part: {} for part in ROW_PARTS if part not in parts}) for row in run.rows
+    ]  # fmt: skip
+    nothing = {"spectrum": [], "values": None, "copies": [], "bound": []}
+    gone = {name: empty for name, empty in nothing.items() if not parts & {name, f"analyses.{name}"} - {"spectrum"}}
+    return run.model_copy(update={"rows": rows, "analyses": run.analyses.model_copy(update=gone)})
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_grid_report(made_grid(), tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> dict[tuple[str, str], str]:
+    return {(f.key, f.editor.split()[0]): f.verdict for f in findings(made_grid())}
+
+
+@pytest.mark.parametrize("key", [claim.key for claim in CLAIMS])
+def test_a_finding_is_seen_only_where_the_data_show_it(key: str, verdicts: dict[tuple[str, str], str]) -> None:
+    harmed, unharmed = verdicts[key, "rome"], verdicts[key, "memit"]
+    if key == "instances-stay":
+        assert (harmed, unharmed) == ("not seen", "seen")
+    elif key in ("sigma-min-stays", "bound-holds", "copies-add-up", "copies-restrained"):
+        assert (harmed, unharmed) == ("seen", "seen")
+    else:
+        assert harmed == "seen"
+        assert unharmed in ("not seen", "cannot say")
+
+
+def test_what_holds_for_both_editors_can_fail() -> None:
+    run = made_run("rome", "counterfact", 1.0)
+    spectrum = [
+        p.model_copy(update={"sigma_min": 2.0}) if p.edits == 200 else p for p in run.analyses.spectrum
+    ]  # fmt: skip
+    copies = [p.model_copy(update={"update_sigma_max": 5.0}) for p in run.analyses.copies]
+    bound = [p.model_copy(update={"holds": False}) for p in run.analyses.bound]
+    analyses = run.analyses.model_copy(update={"spectrum": spectrum, "copies": copies, "bound": bound})
+    found = {f.key: f.verdict for f in findings(grid_of(run.model_copy(update={"analyses": analyses})))}
+    for key in ("sigma-min-stays", "bound-holds", "copies-add-up", "copies-restrained"):
+        assert found[key] == "not seen"
+
+
+def test_prune_that_does_worse_is_not_seen_to_help() -> None:
+    run = made_run("rome", "counterfact", 1.0)
+    swap = {"none": "log:1.2", "log:1.2": "none"}
+    rows = [r.model_copy(update={"restraint": swap.get(r.restraint, r.restraint)}) if r.edits else r for r in run.rows]
+    found = {f.key: f.verdict for f in findings(grid_of(run.model_copy(update={"rows": rows})))}
+    for key in ("abilities-kept", "editing-kept", "editing-improved", "log-beats-linear"):
+        assert found[key] == "not seen"
+
+
+def test_of_too_little_nothing_is_said() -> None:
+    run = made_run("rome", "counterfact", 1.0)
+    short = run.model_copy(update={
+        "rows": [row for row in run.rows if row.edits == 0],
+        "analyses": run.analyses.model_copy(update={"spectrum": [], "values": None, "copies": [], "bound": []}),
+    })  # fmt: skip
+    assert {f.verdict for f in findings(grid_of(short))} == {"cannot say"}
+
+
+@pytest.mark.parametrize(("p", "sign"), [(0.01, 1), (0.2, 0), (None, 0)])
+def test_a_stored_paired_test_decides_before_standard_errors(p: float | None, sign: int) -> None:
+    run = made_run("rome", "counterfact", 1.0)
+    one = Difference(
+        measure="nli", unit="percent", row=(200, "log:1.2"), baseline=(200, "none"), value=50, baseline_value=10,
+        mean=40.0, stderr=2.0, n=300, p=p, p_holm=p, verdict="",
+    )  # fmt: skip
+    analyses = run.analyses.model_copy(update={"differences": [one]})
+    (editor,) = editors(grid_of(run.model_copy(update={"analyses": analyses})))
+    forward = contrast(editor, "nli", (200, "log:1.2"), (200, "none"))
+    back = contrast(editor, "nli", (200, "none"), (200, "log:1.2"))
+    assert forward is not None and back is not None
+    assert (forward.sign, back.sign) == (sign, -sign)
+
+
+def test_seeds_become_one_curve() -> None:
+    runs = [made_run("rome", "counterfact", harm, seed=seed) for seed, harm in enumerate((1.0, 0.5))]
+    (editor,) = editors(grid_of(*runs))
+    last = editor.measured("nli")["none"][-1]
+    assert (last.edits, last.seeds) == (200, 2)
+    assert last.value == pytest.approx((10 + 35) / 2)
+    assert last.stderr == pytest.approx(12.5)
+
+
+def test_every_combination_of_missing_parts_has_findings_and_charts() -> None:
+    charts = [
+        grid_figures.singular_values, grid_figures.tasks, grid_figures.editing, grid_figures.log_and_linear,
+        grid_figures.multiple, grid_figures.restrained_kappa, grid_figures.kappa_abilities, grid_figures.values,
+        grid_figures.locality_abilities, grid_figures.repeated_update, grid_figures.perturbation_bound,
+    ]  # fmt: skip
+    run = made_run("rome", "counterfact", 1.0)
+    for chosen in itertools.product((True, False), repeat=len(PARTS)):
+        parts = {part for part, there in zip(PARTS, chosen, strict=True) if there}
+        grid = grid_of(with_parts(run, parts))
+        assert len(findings(grid)) == len(CLAIMS)
+        (editor,) = editors(grid)
+        drawn = {chart.__name__ for chart in charts if chart(editor) is not None}
+        assert ("tasks" in drawn) == ("abilities" in parts)
+        assert ("singular_values" in drawn) == bool(parts & {"spectrum", "analyses.spectrum"})
+        assert ("perturbation_bound" in drawn) == ("bound" in parts)
+
+
+@pytest.mark.parametrize("part", [*PARTS, ""])
+def test_one_part_alone_gives_a_page(part: str, tmp_path: Path) -> None:
+    grid = grid_of(with_parts(made_run("memit", "zsre", 0.0), {part}))
+    text = write_grid_report(grid, tmp_path).read_text(encoding="utf-8")
+    found = Page(text)
+    assert "Not measured." in found.texts
+    assert ("svg" in found.tags) == bool(part)
+
+
+def test_a_grid_without_runs_gives_a_page(tmp_path: Path) -> None:
+    found = Page(write_grid_report(grid_of(), tmp_path).read_text(encoding="utf-8"))
+    assert "svg" not in found.tags
+    assert not (tmp_path / "figures").exists()
+
+
+def test_the_page_is_whole_and_its_figures_lie_beside_it(page: Path) -> None:
+    found = Page(page.read_text(encoding="utf-8"))
+    assert "script" not in found.tags and "img" not in found.tags
+    assert len(found.ids) == len(set(found.ids))
+    files = [link for link in found.links if not link.startswith("#")]
+    assert files and all((page.parent / link).stat().st_size for link in files)
+    assert {file.name for file in (page.parent / "figures").iterdir()} == {Path(link).name for link in files}
+    assert "γ ≤ 0" in "".join(found.texts)
+    assert any("tether grid made-up.yaml" in text for text in found.texts)
+    run = next(row for row in found.rows if row[:1] == ["rome-counterfact-0-10"])
+    assert run[8:11] == ["197", "2", "1"] and "a" * 64 in run[11]
+
+
+def test_each_claim_has_one_sentence_an_editor(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.count('<p class="verdict">') == 2 * len(CLAIMS)
+    assert text.count('<p class="rule">') == len(CLAIMS)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_lays_the_page_out_without_overflow(width: int, page: Path, tmp_path: Path) -> None:
+    probe = """<script>onload = () => {
+      const d = document.documentElement, body = document.body;
+      const svgs = [...document.querySelectorAll("svg")].map(e => e.getBoundingClientRect());
+      const wide = [...document.querySelectorAll("body *")].filter(e =>
+        !e.closest("svg") && !e.closest(".wide table") && e.getBoundingClientRect().right > innerWidth + 1);
+      d.dataset.seen = [innerWidth, d.scrollWidth, svgs.length,
+                        svgs.filter(r => r.width > 200 && r.height > 100).length, wide.length].join(" ");
+      parent.postMessage(d.dataset.seen, "*");
+    }</script>"""
+    inner = page.read_text(encoding="utf-8").replace("</head>", probe + "</head>")
+    (tmp_path / "inner.html").write_text(inner, encoding="utf-8")
+    (tmp_path / "outer.html").write_text(
+        "<!DOCTYPE html><p id=seen></p><script>"
+        'onmessage = e => document.getElementById("seen").textContent = "seen " + e.data</script>'
+        f'<iframe src="inner.html" style="width:{width}px;height:900px;border:0"></iframe>',
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "outer.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    found = re.search(r"seen (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
+    assert found is not None, done.stderr
+    inside, scroll, svgs, sized, outside = map(int, found.groups())
+    assert inside == width
+    assert scroll <= width
+    assert svgs == sized > 20
+    assert outside == 0
+
+
+def test_the_command_takes_the_folder_of_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = pytest.importorskip("tether.experiment.store")
+    pytest.importorskip("pyarrow")
+
+    store.write_grid(grid_of(with_parts(made_run("rome", "zsre", 1.0), {"copies"})), tmp_path / "grid")
+    monkeypatch.setattr(sys, "argv", ["tether", "report", str(tmp_path / "grid"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8")).tags.count("svg") == 4

@@ -53,7 +53,7 @@ def _row(edits: int, name: str, harm: float, metric: str) -> Row:
         "edits": edits, "restraint": name, "replayed": name == "as recorded",
         "editing": {
             metric: {kind: {"value": v, "n": 200, "stderr": 1.0, "prompts": 400} for kind, v in editing.items()},
-            "instance_change": {"instances": {"value": 5 + 40 * hurt, "n": 200, "stderr": 1.0, "prompts": 200}},
+            "instance_change": {"change": {"value": 5 + 40 * hurt, "n": 200, "stderr": 1.0, "prompts": 200}},
         },
         "abilities": {
             "perplexity": {"value": 30 * math.exp(5 * hurt), "n": 9000, "stderr": 0.2, "unit": "ppl"},

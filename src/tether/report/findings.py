@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tether.evaluate.compare import LEVEL
+from tether.evaluate.instances import INSTANCE_CHANGE
 from tether.evaluate.results import Row
 from tether.experiment.stored import CopiesPoint, Difference, StoredGrid
 from tether.report.series import (
@@ -499,8 +500,8 @@ def instance_changes(editor: Editor) -> Curves:
     """Instance change (ConceptEdit), in points of percent."""
 
     def value(row: Row) -> tuple[float, float | None] | None:
-        numbers = row.editing.get("instance_change", {}).values()
-        return next(((x.value, x.stderr) for x in numbers if x.value is not None), None)
+        change = row.editing.get(INSTANCE_CHANGE, {}).get("change")
+        return None if change is None or change.value is None else (change.value, change.stderr)
 
     return editor.curves(value)
 

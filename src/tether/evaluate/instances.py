@@ -16,9 +16,8 @@ from tether.facts.fact import Fact
 from tether.model.editable import EditableModel
 
 INSTANCE_CHANGE = "instance_change"
-DEMONSTRATION = (  # the benchmark's
-    "Whether FrancoAngeli belongs to category publisher? Yes\n"
-    "Whether And Other Stories belongs to category people? No\n"
+DEMONSTRATION = (  # our own, in the form of the benchmark's questions
+    "Whether Lake Geneva belongs to category lake? Yes\nWhether Mount Etna belongs to category novel? No\n"
 )
 _NEW_TOKENS = 2
 

@@ -16,7 +16,8 @@ from test_report_html import Page
 from tether.cli import main
 from tether.experiment.stored import Difference, StoredGrid, StoredRun
 from tether.report import grid_figures, write_grid_report
-from tether.report.findings import CLAIMS, contrast, findings
+from tether.report.contrast import contrast
+from tether.report.findings import CLAIMS, findings
 from tether.report.series import editors
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -18,7 +18,7 @@ from tether.report.drawing import (
     restraint_name,
     scale,
 )
-from tether.report.findings import (
+from tether.report.selection import (
     copies,
     gather_bounds,
     kappa_and_abilities,

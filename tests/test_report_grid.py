@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from grids import made_grid, made_run
+from grids import WEIGHT, made_grid, made_run
 from test_report_html import Page
 
 from tether.cli import main
 from tether.experiment.stored import Difference, StoredGrid, StoredRun
 from tether.report import grid_figures, write_grid_report
-from tether.report.findings import CLAIMS, contrast, findings
+from tether.report.contrast import contrast
+from tether.report.findings import CLAIMS, findings
 from tether.report.series import editors
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -105,6 +106,17 @@ def test_a_stored_paired_test_decides_before_standard_errors(p: float | None, si
     assert (forward.sign, back.sign) == (sign, -sign)
 
 
+def test_the_weight_with_the_largest_kappa_is_marked() -> None:
+    run = made_run("memit", "zsre", 1.0)
+    other = [p.model_copy(update={"weight": "lower", "kappa": 2 * (p.kappa or 0)}) for p in run.analyses.spectrum]
+    analyses = run.analyses.model_copy(update={"spectrum": [*run.analyses.spectrum, *other]})
+    (editor,) = editors(grid_of(run.model_copy(update={"analyses": analyses})))
+    drawn = grid_figures.singular_values(editor)
+    assert drawn is not None
+    assert [name for name, _ in drawn.chart.legend] == ["lower (the worst)", WEIGHT]
+    assert all(list(curves) == ["lower (the worst)", WEIGHT] for curves in drawn.curves.values())
+
+
 def test_seeds_become_one_curve() -> None:
     runs = [made_run("rome", "counterfact", harm, seed=seed) for seed, harm in enumerate((1.0, 0.5))]
     (editor,) = editors(grid_of(*runs))
@@ -169,13 +181,19 @@ def test_each_claim_has_one_sentence_an_editor(page: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_lays_the_page_out_without_overflow(width: int, page: Path, tmp_path: Path) -> None:
-    probe = """<script>onload = () => {
+    probe = """<script>let bad = 0; addEventListener("error", () => bad++, true); onload = () => {
       const d = document.documentElement, body = document.body;
       const svgs = [...document.querySelectorAll("svg")].map(e => e.getBoundingClientRect());
       const wide = [...document.querySelectorAll("body *")].filter(e =>
         !e.closest("svg") && !e.closest(".wide table") && e.getBoundingClientRect().right > innerWidth + 1);
+      const pixels = [...document.querySelectorAll("svg text")].map(e => [e, e.getScreenCTM()])
+        .map(([e, m]) => parseFloat(getComputedStyle(e).fontSize) * Math.hypot(m.a, m.b));
+      const texts = [...document.querySelectorAll("p, li, td, th, summary, figcaption")]
+        .map(e => parseFloat(getComputedStyle(e).fontSize));
       d.dataset.seen = [innerWidth, d.scrollWidth, svgs.length,
-                        svgs.filter(r => r.width > 200 && r.height > 100).length, wide.length].join(" ");
+                        svgs.filter(r => r.width > 200 && r.height > 100).length, wide.length,
+                        performance.getEntriesByType("resource").length, bad,
+                        Math.floor(Math.min(...pixels, ...texts))].join(" ");
       parent.postMessage(d.dataset.seen, "*");
     }</script>"""
     inner = page.read_text(encoding="utf-8").replace("</head>", probe + "</head>")
@@ -191,13 +209,15 @@ def test_a_browser_lays_the_page_out_without_overflow(width: int, page: Path, tm
          f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "outer.html").as_uri()],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    found = re.search(r"seen (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
+    found = re.search(r"seen (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
     assert found is not None, done.stderr
-    inside, scroll, svgs, sized, outside = map(int, found.groups())
+    inside, scroll, svgs, sized, outside, fetched, errors, smallest = map(int, found.groups())
     assert inside == width
     assert scroll <= width
     assert svgs == sized > 20
     assert outside == 0
+    assert fetched == errors == 0  # nothing beside the page is asked for
+    assert smallest >= 11  # pixels of the smallest text
 
 
 def test_the_command_takes_the_folder_of_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tether.evaluate.compare import LEVEL
-from tether.evaluate.instances import INSTANCE_CHANGE
-from tether.evaluate.results import Row
-from tether.experiment.stored import CopiesPoint, Difference, StoredGrid
-from tether.report.series import (
-    Correlation,
-    Curves,
-    Editor,
-    Point,
-    at,
-    curve_name,
-    editors,
-    gather,
-    last_shared,
-    p_text,
-    rank_correlation,
+from tether.experiment.stored import StoredGrid
+from tether.report.contrast import ERRORS, Contrast, contrast, contrasts, listed
+from tether.report.selection import (
+    bounds,
+    copies,
+    instance_changes,
+    kappa_and_abilities,
+    linear,
+    locality_and_abilities,
+    once_and_multiple,
+    prune,
+    worst,
+    worst_bound,
 )
+from tether.report.series import Correlation, Editor, Point, at, editors, last_shared, rank_correlation
 
 Word = Literal["seen", "not seen", "cannot say"]
 Judgement = tuple[Word, str]  # and the numbers it was decided on
-Key = tuple[int, str]  # edits, restraint
 
 _RISE = 1.1  # what grows by less has not grown
 _TREND = 0.5  # rank correlation with the edits from which a rise is one
-_ERRORS = 1.96  # standard errors that are more than chance, where no paired test is stored
 _LOSS = 5.0  # points of percent that an editing score may lose and be kept
 _CHECKPOINTS = 5  # below which no order of ranks has p < 0.05
 _EXACT = 0.01  # of N·δ_max
@@ -39,7 +36,7 @@ _INSTANCE = 25.0  # the largest instance change in table 2 without PRUNE
 
 _CHANCE = (
     "More than chance: the paired test on the same items, Holm's correction, p < 0.05 (several seeds: in more than "
-    "half of them); where no paired test is stored, more than 1.96 combined standard errors."
+    f"half of them); where no paired test is stored, more than {ERRORS} combined standard errors."
 )
 _IDLE = "Cannot say where no σ̂ exceeds m, for then PRUNE changes nothing."
 _PRUNE = "PRUNE: log:1.2 applied once, or the first log restraint measured; after the most edits."
@@ -79,124 +76,21 @@ def findings(grid: StoredGrid) -> list[Finding]:
     return [claim.of(editor) for claim in CLAIMS for editor in editors(grid)]
 
 
-def prune(editor: Editor) -> str | None:
-    """The curve that stands for PRUNE: log:1.2, else the first log restraint applied once."""
-    once = [name for name in editor.restraints if name.startswith("log:") and " " not in name]
-    return "log:1.2" if "log:1.2" in once else next(iter(once), None)
-
-
-def linear(editor: Editor) -> str | None:
-    """The linear restraint applied once."""
-    return next((name for name in editor.restraints if name.startswith("linear:") and " " not in name), None)
-
-
-def once_and_multiple(editor: Editor) -> tuple[str, str] | None:
-    """A restraint applied once, and the same every so many edits."""
-    names = editor.restraints
-    return next(((once, name) for name in names if (once := name.split(" every ")[0]) in names and once != name), None)
-
-
-def worst(editor: Editor, field: str) -> str | None:
-    """The weight whose field (`kappa`, or `update_sigma_max` against its m) is largest after the most edits, without a
-    restraint."""
-    found = editor.spectra(field)
-    m = editor.m if field == "update_sigma_max" else {}
-    size = {w: c["none"][-1].value / m.get(w, 1.0) for w, c in found.items() if "none" in c}
-    return max(size, key=lambda weight: size[weight], default=None)
-
-
-# Is a difference more than chance?
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A measure under one checkpoint and restraint against another: `sign` 1 better, -1 worse, 0 no more than chance;
-    `gain` in its own unit, better is positive."""
-
-    sign: int
-    gain: float
-    text: str
-
-
-def contrast(editor: Editor, measure: str, row: Key, baseline: Key) -> Contrast | None:
-    """A row against its baseline, by the paired tests that are stored, else by standard errors; None where neither
-    is."""
-    curves = editor.measured(measure)
-    a, b = (at(curves.get(name, []), edits) for edits, name in (row, baseline))
-    if a is None or b is None:
-        return None
-    less_is_better = editor.tasks.get(measure) == "ppl"
-    gain = b.value - a.value if less_is_better else a.value - b.value
-    values = f"{measure} {b.value:.1f} → {a.value:.1f}"
-    stored = _stored(editor, measure, row, baseline)
-    if stored:
-        signs = [
-            _sign(d.mean if forward else -d.mean, d.p_holm) * (-1 if less_is_better else 1) for d, forward in stored
-        ]
-        ups, downs = signs.count(1), signs.count(-1)
-        sign = 1 if 2 * ups > len(signs) else -1 if 2 * downs > len(signs) else 0
-        p = stored[0][0].p_holm
-        chance = ("one item" if p is None else p_text(p)) if len(signs) == 1 else (
-            f"more than chance in {max(ups, downs)} of {len(signs)} seeds"
-        )  # fmt: skip
-        return Contrast(sign, gain, f"{values} ({chance})")
-    if a.stderr is None or b.stderr is None:
-        return None
-    error = math.hypot(a.stderr, b.stderr)
-    sign = 0 if abs(gain) <= _ERRORS * error else 1 if gain > 0 else -1
-    return Contrast(sign, gain, f"{values} (± {error:.1f})")
-
-
-def _stored(editor: Editor, measure: str, row: Key, baseline: Key) -> list[tuple[Difference, bool]]:
-    """The stored comparisons of two rows, one a run, and whether they have them in this order."""
-    found = []
-    for stored in editor.runs:
-        for d in stored.analyses.differences:
-            keys = [(edits, curve_name(stored.run, name) if edits else "") for edits, name in (d.row, d.baseline)]
-            wanted = [(edits, name if edits else "") for edits, name in (row, baseline)]
-            if d.measure == measure and keys in (wanted, wanted[::-1]):
-                found.append((d, keys == wanted))
-                break
-    return found
-
-
-def _sign(mean: float, p: float | None) -> int:
-    return 0 if p is None or p >= LEVEL or mean == 0 else 1 if mean > 0 else -1
-
-
-def _contrasts(editor: Editor, measures: Iterable[str], first: str, second: str) -> tuple[int, list[Contrast]]:
-    """`first` against `second` after the most edits both have, by every measure that can be compared."""
-    found: list[Contrast] = []
-    most = 0
-    for measure in measures:
-        curves = editor.measured(measure)
-        last = last_shared(curves.get(first, []), curves.get(second, []))
-        one = None if last is None else contrast(editor, measure, (last, first), (last, second))
-        if one is not None and last is not None:
-            found.append(one)
-            most = max(most, last)
-    return most, found
-
-
-def _better(edits: int, found: Sequence[Contrast], no_better: str = "not seen") -> Judgement:
+def _better(edits: int, found: Sequence[Contrast]) -> Judgement:
     """Seen where something is better beyond chance and nothing worse."""
     if not found:
         return "cannot say", "no two rows can be compared"
     better, worse = (sum(c.sign == sign for c in found) for sign in (1, -1))
-    told = f"better in {better}, worse in {worse} of {len(found)} after {edits} edits: {_list(found)}"
+    told = f"better in {better}, worse in {worse} of {len(found)} after {edits} edits: {listed(found)}"
     return ("seen" if better and not worse else "not seen"), told
 
 
-def _list(found: Sequence[Contrast]) -> str:
-    return ", ".join(c.text for c in found)
-
-
-def _idle(editor: Editor, edits: int | None = None) -> str | None:
+def _idle(editor: Editor) -> str | None:
     """Says so where no singular value of the unrestrained sum exceeds its m, so that a restraint does nothing."""
     m = editor.m
     ratios = [
         point.value / m[weight] for weight, curves in editor.spectra("update_sigma_max").items()
-        for point in curves.get("none", []) if edits is None or point.edits <= edits
+        for point in curves.get("none", [])
     ]  # fmt: skip
     if ratios and max(ratios) <= 1:
         return f"no σ̂ exceeds m (the largest is {max(ratios):.2f} m), so PRUNE changes nothing"
@@ -270,7 +164,7 @@ def _abilities_fall(editor: Editor) -> Judgement:
     if not found:
         return "cannot say", "no ability was measured before and after that the unedited model has"
     fell = sum(c.sign < 0 for c in found)
-    return ("seen" if 2 * fell > len(found) else "not seen"), f"{fell} of {len(found)} fell: {_list(found)}"
+    return ("seen" if 2 * fell > len(found) else "not seen"), f"{fell} of {len(found)} fell: {listed(found)}"
 
 
 def _under_prune(editor: Editor) -> Judgement | str:
@@ -284,7 +178,7 @@ def _under_prune(editor: Editor) -> Judgement | str:
 
 def _abilities_kept(editor: Editor) -> Judgement:
     name = _under_prune(editor)
-    return name if isinstance(name, tuple) else _better(*_contrasts(editor, editor.tasks, name, "none"))
+    return name if isinstance(name, tuple) else _better(*contrasts(editor, editor.tasks, name, "none"))
 
 
 def _forgotten(editor: Editor) -> Judgement:
@@ -313,16 +207,16 @@ def _editing_kept(editor: Editor) -> Judgement:
     name = _under_prune(editor)
     if isinstance(name, tuple):
         return name
-    edits, found = _contrasts(editor, editor.kinds, name, "none")
+    edits, found = contrasts(editor, editor.kinds, name, "none")
     if not found:
         return "cannot say", "no two rows can be compared"
     kept = all(c.sign >= 0 and c.gain >= -_LOSS for c in found)
-    return ("seen" if kept else "not seen"), f"after {edits} edits {_list(found)}"
+    return ("seen" if kept else "not seen"), f"after {edits} edits {listed(found)}"
 
 
 def _editing_improved(editor: Editor) -> Judgement:
     name = _under_prune(editor)
-    return name if isinstance(name, tuple) else _better(*_contrasts(editor, editor.kinds, name, "none"))
+    return name if isinstance(name, tuple) else _better(*contrasts(editor, editor.kinds, name, "none"))
 
 
 def _log_beats_linear(editor: Editor) -> Judgement:
@@ -331,7 +225,7 @@ def _log_beats_linear(editor: Editor) -> Judgement:
         return name
     if other is None:
         return "cannot say", "no linear restraint was measured"
-    return _better(*_contrasts(editor, [*editor.tasks, *editor.kinds], name, other))
+    return _better(*contrasts(editor, [*editor.tasks, *editor.kinds], name, other))
 
 
 def _multiple_beats_once(editor: Editor) -> Judgement:
@@ -341,7 +235,7 @@ def _multiple_beats_once(editor: Editor) -> Judgement:
     idle = _idle(editor)
     if idle is not None:
         return "cannot say", idle
-    return _better(*_contrasts(editor, [*editor.tasks, *editor.kinds], both[1], both[0]))
+    return _better(*contrasts(editor, [*editor.tasks, *editor.kinds], both[1], both[0]))
 
 
 def _kappa_restrained(editor: Editor) -> Judgement:
@@ -356,23 +250,6 @@ def _kappa_restrained(editor: Editor) -> Judgement:
         return "cannot say", "κ was not measured with and without PRUNE"
     told = f"κ {free[0].value:.3g} unedited, {a.value:.3g} after {last} edits, {b.value:.3g} with {name}, {weight}"
     return ("seen" if b.value * _RISE < a.value else "not seen"), told
-
-
-def kappa_and_abilities(editor: Editor) -> list[tuple[float, float]]:
-    """(κ of the worst weight, share of the abilities kept) of every unrestrained checkpoint."""
-    weight = worst(editor, "kappa")
-    return [] if weight is None else _joined(editor.spectra("kappa")[weight], editor.kept())
-
-
-def locality_and_abilities(editor: Editor) -> list[tuple[float, float]]:
-    """(locality, share of the abilities kept) of every unrestrained checkpoint."""
-    locality = next((kind for kind in editor.kinds if kind.endswith("locality")), "")
-    return _joined(editor.measured(locality), editor.kept())
-
-
-def _joined(first: Curves, second: Curves) -> list[tuple[float, float]]:
-    other = second.get("none", [])
-    return [(p.value, q.value) for p in first.get("none", []) if (q := at(other, p.edits)) is not None]
 
 
 def _correlated(pairs: Sequence[tuple[float, float]], sign: int) -> Judgement:
@@ -399,12 +276,6 @@ def _values_closer(editor: Editor) -> Judgement:
     free, held = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
     told = f"mean distance from the value when edited {free:.3f} of its norm after all edits, {held:.3f} with {name}"
     return ("seen" if held * _RISE < free else "not seen"), told
-
-
-def copies(editor: Editor, restraint: str) -> list[CopiesPoint]:
-    """The copies of one update under a restraint, of the first run that has them."""
-    measured = [stored.analyses.copies for stored in editor.runs if stored.analyses.copies]
-    return sorted((p for p in measured[0] if p.restraint == restraint), key=lambda p: p.copies) if measured else []
 
 
 def _copies_add_up(editor: Editor) -> Judgement:
@@ -434,28 +305,6 @@ def _copies_restrained(editor: Editor) -> Judgement:
         f", {what} {x:.1f} → {y:.1f}" for what, x, y, _ in said if x is not None and y is not None
     )
     return ("seen" if b.update_sigma_max * _RISE < a.update_sigma_max and no_worse else "not seen"), told
-
-
-def bounds(editor: Editor, of: str, weight: str | None, field: str = "bound") -> Curves:
-    """Curves of a field of the perturbation bound of a weight."""
-    return gather_bounds(editor, of, field).get(weight or "", {})
-
-
-def gather_bounds(editor: Editor, of: str, field: str = "bound") -> dict[str, Curves]:
-    """weight -> curves of a field of the perturbation bound of the sum or of single edits."""
-    samples: dict[str, list[tuple[str, int, int, tuple[float, float | None]]]] = {}
-    for stored in editor.runs:
-        for p in stored.analyses.bound:
-            name, value = curve_name(stored.run, p.restraint), getattr(p, field)
-            if p.of == of and name is not None and value is not None:
-                samples.setdefault(p.weight, []).append((name, p.edits, stored.run.seed, (value, None)))
-    return {weight: gather(found) for weight, found in samples.items()}
-
-
-def worst_bound(editor: Editor) -> str | None:
-    """The weight whose bound of the sum, or else of its last edit, is largest."""
-    found = gather_bounds(editor, "sum") or gather_bounds(editor, "edit")
-    return max(found, key=lambda w: found[w].get("none", [Point(0, 0, None)])[-1].value, default=None)
 
 
 def _bound_grows(of: str) -> Callable[[Editor], Judgement]:
@@ -494,16 +343,6 @@ def _bound_holds(editor: Editor) -> Judgement:
         f"{silent}, where theorem 3.2 says nothing"
     )
     return ("not seen" if broken else "seen"), told
-
-
-def instance_changes(editor: Editor) -> Curves:
-    """Instance change (ConceptEdit), in points of percent."""
-
-    def value(row: Row) -> tuple[float, float | None] | None:
-        change = row.editing.get(INSTANCE_CHANGE, {}).get("change")
-        return None if change is None or change.value is None else (change.value, change.stderr)
-
-    return editor.curves(value)
 
 
 def _instances_stay(editor: Editor) -> Judgement:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tether.report.drawing import (
     GREY,
+    RED,
     Chart,
     Panel,
     Style,
@@ -18,7 +19,7 @@ from tether.report.drawing import (
     restraint_name,
     scale,
 )
-from tether.report.findings import (
+from tether.report.selection import (
     copies,
     gather_bounds,
     kappa_and_abilities,
@@ -49,12 +50,16 @@ class Drawn:
 def singular_values(editor: Editor) -> Drawn | None:
     """Figure 2: κ, σ_max and σ_min of the edited weights without a restraint."""
     fields = {"kappa": "κ", "sigma_max": "σ_max", "sigma_min": "σ_min"}
-    panels: dict[str, Curves] = {}
-    for field, name in fields.items():
-        found = {weight: curves["none"] for weight, curves in editor.spectra(field).items() if "none" in curves}
-        panels[name] = dict(sorted(found.items(), key=lambda item: -item[1][-1].value)[:_WEIGHTS])
-    weights = dict.fromkeys(weight for curves in panels.values() for weight in curves)
-    styles = {weight: numbered_style(i) for i, weight in enumerate(weights)}
+    found = {field: {w: curves["none"] for w, curves in editor.spectra(field).items() if "none" in curves}
+             for field in fields}  # fmt: skip
+    weights = sorted(found["kappa"], key=lambda weight: -found["kappa"][weight][-1].value)[:_WEIGHTS]
+    names = {
+        weight: f"{weight} (the worst)" if i == 0 and len(weights) > 1 else weight for i, weight in enumerate(weights)
+    }
+    panels = {
+        title: {names[w]: found[field][w] for w in weights if w in found[field]} for field, title in fields.items()
+    }
+    styles = {name: Style(RED) if i == 0 else numbered_style(i - 1) for i, name in enumerate(names.values())}
     return _curves(editor, "spectrum", "κ, σ_max and σ_min against the number of edits", panels, styles)
 
 

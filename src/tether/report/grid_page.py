@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tether.experiment.stored import StoredGrid
 from tether.report import grid_figures
-from tether.report.findings import CLAIMS, Claim, Finding, findings, instance_changes, once_and_multiple
+from tether.report.findings import CLAIMS, Claim, Finding, findings
 from tether.report.grid_figures import Drawn
 from tether.report.page import Cell, Section, details, figure, n, note, plain, table, write_page
+from tether.report.selection import instance_changes, once_and_multiple
 from tether.report.series import Editor, at, editors, last_shared
 
 _CLASSES = {"seen": "yes", "not seen": "no", "cannot say": "open"}

@@ -39,7 +39,7 @@ b.open { background: #e8e8e8; color: #333; }
 details { margin: .3rem 0; } summary { cursor: pointer; color: #0059a0; font-size: 14px; }
 """
 _SIGNS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "x": "×", "": ""}
-_LINES = {"-": "—", "--": "╌", ":": "┈", "": ""}
+_LINES = {"-": "—", "--": "╌", ":": "··", "": ""}
 
 Cell = str | tuple[str, str]  # text, or text and a class
 

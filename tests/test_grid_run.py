@@ -23,10 +23,11 @@ import tether
 from tether.errors import TetherError
 from tether.evaluate import Results
 from tether.evaluate.results import read as read_results
-from tether.experiment import Outcome, Step, make_plan, over_seeds, read_grid, read_spec, run_grid
+from tether.experiment import Outcome, Step, make_plan, read_grid, read_spec, run_grid
 from tether.experiment.stored import Analyses, SpectrumPoint
 from tether.ledger import Ledger, writing
 from tether.model import EditableModel, load
+from tether.report.series import editors
 
 LAYOUTS = ["llama", "gpt2"]
 TEXT = "The Eiffel Tower is in the city of Paris, and you know that. "
@@ -117,9 +118,10 @@ def test_what_a_grid_keeps(whole: tuple[Path, Outcome]) -> None:
         assert all(row.abilities["perplexity"].n > 50 and row.spectrum and row.editing for row in stored.rows)
     first, second = (outcome.grid.runs[i].rows[-1].abilities["perplexity"].value for i in (0, 2))
     assert first is not None and second is not None and first != second
-    (mean, _) = over_seeds(outcome.grid.runs, lambda stored: stored.rows[-1].abilities["perplexity"].value)
-    assert mean.seeds == (0, 1) and mean.mean == pytest.approx((first + second) / 2)
-    assert mean.stderr == pytest.approx(abs(first - second) / 2)
+    (drawn,) = editors(outcome.grid)
+    last = drawn.measured("perplexity")["log:1.2"][-1]
+    assert last.seeds == 2 and last.value == pytest.approx((first + second) / 2)
+    assert last.stderr == pytest.approx(abs(first - second) / 2)
 
 
 def test_a_done_grid_is_not_touched(whole: tuple[Path, Outcome]) -> None:

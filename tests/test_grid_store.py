@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 
 from tether.errors import TetherError
 from tether.evaluate.results import Ability, Number, Row, Singular
-from tether.experiment import StoredGrid, StoredRun, over_seeds, read_grid, write_grid
+from tether.experiment import StoredGrid, StoredRun, read_grid, write_grid
 from tether.experiment.store import REST, ROWS
 from tether.experiment.stored import (
     Analyses,
@@ -151,15 +149,3 @@ def test_files_of_two_writes_are_told(tmp_path: Path) -> None:
     (tmp_path / REST).write_bytes(old)
     with pytest.raises(TetherError, match="run tether grid again with --resume"):
         read_grid(tmp_path)
-
-
-def test_over_seeds() -> None:
-    values = [30.0, 31.5, 36.0]
-    runs = [a_run(seed, value) for seed, value in enumerate(values)] + [a_run(9, 7.0, method="memit")]
-    first, second = over_seeds(runs, lambda stored: stored.rows[0].abilities["perplexity"].value)
-    assert first.run == runs[0].run and first.seeds == (0, 1, 2) and first.mean == pytest.approx(32.5)
-    assert first.stderr == pytest.approx(statistics.stdev(values) / math.sqrt(3))
-    assert (second.run.method, second.mean, second.stderr) == ("memit", 7.0, None)
-    assert over_seeds(runs, lambda stored: None) == []
-    (only,) = over_seeds(runs[:3], lambda stored: None if stored.run.seed else 5.0)
-    assert only.seeds == (0,) and only.stderr is None

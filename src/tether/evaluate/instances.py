@@ -2,12 +2,12 @@
 
 Each instance prompt ("Whether Port of Oslo belongs to category harbour?") stands behind a Yes and a No in the same
 words, and is answered greedily. The change is the share answered Yes by the unedited model less that by the model as it
-is now. As in the benchmark's own code an answer that is neither word counts as Yes; how many there were is reported.
+is now. As in the benchmark's own code an answer with "yes" anywhere in it is Yes, else one with "no" anywhere is No,
+whatever the case, and one with neither counts as Yes; how many of those there were is reported.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from tether.evaluate.measure import Answered, Measure, Record, measure
@@ -56,9 +56,8 @@ def instance_change(
 
 
 def word(answer: str) -> str | None:
-    """The "yes" or "no" that an answer begins with, whatever its case and what stands before it; None for neither."""
-    found = re.match(r"\W*(yes|no)\b", answer, re.IGNORECASE)
-    return found[1].lower() if found else None
+    """ "yes" or else "no", where the letters stand anywhere in an answer ("None" has a no); None for neither."""
+    return next((said for said in ("yes", "no") if said in answer.lower()), None)
 
 
 def _yes(answer: str) -> bool:

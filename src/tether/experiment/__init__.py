@@ -4,12 +4,11 @@ from tether.experiment.cost import Estimate, estimate
 from tether.experiment.grid import Outcome, run_grid
 from tether.experiment.plan import Job, Plan, make_plan
 from tether.experiment.run import Step
-from tether.experiment.seeds import OverSeeds, over_seeds
 from tether.experiment.spec import GridSpec, grid_names, read_spec
 from tether.experiment.store import read_grid, write_grid
 from tether.experiment.stored import StoredGrid, StoredRun
 
 __all__ = [
-    "Estimate", "GridSpec", "Job", "Outcome", "OverSeeds", "Plan", "Step", "StoredGrid", "StoredRun", "estimate",
-    "grid_names", "make_plan", "over_seeds", "read_grid", "read_spec", "run_grid", "write_grid",
+    "Estimate", "GridSpec", "Job", "Outcome", "Plan", "Step", "StoredGrid", "StoredRun", "estimate",
+    "grid_names", "make_plan", "read_grid", "read_spec", "run_grid", "write_grid",
 ]  # fmt: skip

@@ -101,7 +101,7 @@ def estimate(plan: Plan) -> Estimate:
     return Estimate(
         runs, sum(seconds) if known else None, max(memory) if memory and known else None, sizes,
         f"a rule of thumb, no model timed: tokens × 2 × parameters at {SHARE:.0%} of a matrix product timed here "
-        f"({told}), {STEPS} steps × {PROMPTS} prompts × {TOKENS} tokens an edit; right to a factor of about 3",
+        f"({told}), {STEPS} steps × {PROMPTS} prompts × {TOKENS} tokens an edit; not held against long runs",
     )  # fmt: skip
 
 

@@ -361,6 +361,43 @@ def test_more_steps_go_on_where_a_training_ended(data: Path, tmp_path: Path) -> 
         )  # fmt: skip
 
 
+def test_the_learning_rates_fall_in_a_line_to_their_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 optimiser's steps, of edits 0, 2, 4 and 6 of 8; a training that goes on takes up the line where it was."""
+    model, seen = editable("llama"), []
+    step = torch.optim.Adam.step
+
+    def watched(self: torch.optim.Adam, *args: Any) -> Any:
+        seen.append([group["lr"] for group in self.param_groups])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    tiny = data / "tiny.jsonl"
+
+    def train(out: str, **more: Any) -> Training:
+        (tmp_path / "s.json").write_text(json.dumps({**SETTINGS, "lr": 1e-3, "lr_lr": 1e-4, "lr_end": 0.2}))
+        return train_mend(model, tiny, tiny, tmp_path / out, settings=tmp_path / "s.json", cache=tmp_path, **more)
+
+    train("a")
+    assert seen == [pytest.approx([1e-3 * share, 1e-4 * share]) for share in (1, 0.8, 0.6, 0.4)]
+    seen.clear()
+    train("a", steps=16, resume=True)
+    assert [rates[0] for rates in seen] == pytest.approx([1e-3 * (1 - 0.8 * at / 16) for at in (8, 10, 12, 14)])
+
+
+def test_v_starts_with_its_spread() -> None:
+    """The same numbers, scaled: the untrained editor is the same, since U is 0."""
+    model = editable("llama")
+    wide, narrow = (a_network(model, hparams(v_std=v_std)) for v_std in (1.0, 0.02))
+    for mine, its in zip(narrow.shared, wide.shared, strict=True):
+        assert torch.equal(mine.V, 0.02 * its.V) and 0.8 < its.V.std() < 1.2
+    pairs = {name: Pairs(torch.ones(2, q), torch.ones(2, p)) for name, (p, q) in shapes(model, wide.names).items()}
+    assert all(torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(
+        wide(pairs).values(), narrow(pairs).values(), strict=True
+    ))  # fmt: skip
+
+
 def test_a_model_in_bfloat16_is_trained_for_and_edited(data: Path, tmp_path: Path) -> None:
     model = editable("llama", dtype=torch.bfloat16)
     found = train_mend(

@@ -1,22 +1,24 @@
 """A trained MEND editor on facts it has not seen, one edit at a time, against the same editor untrained (statistics
 measured, network at its start) and one plain gradient step, each of a size picked on other facts.
 
-python bench/mend.py counterfact-edit.json --editor mend.safetensors --validation val-cf.jsonl --limit 100
+python bench/mend.py counterfact-edit.json --editor mend.safetensors --val val-cf.jsonl --limit 60
+python bench/mend.py zsre_mend_eval.json --editor mend.safetensors --val val-zsre.jsonl --limit 60
 
 Every fact is edited alone into the unedited model. `efficacy`: target tokens that are the argmax behind the fact's own
 prompt, all of them (`all`), and P(new) > P(true) (`compare`); `generalization`: tokens behind the first paraphrase;
 `locality`: tokens of the locality prompt's answer whose argmax is the unedited model's. Percent, mean ± standard error
 over facts; differences are taken fact by fact.
 
-Sizes are picked on the validation facts alone: the one of a grid with the highest efficacy (`best efficacy`), the one
-with the highest mean of efficacy and locality (`best mean`), and the one whose locality there is the trained editor's,
-between two of the grid (`equal locality`).
+What the trained editor is compared with: the untrained one at the α its training began with (`its own`) and at 1e-4,
+the paper's (`paper's`); and the untrained one and the gradient step at sizes picked on the validation facts (`--val`)
+alone: the size of a grid with the highest mean of efficacy and locality (`best mean`), and the one whose locality comes
+nearest to the trained editor's there (`equal locality`: efficacy at equal damage). Of sizes equally near, it is the one
+with the highest efficacy. A size picked at an end of its grid is marked.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,8 +34,9 @@ from tether.lowrank import LowRank
 from tether.training.examples import Example, Reader, States, examples
 from tether.training.mend import example_pairs
 
+PAPERS = 1e-4
 ALPHAS = (3e-5, 5e-5, 7e-5, 1e-4, 1.4e-4, 2e-4, 3e-4, 4e-4, 6e-4, 1e-3, 2e-3)
-STEPS = (3e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 3e-3, 5e-3, 7e-3, 1e-2, 1.4e-2, 2e-2, 3e-2)
+STEPS = (3e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 3e-3, 5e-3, 7e-3, 1e-2, 1.4e-2, 2e-2, 3e-2, 5e-2, 0.1)
 COLUMNS = ("efficacy", "all", "compare", "generalization", "locality")
 Way = Callable[[dict[str, Pairs]], Mapping[str, LowRank]]
 Values = Sequence[Mapping[str, float]]  # of every fact, 0 to 1
@@ -122,16 +125,18 @@ def difference(a: Values, b: Values, what: str) -> str:
     return shown([x - y for x, y in zip(column(a, what), column(b, what), strict=True)])
 
 
-def crossing(sizes: Sequence[float], localities: Sequence[float], wanted: float) -> float:
-    """The size at which locality, which falls with size, comes down to `wanted` for the first time: on the line between
-    two of the grid, over the logarithm of the size. The grid's end where it lies outside."""
-    if localities[0] < wanted:
-        return sizes[0]
-    for i in range(1, len(sizes)):
-        if localities[i] < wanted:
-            share = (localities[i - 1] - wanted) / (localities[i - 1] - localities[i])
-            return math.exp(math.log(sizes[i - 1]) + share * math.log(sizes[i] / sizes[i - 1]))
-    return sizes[-1]
+def picked(values: Mapping[float, Values], wanted: float) -> dict[str, float]:
+    """The sizes that the rules pick, by rule; `wanted`: the trained editor's locality."""
+
+    def nearest(size: float) -> tuple[float, float]:
+        return abs(mean(values[size], "locality") - wanted), -mean(values[size], "efficacy")
+
+    found = {
+        "best mean": max(values, key=lambda size: mean(values[size], "efficacy", "locality")),
+        "equal locality": min(values, key=nearest),
+    }  # fmt: skip
+    ends = (min(values), max(values))
+    return {rule + (", end of the grid" if size in ends else ""): size for rule, size in found.items()}
 
 
 def rows(found: Mapping[str, Values]) -> list[tuple[str, ...]]:
@@ -142,10 +147,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("facts", type=Path)
     parser.add_argument("--editor", type=Path, required=True)
-    parser.add_argument("--validation", type=Path, required=True, help="facts that sizes are picked on")
+    parser.add_argument("--val", type=Path, required=True, help="facts that sizes are picked on")
+    parser.add_argument("--val-limit", type=int, default=40)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--limit", type=int, default=100, help="of either file")
-    parser.add_argument("--skip", type=int, default=0, help="facts of the measured file")
+    parser.add_argument("--limit", type=int, default=60)
+    parser.add_argument("--skip", type=int, default=0)
     args = parser.parse_args()
     where(args.model)
     model = tether.load(args.model)
@@ -156,7 +162,7 @@ def main() -> None:
     def name(kind: str, size: float, rule: str) -> str:
         return f"{kind}, {grids[kind][2]} {size:.2g} ({rule})"
 
-    seen = Facts(model, trained, args.validation, 0, args.limit)
+    seen = Facts(model, trained, args.val, 0, args.val_limit)
     at: dict[str, Way] = {f"trained, step {trained.record.step}": trained.network}
     first = next(iter(at))
     at |= {name(kind, size, "grid"): way(size) for kind, (way, sizes, _) in grids.items() for size in sizes}
@@ -165,16 +171,12 @@ def main() -> None:
     table(("way", *COLUMNS), rows(found))
 
     ways: dict[str, Way] = {"unedited": lambda pairs: {}, first: trained.network}
-    ways[name("untrained", own, "its own")] = untrained(trained)(own)
+    for alpha, rule in ((own, "its own"), (PAPERS, "paper's")):
+        ways[name("untrained", alpha, rule)] = untrained(trained)(alpha)
     for kind, (way, sizes, _) in grids.items():
         values = {size: found[name(kind, size, "grid")] for size in sizes}
-        localities = [mean(values[size], "locality") for size in sizes]
-        picked = {
-            "best efficacy": max(sizes, key=lambda size: mean(values[size], "efficacy")),
-            "best mean": max(sizes, key=lambda size: mean(values[size], "efficacy", "locality")),
-            "equal locality": crossing(sizes, localities, mean(found[first], "locality")),
-        }
-        ways |= {name(kind, size, rule): way(size) for rule, size in picked.items()}
+        chosen = picked(values, mean(found[first], "locality"))
+        ways |= {name(kind, size, rule): way(size) for rule, size in chosen.items()}
 
     facts = Facts(model, trained, args.facts, args.skip, args.limit)
     found = facts.measured(ways)

@@ -136,7 +136,7 @@ class MendHparams(Hparams):
     lr: float = Field(default=1e-6, gt=0, description="Adam's learning rate for the networks")
     lr_lr: float = Field(default=1e-4, ge=0, description="Adam's learning rate for the α_w")
     lr_end: float = Field(
-        default=1.0, ge=0, description="share both rates have come down to, in a line, by the last step"
+        default=1.0, ge=0, le=1, description="share both rates have come down to, in a line, by the last step"
     )
     c_edit: float = Field(default=0.1, ge=0, description="weight of L_e")
     c_loc: float = Field(default=1.0, ge=0, description="weight of L_loc")

@@ -60,12 +60,14 @@ def final_hidden(
     differentiable in the factors: A (B x) is added where W x is made, no p×q matrix and no gradient of one is formed
     (in a model below float32, W + AB is therefore not rounded). Rows are padded on the right."""
 
+    given = updates or {}
+
     def adding(update: LowRank) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return output + (args[0].float() @ update.B.mT @ update.A.mT).to(output.dtype)
 
         return add
 
-    modules = {name: model.hf.get_submodule(name.removesuffix(".weight")) for name in updates or {}}
-    with hooks(*(modules[name].register_forward_hook(adding(update)) for name, update in (updates or {}).items())):
+    modules = {model.hf.get_submodule(name.removesuffix(".weight")): u.to(model.device) for name, u in given.items()}
+    with hooks(*(module.register_forward_hook(adding(update)) for module, update in modules.items())):
         return model.base(input_ids=ids, attention_mask=mask, use_cache=False)[0]

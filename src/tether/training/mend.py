@@ -97,8 +97,9 @@ def train_mend(
     row were no better.
     Beside `out`, `<out>.training` holds the whole state at the last look: with `resume`, a training that was killed,
     stopped, or is to have more steps goes on from there and ends with the bytes of one never interrupted (same machine
-    and thread count). `prepared` hears how many texts went through the lower blocks. The model must be unedited and
-    is not changed. Raises TetherError for bad data, another model, a loss that is not finite.
+    and thread count); with `lr_end` below 1 that holds for the same `steps` alone, since rates fall towards the last.
+    `prepared` hears how many texts went through the lower blocks. The model must be unedited and is not changed.
+    Raises TetherError for bad data, another model, a loss that is not finite.
     """
     if model.edited:
         raise TetherError("the model carries edits: an editor is trained for the unedited model (load it again)")

@@ -28,6 +28,7 @@ from tether.errors import TetherError
 from tether.evaluate.scores import Continuation
 from tether.facts.fact import Fact
 from tether.facts.readers import read_training_facts
+from tether.lowrank import LowRank
 from tether.model import EditableModel, load
 from tether.training.examples import Reader, States, examples, reads
 from tether.training.mend import Training, edit_losses, example_pairs, train_mend
@@ -203,6 +204,36 @@ def test_the_upper_blocks_alone_equal_the_whole_model(family: str, tmp_path: Pat
     assert all(p.grad is None for p in model.hf.parameters())
 
 
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_updates_on_the_way_equal_dense_weights(family: str, tmp_path: Path) -> None:
+    """Logits, and gradients in the factors, against dense W + ΔW; with biases where a layout has them."""
+    model = editable(family)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        biases = [p for name, p in model.hf.named_parameters() if ".mlp." in name and name.endswith(".bias")]
+        for bias in biases:
+            bias.copy_(torch.randn(bias.shape, generator=generator))
+    assert bool(biases) == (family == "gpt2")
+    listed, names = examples(model, FACTS), mlp_weights(model, (1, 2, 3))
+    texts = [listed[0].again, listed[0].loc, listed[1].loc]
+    results = []
+    for reader in (Reader(model, States(model, 1, listed, cache=tmp_path)), Reader(model, None)):
+        generator.manual_seed(4)
+        updates = {
+            name: LowRank(*(
+                (0.1 * torch.randn(size, generator=generator)).requires_grad_(True) for size in ((p, 3), (3, q))
+            ))
+            for name, (p, q) in shapes(model, names).items()
+        }  # fmt: skip
+        logits = torch.cat(reader.logits(texts, updates))
+        (logits * torch.randn(logits.shape, generator=generator)).sum().backward()
+        results.append((logits.detach(), [factor.grad for u in updates.values() for factor in (u.A, u.B)]))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
+    assert not close(results[0][0], torch.cat(Reader(model, None).logits(texts)), 1e-2), "the updates do something"
+    for mine, its in zip(results[0][1], results[1][1], strict=True):
+        assert mine is not None and its is not None and close(mine, its, 1e-4)
+
+
 def test_states_are_made_once_and_read_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = editable("gpt2", dtype=torch.bfloat16)
     listed = examples(model, FACTS)
@@ -301,7 +332,7 @@ def live(out, deadly, before):
             os.kill(os.getpid(), signal.SIGKILL)
     os.fsync = fsync
     train_mend(load(folder / "model"), folder / "tiny.jsonl", folder / "tiny.jsonl", folder / out, resume=True,
-               settings=folder / "settings.json", cache=folder / "cache")
+               settings=folder / "falling.json", cache=folder / "cache")
 
 ends = []
 for out, deadly, before in lives:
@@ -319,7 +350,9 @@ print(json.dumps(ends))
 
 
 def test_a_killed_training_ends_with_the_same_bytes(data: Path) -> None:
-    """Deaths before and after every kind of fsync: of the states, of the editor, of the state of the training."""
+    """Deaths before and after every kind of fsync: of the states, of the editor, of the state of the training; with
+    learning rates that fall to 0."""
+    (data / "falling.json").write_text(json.dumps({**SETTINGS, "lr_end": 0}))
     save(*tiny_model("llama"), data / "model")
     plan = [("killed", deadly, before) for deadly in (1, 2, 3, 4, 6, 9) for before in (True, False)]
     done = subprocess.run(
@@ -359,6 +392,43 @@ def test_more_steps_go_on_where_a_training_ended(data: Path, tmp_path: Path) -> 
             model, data / "train.jsonl", data / "tiny.jsonl", tmp_path / "a", settings=data / "settings.json",
             cache=tmp_path, resume=True,
         )  # fmt: skip
+
+
+def test_the_learning_rates_fall_in_a_line_to_their_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 optimiser's steps, of edits 0, 2, 4 and 6 of 8; a training that goes on takes up the line where it was."""
+    model, seen = editable("llama"), []
+    step = torch.optim.Adam.step
+
+    def watched(self: torch.optim.Adam, *args: Any) -> Any:
+        seen.append([group["lr"] for group in self.param_groups])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    tiny = data / "tiny.jsonl"
+
+    def train(out: str, **more: Any) -> Training:
+        (tmp_path / "s.json").write_text(json.dumps({**SETTINGS, "lr": 1e-3, "lr_lr": 1e-4, "lr_end": 0.2}))
+        return train_mend(model, tiny, tiny, tmp_path / out, settings=tmp_path / "s.json", cache=tmp_path, **more)
+
+    train("a")
+    assert seen == [pytest.approx([1e-3 * share, 1e-4 * share]) for share in (1, 0.8, 0.6, 0.4)]
+    seen.clear()
+    train("a", steps=16, resume=True)
+    assert [rates[0] for rates in seen] == pytest.approx([1e-3 * (1 - 0.8 * at / 16) for at in (8, 10, 12, 14)])
+
+
+def test_v_starts_with_its_spread() -> None:
+    """The same numbers, scaled: the untrained editor is the same, since U is 0."""
+    model = editable("llama")
+    wide, narrow = (a_network(model, hparams(v_std=v_std)) for v_std in (1.0, 0.02))
+    for mine, its in zip(narrow.shared, wide.shared, strict=True):
+        assert torch.equal(mine.V, 0.02 * its.V) and 0.8 < its.V.std() < 1.2
+    pairs = {name: Pairs(torch.ones(2, q), torch.ones(2, p)) for name, (p, q) in shapes(model, wide.names).items()}
+    assert all(torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(
+        wide(pairs).values(), narrow(pairs).values(), strict=True
+    ))  # fmt: skip
 
 
 def test_a_model_in_bfloat16_is_trained_for_and_edited(data: Path, tmp_path: Path) -> None:

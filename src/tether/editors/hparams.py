@@ -131,9 +131,13 @@ class MendHparams(Hparams):
     layers: tuple[int, ...] = Field(min_length=1, description="the blocks whose MLP weights are edited")
     rank: int = Field(default=1920, ge=1, description="inner dimension of the network's layers, at most their width")
     last_relu: bool = Field(default=True, description="false: the second layer adds its sum as it is, also below zero")
+    v_std: float = Field(default=1.0, gt=0, description="standard deviation of V at the start")
     edit_lr: float = Field(default=1e-4, description="α_w at the start")
     lr: float = Field(default=1e-6, gt=0, description="Adam's learning rate for the networks")
     lr_lr: float = Field(default=1e-4, ge=0, description="Adam's learning rate for the α_w")
+    lr_end: float = Field(
+        default=1.0, ge=0, le=1, description="share both rates have come down to, in a line, by the last step"
+    )
     c_edit: float = Field(default=0.1, ge=0, description="weight of L_e")
     c_loc: float = Field(default=1.0, ge=0, description="weight of L_loc")
     clip: float = Field(default=100.0, gt=0, description="largest norm of the gradient of an optimiser's step")

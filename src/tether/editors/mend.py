@@ -94,7 +94,7 @@ class _Shared(nn.Module):
         width, inner = p + q, min(hparams.rank, p + q)
         self.split, self.last_relu = q, hparams.last_relu
         self.U = nn.Parameter(torch.zeros(2, width, inner))
-        self.V = nn.Parameter(torch.randn(2, inner, width, generator=generator))
+        self.V = nn.Parameter(hparams.v_std * torch.randn(2, inner, width, generator=generator))
         self.b = nn.Parameter(torch.zeros(2, width))
         self.s = nn.Parameter(torch.ones(n, 2, width))
         self.o = nn.Parameter(torch.zeros(n, 2, width))
@@ -176,12 +176,14 @@ def _merge(a: tuple[int, Tensor, Tensor], b: tuple[int, Tensor, Tensor]) -> tupl
     return n, a[1] + shift * (b[0] / n), a[2] + b[2] + shift.square() * (a[0] * b[0] / n)
 
 
-def edited_weights(model: EditableModel, updates: Mapping[str, LowRank]) -> dict[str, Float[Tensor, "p q"]]:
-    """W + ΔW in the model's dtype by weight name, differentiable in the factors; the model is not changed."""
+def edited_weights(model: EditableModel, updates: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """W + ΔW by weight name, in the model's dtype and as the layout stores them, differentiable in the factors; the
+    model is not changed."""
     found = {}
     for name, update in updates.items():
         weight = model.weight(name)
-        found[name] = (weight.float() + update.to_dense().to(weight.device)).to(weight.dtype)
+        edited = (weight.float() + update.to_dense().to(weight.device)).to(weight.dtype)
+        found[name] = edited.mT if model.is_transposed(name) else edited
     return found
 
 

@@ -2,22 +2,22 @@
 
     entry = lower_states(model, ids, first)                  # once
     with entered_at(model, entry, first, as_tuple):           # any number of times
-        hidden = final_hidden(model, ids, mask, weights)     # with any weights in the place of the model's
+        hidden = final_hidden(model, ids, mask, updates)     # with any updates on top of the model's weights
 
 It uses nothing but the model's own modules: the blocks below hand their input on, the first edited one gets `entry`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from tether.lowrank import LowRank
 from tether.model.editable import EditableModel
 from tether.model.suffix import forward_until, hand_on, hooks, replaced_forward
 
@@ -54,18 +54,20 @@ def final_hidden(
     model: EditableModel,
     ids: Int[Tensor, "n t"],
     mask: Int[Tensor, "n t"],
-    weights: Mapping[str, Float[Tensor, "p q"]] | None = None,
+    updates: Mapping[str, LowRank] | None = None,
 ) -> Float[Tensor, "n t d"]:
-    """Final hidden states (those the head takes) with `weights` (by parameter name, out×in, in the model's dtype) in
-    the place of the model's own, differentiable in them. Rows are padded on the right."""
-    given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    if not weights:
-        return model.base(**given)[0]
-    start = next(name for name, module in model.hf.named_modules() if module is model.base)
-    stored = {name.removeprefix(f"{start}."): value for name, value in stored_weights(model, weights).items()}
-    return functional_call(model.base, stored, kwargs=given)[0]
+    """Final hidden states (those the head takes) with `updates` (by parameter name) on top of what the weights are,
+    differentiable in the factors: A (B x) is added where W x is made, no p×q matrix and no gradient of one is formed
+    (in a model below float32, W + AB is therefore not rounded). Rows are padded on the right."""
 
+    given = updates or {}
 
-def stored_weights(model: EditableModel, weights: Mapping[str, Float[Tensor, "p q"]]) -> dict[str, Tensor]:
-    """Weights given out×in, as the layout stores them."""
-    return {name: value.mT if model.is_transposed(name) else value for name, value in weights.items()}
+    def adding(update: LowRank) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + (args[0].float() @ update.B.mT @ update.A.mT).to(output.dtype)
+
+        return add
+
+    modules = {model.hf.get_submodule(name.removesuffix(".weight")): u.to(model.device) for name, u in given.items()}
+    with hooks(*(module.register_forward_hook(adding(update)) for module, update in modules.items())):
+        return model.base(input_ids=ids, attention_mask=mask, use_cache=False)[0]

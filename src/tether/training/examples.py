@@ -19,12 +19,14 @@ from torch import Tensor
 from torch.func import functional_call
 
 from tether.cache import built_folder, cache_dir
+from tether.editors.mend import edited_weights
 from tether.errors import TetherError
 from tether.evaluate.scores import Continuation, tokenize
 from tether.facts.fact import Fact
+from tether.lowrank import LowRank
 from tether.model.editable import EditableModel
 from tether.model.suffix import head_logits
-from tether.model.upper import blocks_return_tuples, entered_at, final_hidden, lower_states, stored_weights
+from tether.model.upper import blocks_return_tuples, entered_at, final_hidden, lower_states
 
 logger = logging.getLogger(__name__)
 
@@ -185,17 +187,17 @@ def _alike(items: Sequence[Ids], key: Callable[[Ids], object]) -> list[list[Ids]
 
 
 class Reader:
-    """Logits where the losses read texts, of the model with any weights in the place of its own: by the upper blocks
-    from `states` and the head on the positions read, or, without `states`, by whole forwards (the reference)."""
+    """Logits where the losses read texts, of the model with any updates on top: by the upper blocks from `states` and
+    the head on the positions read, or, without `states`, by whole forwards with dense W + ΔW (the reference)."""
 
     def __init__(self, model: EditableModel, states: States | None) -> None:
         self.model, self.states = model, states
         self._tuples = blocks_return_tuples(model)
 
     def logits(
-        self, texts: Sequence[Continuation], weights: Mapping[str, Float[Tensor, "p q"]] | None = None
+        self, texts: Sequence[Continuation], updates: Mapping[str, LowRank] | None = None
     ) -> list[Float[Tensor, "m vocab"]]:
-        """Of every text, at the positions `reads` names; differentiable in `weights`."""
+        """Of every text, at the positions `reads` names; differentiable in the factors of `updates`."""
         model, states = self.model, self.states
         width = max(len(text.ids) for text in texts)
         ids = torch.zeros(len(texts), width, dtype=torch.long)
@@ -210,13 +212,13 @@ class Reader:
         sizes = [len(read) for read in at]
         if states is None:
             given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-            logits = functional_call(model.hf, stored_weights(model, weights or {}), kwargs=given).logits
+            logits = functional_call(model.hf, edited_weights(model, updates or {}), kwargs=given).logits
             return list(logits[row_of, column_of].split(sizes))
         entry = torch.zeros(len(texts), width, states.width, dtype=states.dtype)
         for row, text in enumerate(texts):
             entry[row, : len(text.ids)] = states.entry(text)
         with entered_at(model, entry.to(model.device), states.first, self._tuples):
-            hidden = final_hidden(model, ids, mask, weights)
+            hidden = final_hidden(model, ids, mask, updates)
         return list(head_logits(model, hidden[row_of, column_of]).split(sizes))
 
     def before(self, text: Continuation) -> Float[Tensor, "m vocab"]:

@@ -5,7 +5,7 @@ One step, for one fact: the gradient of its edit, through the network, is ΔW; t
     L = c_edit · L_e(W + ΔW) + c_loc · KL(P_W ‖ P_{W+ΔW})
 
 with L_e the loss of the new answer to another wording and the KL on an unrelated text, and the gradient of L with
-respect to the network alone. The model never changes: W + ΔW takes its place in a functional call.
+respect to the network alone. The model never changes: ΔW x is added to W x on the way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tether.editors.hparams import MendHparams, settings_for
-from tether.editors.mend import Hypernetwork, Pairs, edited_weights, gradient_pairs, mlp_weights, target_nll
+from tether.editors.mend import Hypernetwork, Pairs, gradient_pairs, mlp_weights, target_nll
 from tether.editors.trained import (
     DataRecord,
     Look,
@@ -97,8 +97,9 @@ def train_mend(
     row were no better.
     Beside `out`, `<out>.training` holds the whole state at the last look: with `resume`, a training that was killed,
     stopped, or is to have more steps goes on from there and ends with the bytes of one never interrupted (same machine
-    and thread count). `prepared` hears how many texts went through the lower blocks. The model must be unedited and
-    is not changed. Raises TetherError for bad data, another model, a loss that is not finite.
+    and thread count); with `lr_end` below 1 that holds for the same `steps` alone, since rates fall towards the last.
+    `prepared` hears how many texts went through the lower blocks. The model must be unedited and is not changed.
+    Raises TetherError for bad data, another model, a loss that is not finite.
     """
     if model.edited:
         raise TetherError("the model carries edits: an editor is trained for the unedited model (load it again)")
@@ -162,8 +163,7 @@ def edit_losses(
     model: EditableModel, network: Hypernetwork, reader: Reader, example: Example, pairs: dict[str, Pairs]
 ) -> Losses:
     """The losses of one example's edit, differentiable in the network."""
-    weights = edited_weights(model, network(pairs))
-    again, after = reader.logits([example.again, example.loc], weights)
+    again, after = reader.logits([example.again, example.loc], network(pairs))
     before = reader.before(example.loc).float().log_softmax(-1)
     targets = _targets(example.again, model)
     log_after = after.float().log_softmax(-1)
@@ -196,6 +196,7 @@ class _Training:
         shapes = {name: (model.weight(name).shape[0], model.weight(name).shape[1]) for name in self.names}
         self.network = Hypernetwork(shapes, hparams).to(model.device)
         nets = [p for name, p in self.network.named_parameters() if name != "alpha"]
+        self.rates = (hparams.lr, hparams.lr_lr)
         self.optimizer = torch.optim.Adam([
             {"params": nets, "lr": hparams.lr}, {"params": [self.network.alpha], "lr": hparams.lr_lr},
         ])  # fmt: skip
@@ -218,6 +219,7 @@ class _Training:
         started, begun = time.monotonic(), self.record.step
         step = begun
         while step < self.last_step and not self._tired():
+            self._set_rates(step)
             for _ in range(self.hparams.accumulate):
                 self._edit(step)
                 step += 1
@@ -234,6 +236,12 @@ class _Training:
         return Training(
             open_trained(self.out, self.model), *self._work(), stopped_early=self.record.step < self.last_step
         )
+
+    def _set_rates(self, step: int) -> None:
+        """On the line from the settings' rates at step 0 to `lr_end` of them at the last step."""
+        share = 1 - (1 - self.hparams.lr_end) * step / self.last_step
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share
 
     def _edit(self, step: int) -> None:
         """Forward and backward of one edit; gradients add up in the network."""

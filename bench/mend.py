@@ -11,8 +11,9 @@ over facts; differences are taken fact by fact.
 
 What the trained editor is compared with: the untrained one at the α its training began with (`its own`) and at 1e-4,
 the paper's (`paper's`); and the untrained one and the gradient step at sizes picked on the validation facts (`--val`)
-alone: the size of a grid with the highest mean of efficacy and locality (`best mean`), and the one whose locality comes
-nearest to the trained editor's there (`equal locality`: efficacy at equal damage). Of sizes equally near, it is the one
+alone: the size of a grid with the highest mean of efficacy and locality (`best mean`), the one with the highest
+efficacy, whatever it costs (`best efficacy`), and the one whose locality comes nearest to the trained editor's there
+(`equal locality`: efficacy at equal damage). Of sizes equally near, it is the one
 with the highest efficacy. A size picked at an end of its grid is marked.
 """
 
@@ -133,6 +134,7 @@ def picked(values: Mapping[float, Values], wanted: float) -> dict[str, float]:
 
     found = {
         "best mean": max(values, key=lambda size: mean(values[size], "efficacy", "locality")),
+        "best efficacy": max(values, key=lambda size: mean(values[size], "efficacy")),
         "equal locality": min(values, key=nearest),
     }  # fmt: skip
     ends = (min(values), max(values))

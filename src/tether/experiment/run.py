@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -191,7 +191,7 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
     else:
         pairs["settings"] = header.settings, trained.settings(file)
         pairs["editor"] = header.editor and header.editor.sha256, trained.sha256
-    pairs["settings"] = pairs["settings"][0], pairs["settings"][1].model_dump(mode="json")
+    pairs["settings"] = _deciding(pairs["settings"][0]), _deciding(pairs["settings"][1].model_dump(mode="json"))
     if job.corpus is not None and "moments" in HPARAMS[job.method].needs:
         wanted = Corpus.parse(job.corpus, seed=job.run.seed).identity()
         pairs["corpus"] = {key: header.corpus.get(key) for key in wanted}, wanted
@@ -217,6 +217,11 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
             )
     if any(event.kind in ("undo", "guard") for event in ledger.events):
         raise TetherError(f"{ledger.path} has edits undone or a guard's events: a grid measures plain ledgers alone")
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the one that says how much memory may be used, not which edit is made."""
+    return {name: value for name, value in settings.items() if name != "memory_gb"}
 
 
 def _short(value: Any) -> str:

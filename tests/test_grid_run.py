@@ -302,6 +302,28 @@ def test_mend_and_memit_in_batches(tmp_path: Path) -> None:
     assert orders[0] != orders[2] and orders[1] == orders[0][:3]
 
 
+def test_a_ledger_made_within_other_memory_is_the_grids(tmp_path: Path) -> None:
+    """How much memory δ's steps may keep decides which run it is, and not whether its ledger is another."""
+    place_in(tmp_path, "llama")
+    settings = {k: v for k, v in SETTINGS.items() if k != "layers"} | {"layers": [0, 1], "mom2_update_weight": 10}
+
+    def asked(out: str, memory: float) -> Outcome:
+        (tmp_path / "memit.json").write_text(json.dumps({**settings, "memory_gb": memory}))
+        grid = write(
+            tmp_path, editors=[{"method": "memit", "settings": "memit.json"}], every=[], seeds=[0], abilities=[]
+        )
+        (job,) = make_plan(read_spec(grid)).jobs
+        made = tmp_path / "first/runs"
+        if made.exists():
+            shutil.copytree(next(made.iterdir()) / "ledger", tmp_path / out / "runs" / job.run.id / "ledger")
+        return run_grid(grid, tmp_path / out)
+
+    first, second = asked("first", 1.0), asked("second", 0.25)
+    assert not first.failed and not second.failed
+    (one,), (other,) = first.grid.runs, second.grid.runs
+    assert one.run.id != other.run.id and one.hashes["journal"] == other.hashes["journal"]
+
+
 def test_analyses_get_what_they_need_and_are_kept(tmp_path: Path) -> None:
     place_in(tmp_path, "llama")
     asked: list[tuple[Any, ...]] = []

@@ -41,6 +41,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the shipped grids look, empty."""
     monkeypatch.setenv("TETHER_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TETHER_MEND", str(tmp_path / "mend.safetensors"))
+    monkeypatch.setenv("TETHER_CORPUS", str(tmp_path / "corpus.txt"))
     return tmp_path / "data"
 
 
@@ -274,10 +275,11 @@ def test_the_other_grids(data: Path) -> None:
     assert concept.restraints == ("none", "log:1.2") and concept.at == (0, 20, 50, 100, 200)
     jobs = make_plan(read_spec("smollm2")).jobs
     assert [(job.run.method, job.run.restrain, job.run.every, job.run.edits) for job in jobs] == [
-        ("rome", "none", None, 200), ("rome", "log:1.2", 10, 200), ("memit", "none", None, 100),
+        ("rome", "none", None, 200), ("rome", "log:1.2", 10, 200), ("memit", "none", None, 300),
         ("mend", "none", None, 100),
     ]  # fmt: skip
-    assert jobs[0].restraints == ("none", "log:1.2", "log:e", "linear:2") and jobs[2].at == (0, 10, 50, 100)
+    assert jobs[0].restraints == ("none", "log:1.2", "log:e", "linear:2") and jobs[2].at == (0, 100, 200, 300)
+    assert jobs[3].at == (0, 10, 50, 100)
 
 
 @pytest.mark.parametrize("name", ["smollm2", "paper", "conceptedit"])

@@ -14,9 +14,10 @@ from grids import WEIGHT, made_grid, made_run
 from test_report_html import Page
 
 from tether.cli import main
+from tether.experiment import read_grid
 from tether.experiment.stored import Difference, StoredGrid, StoredRun
 from tether.report import grid_figures, write_grid_report
-from tether.report.contrast import contrast
+from tether.report.contrast import FEW, contrast
 from tether.report.findings import CLAIMS, findings
 from tether.report.series import editors
 
@@ -106,6 +107,23 @@ def test_a_stored_paired_test_decides_before_standard_errors(p: float | None, si
     assert (forward.sign, back.sign) == (sign, -sign)
 
 
+def test_a_paired_test_on_a_few_items_gives_way_to_standard_errors() -> None:
+    """Two windows of a small text cannot reach p < 0.05, whatever the perplexity did."""
+    run = made_run("rome", "counterfact", 1.0)
+    signs = {}
+    for n in (FEW - 1, FEW):
+        one = Difference(
+            measure="nli", unit="percent", row=(200, "log:1.2"), baseline=(200, "none"), value=50, baseline_value=10,
+            mean=40.0, stderr=2.0, n=n, p=0.5, p_holm=1.0, verdict="",
+        )  # fmt: skip
+        analyses = run.analyses.model_copy(update={"differences": [one]})
+        (editor,) = editors(grid_of(run.model_copy(update={"analyses": analyses})))
+        found = contrast(editor, "nli", (200, "log:1.2"), (200, "none"))
+        assert found is not None
+        signs[n] = found.sign
+    assert signs == {FEW - 1: 1, FEW: 0}
+
+
 def test_the_weight_with_the_largest_kappa_is_marked() -> None:
     run = made_run("memit", "zsre", 1.0)
     other = [p.model_copy(update={"weight": "lower", "kappa": 2 * (p.kappa or 0)}) for p in run.analyses.spectrum]
@@ -115,6 +133,17 @@ def test_the_weight_with_the_largest_kappa_is_marked() -> None:
     assert drawn is not None
     assert [name for name, _ in drawn.chart.legend] == ["lower (the worst)", WEIGHT]
     assert all(list(curves) == ["lower (the worst)", WEIGHT] for curves in drawn.curves.values())
+
+
+def test_the_kept_results_have_the_verdicts_that_the_docs_tell() -> None:
+    root = Path(__file__).parents[1]
+    words: dict[str, list[str]] = {}
+    for f in findings(read_grid(root / "results/smollm2")):
+        words.setdefault(f"| {f.name} | {f.place} |", []).append(f.verdict)
+    told = (root / "docs/grids.md").read_text().splitlines()
+    assert len(words) == len(CLAIMS)
+    for start, (rome, memit, mend) in words.items():
+        assert f"{start} {rome} | {memit} | {mend} |" in told
 
 
 def test_seeds_become_one_curve() -> None:

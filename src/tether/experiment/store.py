@@ -88,7 +88,7 @@ def write_grid(grid: StoredGrid, folder: str | Path) -> None:
     )  # fmt: skip
     body = rest.model_dump(mode="json", exclude={"checksum"})
     write_atomically(folder / ROWS, data)
-    text = json.dumps({**body, "checksum": _seal(body)}, ensure_ascii=False, indent=1)
+    text = json.dumps({**body, "checksum": _seal(body)}, ensure_ascii=False, separators=(",", ":"))
     write_atomically(folder / REST, (text + "\n").encode())
 
 

@@ -11,6 +11,7 @@ from tether.experiment.stored import Difference
 from tether.report.series import Editor, at, curve_name, last_shared, p_text
 
 ERRORS = 1.96  # standard errors that are more than chance, where no paired test is stored
+FEW = 6  # items below which a paired test says nothing: a small built-in text has two or three windows
 
 Key = tuple[int, str]  # edits, restraint
 
@@ -55,13 +56,13 @@ def contrast(editor: Editor, measure: str, row: Key, baseline: Key) -> Contrast 
 
 
 def _stored(editor: Editor, measure: str, row: Key, baseline: Key) -> list[tuple[Difference, bool]]:
-    """The stored comparisons of two rows, one a run, and whether they have them in this order."""
+    """The stored comparisons of two rows on enough items, one a run, and whether they have them in this order."""
     found = []
     for stored in editor.runs:
         for d in stored.analyses.differences:
             keys = [(edits, curve_name(stored.run, name) if edits else "") for edits, name in (d.row, d.baseline)]
             wanted = [(edits, name if edits else "") for edits, name in (row, baseline)]
-            if d.measure == measure and keys in (wanted, wanted[::-1]):
+            if d.measure == measure and d.n >= FEW and keys in (wanted, wanted[::-1]):
                 found.append((d, keys == wanted))
                 break
     return found

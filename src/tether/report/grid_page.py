@@ -166,8 +166,12 @@ def _provenance(grid: StoredGrid) -> list[str]:
 
 
 def _sizes(all_editors: Sequence[Editor]) -> str:
-    """Table 1."""
-    found = {e.name: {edits: (ratio, size) for edits, ratio, size in grid_figures.update_sizes(e)} for e in all_editors}
+    """Table 1, at the numbers of edits that have rows (the figures have more)."""
+    rows = {e.name: {row.edits for _, _, row in e.rows()} for e in all_editors}
+    found = {
+        e.name: {edits: (ratio, size) for edits, ratio, size in grid_figures.update_sizes(e) if edits in rows[e.name]}
+        for e in all_editors
+    }
     found = {name: sizes for name, sizes in found.items() if sizes}
     lines: list[list[Cell]] = [
         [n(edits), *(n(_size(sizes.get(edits))) for sizes in found.values())]

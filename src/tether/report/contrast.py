@@ -11,7 +11,7 @@ from tether.experiment.stored import Difference
 from tether.report.series import Editor, at, curve_name, last_shared, p_text
 
 ERRORS = 1.96  # standard errors that are more than chance, where no paired test is stored
-FEW = 6  # items below which a paired test says nothing: a small built-in text has two or three windows
+FEW = 6  # items below which no comparison is made: a small built-in text has two or three windows
 
 Key = tuple[int, str]  # edits, restraint
 
@@ -28,7 +28,7 @@ class Contrast:
 
 def contrast(editor: Editor, measure: str, row: Key, baseline: Key) -> Contrast | None:
     """A row against its baseline, by the paired tests that are stored, else by standard errors; None where neither
-    is."""
+    is, or on fewer than FEW items."""
     curves = editor.measured(measure)
     a, b = (at(curves.get(name, []), edits) for edits, name in (row, baseline))
     if a is None or b is None:
@@ -37,6 +37,8 @@ def contrast(editor: Editor, measure: str, row: Key, baseline: Key) -> Contrast 
     gain = b.value - a.value if less_is_better else a.value - b.value
     values = f"{measure} {b.value:.1f} → {a.value:.1f}"
     stored = _stored(editor, measure, row, baseline)
+    if any(d.n < FEW for d, _ in stored):
+        return None
     if stored:
         signs = [
             _sign(d.mean if forward else -d.mean, d.p_holm) * (-1 if less_is_better else 1) for d, forward in stored
@@ -56,13 +58,13 @@ def contrast(editor: Editor, measure: str, row: Key, baseline: Key) -> Contrast 
 
 
 def _stored(editor: Editor, measure: str, row: Key, baseline: Key) -> list[tuple[Difference, bool]]:
-    """The stored comparisons of two rows on enough items, one a run, and whether they have them in this order."""
+    """The stored comparisons of two rows, one a run, and whether they have them in this order."""
     found = []
     for stored in editor.runs:
         for d in stored.analyses.differences:
             keys = [(edits, curve_name(stored.run, name) if edits else "") for edits, name in (d.row, d.baseline)]
             wanted = [(edits, name if edits else "") for edits, name in (row, baseline)]
-            if d.measure == measure and d.n >= FEW and keys in (wanted, wanted[::-1]):
+            if d.measure == measure and keys in (wanted, wanted[::-1]):
                 found.append((d, keys == wanted))
                 break
     return found

@@ -36,7 +36,8 @@ _INSTANCE = 25.0  # the largest instance change in table 2 without PRUNE
 
 _CHANCE = (
     f"More than chance: the paired test on the same items ({FEW} or more), Holm's correction, p < 0.05 (several seeds: "
-    f"in more than half of them); where no such test is stored, more than {ERRORS} combined standard errors."
+    f"in more than half of them); on fewer items nothing is said; where no test is stored, more than {ERRORS} combined "
+    "standard errors."
 )
 _IDLE = "Cannot say where no σ̂ exceeds m, for then PRUNE changes nothing."
 _PRUNE = "PRUNE: log:1.2 applied once, or the first log restraint measured; after the most edits."
@@ -302,6 +303,8 @@ def _copies_restrained(editor: Editor) -> Judgement:
     told = f"N = {most} copies: σ̂_max {a.update_sigma_max:.3g} → {b.update_sigma_max:.3g} with {name}"
     leaves = True
     if fewest.efficacy is not None and b.efficacy is not None:
+        if fewest.efficacy <= _LOSS:
+            return "cannot say", f"the edit does not hold with N = {fewest.copies} (efficacy {fewest.efficacy:.1f})"
         leaves = b.efficacy >= fewest.efficacy - _LOSS
         told += f", efficacy {b.efficacy:.1f} ({fewest.efficacy:.1f} for N = {fewest.copies})"
     if a.perplexity is not None and b.perplexity is not None:
@@ -388,7 +391,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("copies-restrained", "A restraint takes the redundancy and leaves the edit", "Section 4, motivation",
           f"log:1.2 (or the first log restraint) at the most copies: σ̂_max more than a factor {_RISE} lower and "
           f"perplexity no higher than without, efficacy no more than {_LOSS:.0f} points below that of the fewest "
-          "copies.", _copies_restrained),
+          "copies; cannot say where the edit did not hold there.", _copies_restrained),
     Claim("abilities-fall", "Unrestrained editing costs general abilities", "Section 5.4, figures 3, 7-9",
           "Of the abilities (perplexity included) in which the unedited model scores more than two standard errors, "
           f"more than half are worse after the most edits, by more than chance. {_CHANCE}", _abilities_fall),

@@ -31,11 +31,13 @@ Need = Literal["prefixes", "moments", "editor"]
 class Hparams(BaseModel, ABC):
     """What the settings of every method have. `family` names the data files: `<family>-<model>.json`; `needs` says what
     the method's edits look at beside the model and the facts: sampled prefixes, moments of the keys, a trained editor
-    (whose file then holds the settings)."""
+    (whose file then holds the settings); `resources` names the settings that say what an edit may use (memory), and change
+    it by rounding at most."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     family: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
+    resources: ClassVar[frozenset[str]] = frozenset()
 
     layers: tuple[int, ...] = Field(min_length=1, description="the edited layers, ascending")
 
@@ -98,6 +100,7 @@ class MemitHparams(LatentHparams):
     """Settings of MEMIT and EMMET."""
 
     family: ClassVar[str] = "memit"
+    resources: ClassVar[frozenset[str]] = frozenset({"memory_gb"})
 
     layers: tuple[int, ...] = Field(min_length=1, description="the edited layers, ascending; δ is behind the last")
     mom2_update_weight: float = Field(gt=0, description="λ: the weight of what the model knew")
@@ -136,7 +139,7 @@ class MendHparams(Hparams):
     lr: float = Field(default=1e-6, gt=0, description="Adam's learning rate for the networks")
     lr_lr: float = Field(default=1e-4, ge=0, description="Adam's learning rate for the α_w")
     lr_end: float = Field(
-        default=1.0, ge=0, le=1, description="share both rates have come down to, in a line, by the last step"
+        default=1.0, ge=0, le=1, description="share of both rates that they fall towards, in a line over `steps`"
     )
     c_edit: float = Field(default=0.1, ge=0, description="weight of L_e")
     c_loc: float = Field(default=1.0, ge=0, description="weight of L_loc")

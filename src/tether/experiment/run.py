@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -187,19 +187,23 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
     file = None if job.settings is None else Path(job.settings)
     trained = trained_editor(model, job.method, job.editor, job.layers)
     if trained is None:
-        pairs["settings"] = header.settings, settings_for(job.method, model, file=file, layers=job.layers)[0]
+        expected = settings_for(job.method, model, file=file, layers=job.layers)[0]
     else:
-        pairs["settings"] = header.settings, trained.settings(file)
+        expected = trained.settings(file)
         pairs["editor"] = header.editor and header.editor.sha256, trained.sha256
-    pairs["settings"] = _deciding(pairs["settings"][0]), _deciding(pairs["settings"][1].model_dump(mode="json"))
+    resources = expected.resources
+    pairs["settings"] = (
+        {name: value for name, value in header.settings.items() if name not in resources},
+        expected.model_dump(mode="json", exclude=set(resources)),
+    )
     if job.corpus is not None and "moments" in HPARAMS[job.method].needs:
-        wanted = Corpus.parse(job.corpus, seed=job.run.seed).identity()
-        pairs["corpus"] = {key: header.corpus.get(key) for key in wanted}, wanted
-    for what, (found, expected) in pairs.items():
-        if found != expected:
+        corpus = Corpus.parse(job.corpus, seed=job.run.seed).identity()
+        pairs["corpus"] = {key: header.corpus.get(key) for key in corpus}, corpus
+    for what, (found, wanted) in pairs.items():
+        if found != wanted:
             raise TetherError(
                 f"{ledger.path} was made with another {what} than the grid's ({_short(found)}, the grid's "
-                f"{_short(expected)}): take it away, or make it with the grid's arguments"
+                f"{_short(wanted)}): take it away, or make it with the grid's arguments"
             )
     tried = [event for event in ledger.events if event.kind in ATTEMPTS and event.fact is not None]
     size, total = job.run.batch_size, len(facts)
@@ -217,11 +221,6 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
             )
     if any(event.kind in ("undo", "guard") for event in ledger.events):
         raise TetherError(f"{ledger.path} has edits undone or a guard's events: a grid measures plain ledgers alone")
-
-
-def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without the one that says how much memory may be used, not which edit is made."""
-    return {name: value for name, value in settings.items() if name != "memory_gb"}
 
 
 def _short(value: Any) -> str:

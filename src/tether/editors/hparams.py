@@ -31,8 +31,8 @@ Need = Literal["prefixes", "moments", "editor"]
 class Hparams(BaseModel, ABC):
     """What the settings of every method have. `family` names the data files: `<family>-<model>.json`; `needs` says what
     the method's edits look at beside the model and the facts: sampled prefixes, moments of the keys, a trained editor
-    (whose file then holds the settings); `resources` names the settings of what an edit may use (memory), which change it
-    by rounding at most."""
+    (whose file then holds the settings); `resources` names the settings of what an edit may use (memory); they change
+    it by rounding at most."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     family: ClassVar[str]

@@ -28,7 +28,7 @@ from tether.experiment.copies import COPIES
 from tether.experiment.stored import Values
 from tether.facts.fact import Fact
 from tether.facts.tokens import encode
-from tether.ledger import Attempt, Ledger
+from tether.ledger import Attempt, Event, Ledger
 from tether.lowrank import LowRank
 from tether.model import EditableModel
 from tether.restraint import parse
@@ -186,6 +186,14 @@ def test_values_of_two_layers_are_read_off_forwards(family: str, tmp_path: Path)
 # --- copies -------------------------------------------------------------------------------------------------------
 
 
+def said(model: EditableModel, event: Event, carried: dict[str, LowRank]) -> float | None:
+    """Share of the tokens of the event's fact that the model says with `carried`."""
+    assert event.fact is not None and event.edit is not None
+    with model.provisional(carried):
+        summary = evaluate_editing(model, [(event.edit, event.fact)], metrics=["match"]).summary
+    return summary["match_tokens"]["efficacy"]["value"]
+
+
 def test_copies_are_so_many_times_one_update(edited: tuple[EditableModel, Ledger]) -> None:
     model, ledger = edited
     [name] = ledger.header.weights
@@ -205,11 +213,32 @@ def test_copies_are_so_many_times_one_update(edited: tuple[EditableModel, Ledger
         assert point.kappa == pytest.approx(top / low, rel=1e-3)
     last = next(p for p in points if (p.copies, p.restraint) == (COPIES[-1], "none"))
     assert event.fact is not None and event.edit is not None
-    with model.provisional({name: LowRank(COPIES[-1] * ledger.factors(event)[name].A, ledger.factors(event)[name].B)}):
+    many = {name: LowRank(COPIES[-1] * ledger.factors(event)[name].A, ledger.factors(event)[name].B)}
+    assert last.efficacy == said(model, event, many)
+    with model.provisional(many):
         assert last.perplexity == pytest.approx(perplexity(model, builtin_text()).value, rel=1e-5)
-        said = evaluate_editing(model, [(event.edit, event.fact)], metrics=["match"]).summary["match_tokens"]
-    assert last.efficacy == said["efficacy"]["value"]
     assert last.update_sigma_max > m and points[-1].update_sigma_max < last.update_sigma_max
+
+
+def test_the_copied_edit_is_one_that_is_said_with_one_copy(tmp_path: Path) -> None:
+    """Five updates, 1 to 5 by norm, too small to change an answer: the second's and the fifth's facts are said, the
+    middle one's is not."""
+    known = reciter()
+    model = EditableModel(known.hf, known.tokenizer)
+    ledger = new_ledger(tmp_path / "ledger", model)
+    with ledger.writing():
+        for number, fact in enumerate(known.facts[:5], start=1):
+            target = fact.target_true if number in (2, 5) else fact.target_new
+            made = {
+                name: random_update(*weight.shape, 1, seed=number, scale=1e-5 * number)
+                for name, weight in ledger.header.weights.items()
+            }
+            ledger.append([Attempt("edit", fact.model_copy(update={"target_new": target}), {})], made, {})
+    held = [said(model, event, ledger.factors(event)) for event in ledger.live()]
+    assert [place for place, share in enumerate(held, start=1) if share == 100] == [2, 5]
+    points = analyse(model, ledger, ["copies"], restraints=["none"], at=[]).copies
+    assert points[0].copies == 1 and points[0].efficacy == 100
+    assert points[0].delta_max == pytest.approx(2e-5, rel=1e-4)
 
 
 # --- bound --------------------------------------------------------------------------------------------------------

@@ -20,13 +20,14 @@ COPIES = (1, 2, 5, 10, 20, 50, 100)
 
 
 def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint]) -> list[CopiesPoint]:
-    """N copies of one live edit of the ledger, the median by norm, on the unedited model, without a restraint and under
-    each of `restraints`; the perplexity is of the built-in text. Of several weights σ̂_max, δ_max and κ are the largest.
-    Empty where there is no live edit. The model must carry nothing, and is left so."""
-    chosen = _median_edit(ledger)
-    if chosen is None:
+    """N copies of one live edit of the ledger on the unedited model, without a restraint and under each of
+    `restraints`. It is the edit nearest to the middle by norm of those whose fact is said with one copy; without one,
+    the middle one. The perplexity is of the built-in text. Of several weights σ̂_max, δ_max and κ are the largest. Empty
+    where there is no live edit. The model must carry nothing, and is left so."""
+    edits = _from_the_middle(ledger)
+    if not edits:
         return []
-    edit, fact, update = chosen
+    edit, fact, update = next((one for one in edits if _efficacy(model, *one) == 100), edits[0])
     spectra = {name: Spectrum(model.original(name)) for name in update}
     delta_max = max(_sigma_max(one) for one in update.values())
     abilities = AbilityRun(model, ability_tasks([PERPLEXITY], ability_data()))
@@ -35,8 +36,7 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint]
         """Perplexity, and efficacy of the edit's own prompt."""
         with model.provisional(carried):
             ppl = abilities.measure()[PERPLEXITY].value
-            tokens = evaluate_editing(model, [(edit, fact)], metrics=["match"]).summary["match_tokens"]
-        return (ppl if math.isfinite(ppl) else None), tokens["efficacy"]["value"]
+        return (ppl if math.isfinite(ppl) else None), _efficacy(model, edit, fact, carried)
 
     points = []
     for number in COPIES:
@@ -61,17 +61,22 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint]
     return points
 
 
-def _median_edit(ledger: Ledger) -> tuple[int, Fact, dict[str, LowRank]] | None:
-    """Number, fact (its own prompt alone) and update of the live edit in the middle by norm; None for no live edit."""
+def _efficacy(model: EditableModel, edit: int, fact: Fact, carried: dict[str, LowRank]) -> float | None:
+    """Share of the target's tokens that the model says with `carried`, percent."""
+    with model.provisional(carried):
+        return evaluate_editing(model, [(edit, fact)], metrics=["match"]).summary["match_tokens"]["efficacy"]["value"]
+
+
+def _from_the_middle(ledger: Ledger) -> list[tuple[int, Fact, dict[str, LowRank]]]:
+    """Number, fact (its own prompt alone) and update of every live edit, from the middle one by norm outwards."""
     found = []
     for event in ledger.live():
         if event.edit is not None and event.fact is not None:
-            update = ledger.factors(event)
-            found.append((math.hypot(*(one.norm() for one in update.values())), event.edit, event.fact, update))
-    if not found:
-        return None
-    _, edit, fact, update = sorted(found, key=lambda one: one[:2])[len(found) // 2]
-    return edit, fact.model_copy(update={"paraphrases": (), "locality": (), "instances": ()}), update
+            fact = event.fact.model_copy(update={"paraphrases": (), "locality": (), "instances": ()})
+            found.append((event.edit, fact, ledger.factors(event)))
+    found.sort(key=lambda one: (math.hypot(*(part.norm() for part in one[2].values())), one[0]))
+    middle = len(found) // 2
+    return [found[place] for place in sorted(range(len(found)), key=lambda place: (abs(place - middle), place))]
 
 
 def _sigma_max(update: LowRank) -> float:

@@ -48,7 +48,7 @@ def plain(model: EditableModel, fact: Fact, context: Context) -> Edit:
     (layer,) = context.hparams.layers
     found = plain_delta(model, encode_contexts(model, fact, context.prefixes), layer, context.hparams)
     keys = found.keys[:-1].double()
-    u = context.moments[layer].solve(keys.mean(0))
+    u = context.moments[layer].solve(keys.mean(0), ridge=context.hparams.moments_ridge)
     u /= u.norm()
     return Edit(found.delta.double()[:, None] / (u @ keys[0]), u[None], found.delta, found.loss)
 

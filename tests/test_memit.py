@@ -229,11 +229,12 @@ def at_subject(model: EditableModel, fact: Fact, prefix: str, module: Any, *, in
 
 @pytest.mark.parametrize("method", ["memit", "emmet"])
 @pytest.mark.parametrize("family", LAYOUTS)
-def test_the_updates_are_the_formulas(family: str, method: str) -> None:
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+def test_the_updates_are_the_formulas(ridge: float, family: str, method: str) -> None:
     """Every layer again from whole forwards of each prompt alone and the plain (λC + KKᵀ)⁻¹."""
     model = editable(family)
     before = bits(model)
-    given_ = context(model)
+    given_ = context(model, moments_ridge=ridge)
     chosen: MemitHparams = given_.hparams
     batch = memit(method).propose_batch(model, DIFFERENT, given_)
     assert same_bits(model, before), "an editor leaves the weights as they were"
@@ -255,6 +256,7 @@ def test_the_updates_are_the_formulas(family: str, method: str) -> None:
             now = torch.stack([at_subject(model, fact, "", last, inputs=False) for fact in DIFFERENT])
         R = (Z - now) / (len(chosen.layers) - position)
         C = given_.moments[layer].C
+        C = C + ridge * C.diagonal().mean() * torch.eye(len(C))
         weight = chosen.mom2_update_weight
         if method == "emmet":
             weight = chosen.equality_ridge * float((keys * torch.linalg.solve(C, keys.mT).mT).sum(1).mean())

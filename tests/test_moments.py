@@ -52,7 +52,10 @@ def test_equal_to_a_naive_pass(family: str, tmp_path: Path) -> None:
         torch.testing.assert_close(one.C, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
         assert torch.equal(one.C, one.C.mT)
     k = torch.randn(len(found[2].C), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(found[2].solve(k), torch.linalg.solve(found[2].C, k.double()), rtol=1e-6, atol=1e-6)
+    for ridge in (0.0, 0.3, 0.0):
+        regular = found[2].C + ridge * found[2].C.diagonal().mean() * torch.eye(len(k))
+        plain = torch.linalg.solve(regular, k.double())
+        torch.testing.assert_close(found[2].solve(k, ridge=ridge), plain, rtol=1e-6, atol=1e-6)
     assert same_bits(model, before)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.hf.modules())
 

@@ -130,11 +130,12 @@ def seen_alone(model: EditableModel, layer: int, prompt: EncodedPrompt) -> tuple
 
 @pytest.mark.parametrize("method", ["rome", "r-rome"])
 @pytest.mark.parametrize("family", LAYOUTS)
-def test_the_update_says_v_for_k(family: str, method: str) -> None:
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+def test_the_update_says_v_for_k(ridge: float, family: str, method: str) -> None:
     model, layer = editable(family), 1
     before = bits(model)
     name = model.weight_name(layer)
-    given = context(model)
+    given = context(model, moments_ridge=ridge)
     proposal = editor(method).propose(model, FACT, given)
     assert same_bits(model, before), "an editor never writes a weight"
 
@@ -150,7 +151,8 @@ def test_the_update_says_v_for_k(family: str, method: str) -> None:
     assert list(proposal.updates) == [name]
     update = proposal.updates[name]
     assert update.rank == 1 and update.A.dtype == update.B.dtype == torch.float32
-    u = torch.linalg.solve(given.moments[layer].C, k_mean)
+    C = given.moments[layer].C
+    u = torch.linalg.solve(C + ridge * C.diagonal().mean() * torch.eye(len(C)), k_mean)
     assert close(update.B[0].double(), u / u.norm(), 1e-4)
 
     delta = latent(model, layer).delta.double()

@@ -80,7 +80,7 @@ class Memit:
                 K, H_last = self._keys(model, kept, layer, hparams)
             R = (Z - H_last) / (len(hparams.layers) - position)
             solution = solve(
-                K, context.moments[layer].solve(K), weight=hparams.mom2_update_weight,
+                K, context.moments[layer].solve(K, ridge=hparams.moments_ridge), weight=hparams.mom2_update_weight,
                 equality_ridge=hparams.equality_ridge if self.equality else None,
             )  # fmt: skip
             update = LowRank(R.mT.float().contiguous(), solution.G.float())

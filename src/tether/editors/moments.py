@@ -14,8 +14,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +47,25 @@ class Moments:
     C: Float[Tensor, "q q"]
     tokens: int
     convergence: tuple[tuple[int, float], ...]
+    _factors: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @cached_property
-    def _factor(self) -> Tensor:
-        factor, info = torch.linalg.cholesky_ex(self.C)
-        if int(info):
-            raise TetherError(
-                f"the moments of {self.tokens} tokens are singular for keys of size {len(self.C)}: give more text"
-            )
-        return factor
-
-    def solve(self, k: Float[Tensor, "*n q"]) -> Float[Tensor, "*n q"]:
-        """C⁻¹k of one key or of each of many, float64."""
+    def solve(self, k: Float[Tensor, "*n q"], *, ridge: float = 0.0) -> Float[Tensor, "*n q"]:
+        """(C + `ridge` · mean(diag C) · I)⁻¹k of one key or of each of many, float64. Raises TetherError for a
+        singular matrix."""
         keys = k.cpu().double()
-        return torch.cholesky_solve(keys.reshape(-1, keys.shape[-1]).mT, self._factor).mT.reshape(keys.shape)
+        return torch.cholesky_solve(keys.reshape(-1, keys.shape[-1]).mT, self._factor(ridge)).mT.reshape(keys.shape)
+
+    def _factor(self, ridge: float) -> Tensor:
+        if ridge not in self._factors:
+            regular = self.C.clone()
+            regular.diagonal().add_(ridge * self.C.diagonal().mean())
+            factor, info = torch.linalg.cholesky_ex(regular)
+            if int(info):
+                raise TetherError(
+                    f"the moments of {self.tokens} tokens are singular for keys of size {len(self.C)}: give more text"
+                )
+            self._factors[ridge] = factor
+        return self._factors[ridge]
 
 
 @dataclass(frozen=True)

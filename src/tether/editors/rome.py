@@ -46,7 +46,7 @@ class Rome:
         # Key and direction.
         keys = run.keys[:-1].cpu().double()
         k0, k_mean = keys[0], keys.mean(0)
-        u = context.moments[layer].solve(k_mean)
+        u = context.moments[layer].solve(k_mean, ridge=hparams.moments_ridge)
         u /= u.norm()
 
         # Value.

@@ -191,11 +191,8 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
     else:
         expected = trained.settings(file)
         pairs["editor"] = header.editor and header.editor.sha256, trained.sha256
-    resources = expected.resources
-    pairs["settings"] = (
-        {name: value for name, value in header.settings.items() if name not in resources},
-        expected.model_dump(mode="json", exclude=set(resources)),
-    )
+    made, spent = HPARAMS[job.method].model_validate(header.settings), set(expected.resources)
+    pairs["settings"] = made.model_dump(mode="json", exclude=spent), expected.model_dump(mode="json", exclude=spent)
     if job.corpus is not None and "moments" in HPARAMS[job.method].needs:
         corpus = Corpus.parse(job.corpus, seed=job.run.seed).identity()
         pairs["corpus"] = {key: header.corpus.get(key) for key in corpus}, corpus

@@ -102,7 +102,8 @@ def main() -> None:
     settings = settings.model_copy(update={"loss_threshold": 0.0, "v_num_grad_steps": args.steps})
     (layer,) = settings.layers
     C = moments(model, [layer], Corpus.parse(args.corpus, max_tokens=16384))
-    C[layer].solve(torch.ones(len(C[layer].C)))  # the factorisation is done once for all edits
+    # The factorisation is done once for all edits.
+    C[layer].solve(torch.ones(len(C[layer].C)), ridge=settings.moments_ridge)
     frozen, half = editor("rome"), editor("rome")
     v0 = [first_value(model, fact, layer) for fact in FACTS]
 

@@ -14,7 +14,10 @@ from pathlib import Path
 import tether
 from tether.cli.evaluate import table
 
-START = {"layers": [5], "prefixes": [{"length": 10, "number": 5}], "v_num_grad_steps": 20}
+START = {
+    "layers": [5], "prefixes": [{"length": 10, "number": 5}], "v_num_grad_steps": 20, "loss_threshold": 0.05,
+    "moments_ridge": 0.0,
+}  # fmt: skip
 CANDIDATES = {
     "layer 5, 6 prompts": {},
     "layer 4": {"layers": [4]},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -46,9 +47,9 @@ class Done(NamedTuple):
     stderr: str
 
 
-def run(folder: Path, *words: str) -> Done:
+def run(folder: Path, *words: str, err: io.StringIO | None = None) -> Done:
     """The command line, in this process."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.StringIO(), err or io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
         patch.setenv("TETHER_CACHE", str(folder / "cache"))
@@ -107,6 +108,10 @@ def test_export_both_ways_and_restrain(place: Path) -> None:
     adapted = PeftModel.from_pretrained(base, str(place / "adapter"))(ids).logits
     torch.testing.assert_close(adapted, merged(ids).logits, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(adapted, plain, atol=1e-3)
+    answer(place, "export", "ledger", "--to", "as-it-is", "--as", "merged")
+    recorded = "log:1.2 after edit 4"
+    assert json.loads((place / "as-it-is" / "tether.json").read_text())["restraint"] == recorded
+    assert f"Restraint on the sum of the updates: {recorded}." in (place / "as-it-is" / "README.md").read_text()
     report = answer(place, "restrain", "--base", "model", "--edited", "merged", "--out", "restrained")
     assert [m["name"] for m in report["matrices"]] == ["model.layers.1.mlp.down_proj.weight"]
 
@@ -123,7 +128,13 @@ def test_check_and_moments(place: Path) -> None:
     ("words", "code"),
     [
         (("edit", "facts.jsonl", "--model", "./nowhere", "--out", "x"), 1),
-        (("spectrum", "ledger", "--restrain", "log:0.5"), 1),
+        (("spectrum", "ledger", "--restrain", "log:0.5"), 2),
+        (("evaluate", "ledger", "--restrain", "none,loud", "--out", "x"), 2),
+        (("evaluate", "ledger", "--metrics", "charm", "--out", "x"), 2),
+        (("export", "ledger", "--restrain", "loud", "--as", "lora", "--to", "x"), 2),
+        (("restrain", "--base", "model", "--edited", "model", "--restrain", "loud", "--out", "x"), 2),
+        (("edit", "facts.jsonl", "--model", "model", "--method", "charm", "--out", "x"), 2),
+        (("edit", "facts.jsonl", "--model", "model", "--restrain", "loud", "--out", "x"), 2),
         (("spectrum", "ledger", "--at", "many"), 2),
         (("edit",), 2),
         (("nonsense",), 2),
@@ -134,6 +145,55 @@ def test_errors_are_one_line(place: Path, words: tuple[str, ...], code: int) -> 
     assert done.returncode == code and done.stdout == ""
     assert done.stderr.startswith("tether: ") and done.stderr.count("\n") == 1
     assert not (place / "x").exists()
+
+
+def test_alone_it_says_what_it_can_do(place: Path) -> None:
+    done = run(place)
+    assert done.returncode == 0 and done.stderr == ""
+    assert {"edit", "evaluate", "undo", "restrain"} <= {line.split()[0] for line in done.stdout.splitlines() if line}
+
+
+class InterruptedAt(io.StringIO):
+    """A terminal at which somebody presses Ctrl-C, once, when a line begins so."""
+
+    def __init__(self, begin: str) -> None:
+        super().__init__()
+        self.begin, self.pressed = begin, False
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if text.startswith(self.begin) and not self.pressed:
+            self.pressed = True
+            signal.raise_signal(signal.SIGINT)
+        return written
+
+
+def test_ctrl_c_leaves_a_ledger_that_goes_on(place: Path) -> None:
+    words = ("edit", "facts.jsonl", "--model", "model", "--method", "r-rome", "--out", "stopped", "--limit", "4",
+             "--restrain", "log:1.2", "--corpus", "corpus.txt")  # fmt: skip
+    done = run(place, *words, "--settings", "settings.json", err=InterruptedAt("2/4 "))
+    assert done.returncode == 130 and done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("tether: interrupted; ")
+    assert [event["edit"] for event in answer(place, "log", "stopped")["events"]] == [1, 2]
+    answer(place, *words, "--resume")
+    sums = {
+        name: sorted(f.read_bytes() for f in (place / name / "factors").iterdir()) for name in ("ledger", "stopped")
+    }
+    assert sums["ledger"] == sums["stopped"]
+
+
+def test_log_of_a_singular_weight(place: Path, tmp_path: Path) -> None:
+    """κ of a weight with a row of zeros is infinite, which the journal cannot hold."""
+    hf, tokenizer = tiny_model("llama")
+    with torch.no_grad():
+        hf.model.layers[1].mlp.down_proj.weight[0] = 0
+    save(hf, tokenizer, tmp_path / "singular")
+    answer(
+        place, "edit", "facts.jsonl", "--model", str(tmp_path / "singular"), "--out", str(tmp_path / "ledger"),
+        "--limit", "1", "--corpus", "corpus.txt", "--settings", "settings.json",
+    )  # fmt: skip
+    done = run(place, "log", str(tmp_path / "ledger"))
+    assert done.returncode == 0 and "1 edit" in done.stdout
 
 
 def test_as_a_program_of_its_own(place: Path) -> None:

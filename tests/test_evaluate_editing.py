@@ -19,6 +19,7 @@ from tether.errors import TetherError
 from tether.evaluate import evaluate, evaluate_editing, evaluate_ledger, measure_baseline, read
 from tether.evaluate.editing import says
 from tether.evaluate.measure import cluster_mean
+from tether.evaluate.results import Results, write
 from tether.facts.fact import Fact, LocalityPrompt
 from tether.ledger import Attempt, Header, Ledger, WeightRecord
 from tether.lowrank import LowRank
@@ -313,6 +314,12 @@ def test_resume_keeps_what_was_measured_in_the_same_way(tmp_path: Path, caplog: 
     assert run(at=[0, 1], restraints=["none"]) == (0, [(0, "none"), (1, "none"), (2, "none")])
     assert run()[0] == 2  # linear:2 at 1 and 2
     assert run([ALICE, DAVE])[0] == 5  # other prompts
+    # Row 0 of an evaluation of fewer facts is the baseline still where the next one does not name it.
+    out.unlink()
+    run(at=[0, 1], restraints=["none"])
+    assert run(at=[2], restraints=["none"]) == (2, [(0, "none"), (1, "none"), (2, "none")])
+    out.unlink()
+    run([ALICE, DAVE])
     assert run([ALICE, DAVE], text="in oslo .")[0] == 5
     ledger.undo(2)
     assert run([ALICE, DAVE], text="in oslo .")[0] == 5
@@ -330,6 +337,14 @@ def test_facts_of_another_ledger_are_refused_and_missing_ones_told(
     assert "1 of 2 edits are not among the facts given" in caplog.text
     with pytest.raises(TetherError, match=r"3 edits"):
         evaluate_ledger(ledger, model, at=[3], abilities=[])
+
+
+def test_items_hold_any_text(tmp_path: Path) -> None:
+    """JSON leaves the line ends of other alphabets as they are; a model may generate them."""
+    results = Results(model="m", ledger=None, facts_sha256="", versions={}, settings={})
+    results.items = [{"text": f"a{end}b"} for end in "\u0085\u2028\u2029\x0b\x0c\n\r"]
+    write(results, tmp_path / "results.json")
+    assert read(tmp_path / "results.json").items == results.items
 
 
 def test_damaged_results_are_named(tmp_path: Path) -> None:

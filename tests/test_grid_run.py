@@ -393,4 +393,4 @@ def test_the_command(whole: tuple[Path, Outcome]) -> None:
     assert done["done"] == done["runs"] and done["rows"] == plan["rows"] and not done["failed"]
     refused = run(folder, "grid", "tiny.yaml", "--out", "whole")
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
-    assert run(folder, "grid", "tiny.yaml", "--out", "whole", "--resume", "--engine", "abacus").returncode == 1
+    assert run(folder, "grid", "tiny.yaml", "--out", "whole", "--resume", "--engine", "abacus").returncode == 2

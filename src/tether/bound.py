@@ -12,7 +12,7 @@ from tether.errors import TetherError
 from tether.ledger import Ledger
 from tether.lowrank import LowRank
 from tether.model import EditableModel
-from tether.restraint import Restraint, parse
+from tether.restraint import Restraint, label_of
 from tether.theory import Of, Span, Step, walk
 
 _POINTS = 8  # numbers of edits looked at where none are named
@@ -79,7 +79,7 @@ def bound_rows(
         raise TetherError(f"{ledger.path} has no live edit, so no keys to look at: edit first")
     if at is None:
         at = sorted({live[-1 - (len(live) * i) // _POINTS] for i in range(_POINTS)})
-    label = "as recorded" if restrain is None else str(parse(restrain))
+    label = label_of(restrain)
     model = model if model is not None else ledger.model_or_load(None)
     rows = []
     for name in ledger.header.weights if weights is None else weights:

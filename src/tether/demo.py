@@ -12,7 +12,7 @@ from tether.editors.hparams import settings_for
 from tether.editors.moments import Corpus, moments, recent_moments
 from tether.errors import TetherError
 from tether.evaluate import Results, Row, evaluate_ledger, write
-from tether.evaluate.results import Singular
+from tether.evaluate.checkpoints import singular
 from tether.facts import Fact, read_facts
 from tether.ledger import ATTEMPTS, Ledger
 from tether.model import EditableModel, load
@@ -22,7 +22,7 @@ from tether.session import Progress, edit
 MODEL, METHOD, RESTRAINT, METRIC = "smollm2", "rome", "log:1.2", "match_all"
 _CORPUS = Corpus(path=None, max_tokens=3840, window=128)  # one batch of sampled text
 _FACTS = 44  # of the 64 that come with the package: what a small machine edits and measures in some minutes
-_CHECKPOINTS = 4  # edits between two looks at the spectrum
+_STRIDE = 4  # edits between two looks at the spectrum
 
 Stage = Literal["load", "moments", "edit", "evaluate", "report"]
 
@@ -78,7 +78,7 @@ class DemoResult:
 
 
 def demo_facts(limit: int | None = None) -> list[Fact]:
-    """The first `limit` facts that come with the package (None: two dozen; the rest is for whoever has more time)."""
+    """The first `limit` facts that come with the package; None: as many as the demo edits unasked, 44."""
     with resources.as_file(resources.files("tether") / "data" / "demo_facts.jsonl") as file:
         facts = read_facts(file)
     if limit is not None and not 1 <= limit <= len(facts):
@@ -121,7 +121,7 @@ def run_demo(
         ledger, model, facts, at=[0, count], restraints=["none", RESTRAINT], metrics=("compare", "match"),
         out=out / "results.json", resume=True,
     )  # fmt: skip
-    _add_spectra(results, ledger, model, range(_CHECKPOINTS, count, _CHECKPOINTS))
+    _add_spectra(results, ledger, model, range(_STRIDE, count, _STRIDE))
     write(results, out / "results.json")
     tell(Step("report"))
     title = f"tether demo: {len(ledger.live())} edits of {results.model} with {METHOD}"
@@ -149,12 +149,7 @@ def _add_spectra(results: Results, ledger: Ledger, model: EditableModel, at: Seq
     for restraint in ("none", RESTRAINT):
         wanted = [count for count in at if (count, restraint) not in {row.key for row in results.rows}]
         for found in ledger.spectrum(model, at=wanted, restrain=restraint) if wanted else []:
-            x = found.extremes
-            one = Singular(
-                sigma_max=x.sigma_max, sigma_min=x.sigma_min, kappa=x.kappa, update_sigma_max=x.update_sigma_max
-            )  # fmt: skip
-            row = Row(edits=found.edits, restraint=restraint, replayed=False, spectrum={found.weight: one})
-            results.add(row, [])
+            results.add(Row(edits=found.edits, restraint=restraint, replayed=False, spectrum=singular([found])), [])
 
 
 def _summary(results: Results, count: int) -> tuple[DemoRow, ...]:

@@ -22,6 +22,8 @@ from tether.lowrank import LowRank
 
 logger = logging.getLogger(__name__)
 
+AS_RECORDED = "as recorded"  # the label of a ledger replayed with the restraints of its own journal
+
 
 @dataclass(frozen=True)
 class Restraint:
@@ -92,6 +94,11 @@ def parse(text: str | Restraint) -> Restraint:
     if kind == "linear" and not math.isnan(value):
         return linear(value)
     raise TetherError(f"{text!r} is no restraint: write none, log:ALPHA (log:1.2, log:e) or linear:BETA (linear:2)")
+
+
+def label_of(restraint: str | Restraint | None) -> str:
+    """The written form, or AS_RECORDED for None, by which results name what their rows carry."""
+    return AS_RECORDED if restraint is None else str(parse(restraint))
 
 
 def restrain(update: LowRank, sigma_max: float, restraint: Restraint) -> LowRank:

@@ -13,22 +13,25 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
 from tether.errors import TetherError
 from tether.files import finite
+from tether.restraint import Restraint, parse
 
 app = typer.Typer(
     name="tether",
     help="Change what a language model knows, edit after edit, and keep it tethered to everything else it knew.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+INTERRUPTED = 130
 
 VERBS = (
     "edit",
@@ -49,6 +52,8 @@ VERBS = (
     "report",
     "demo",
 )
+
+Read = TypeVar("Read")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 ModelName = Annotated[str, typer.Option("--model", help="smollm2 (bundled), a folder, a .gguf file, or a hub id.")]
@@ -85,9 +90,17 @@ def numbers(text: str | None, what: str) -> list[int] | None:
         ) from None
 
 
-def restraints(text: str | None) -> list[str | None]:
-    """`none,log:1.2` -> ["none", "log:1.2"]; None, as recorded, where nothing is named."""
-    return [None] if text is None else list(text.split(","))
+def understood(what: str, read: Callable[[str], Read], words: str) -> Read:
+    """What a word of the command line says; one that the library refuses is a wrong command line."""
+    try:
+        return read(words)
+    except TetherError as error:
+        raise typer.BadParameter(str(error), param_hint=what) from None
+
+
+def restraints(text: str | None) -> list[Restraint | None]:
+    """`none,log:1.2` -> both restraints; None, as recorded, where nothing is named."""
+    return [None] if text is None else [understood("--restrain", parse, part) for part in text.split(",")]
 
 
 def every(seconds: float) -> Callable[[], bool]:
@@ -127,6 +140,7 @@ def tell_progress(room: str) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default torch's choice.")] = None,
 ) -> None:
@@ -141,6 +155,8 @@ def _options(
         import torch
 
         torch.set_num_threads(threads)
+    if context.invoked_subcommand is None:
+        out.out(context.get_help(), highlight=False)
 
 
 def main() -> None:
@@ -150,12 +166,12 @@ def main() -> None:
     as_json = "--json" in sys.argv[1:]
     try:
         code = app(standalone_mode=False)  # what a verb raised as typer.Exit comes back as a number
+        if code == INTERRUPTED:  # which typer makes of Ctrl-C without a word
+            raise KeyboardInterrupt
     except TetherError as error:
         _fail(str(error), 1, as_json)
-    except KeyboardInterrupt:
-        _fail("interrupted; a ledger can be resumed with --resume", 130, as_json)
-    except typer.Abort:
-        _fail("interrupted; a ledger can be resumed with --resume", 130, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; run it again, with --resume where the command has it", INTERRUPTED, as_json)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1, as_json)
     except Exception as error:  # a usage error has its own code; anything else is a bug and shows itself

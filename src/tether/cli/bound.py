@@ -24,12 +24,9 @@ def command(
     """How far the edits move the keys of the edited weights, and how far they can: the paper's perturbation bound."""
     from tether.bound import bound_rows
 
+    chosen, counts = restraints(restrain), numbers(at, "--at")
     opened, loaded = open_ledger(ledger, model, dtype, device)
-    rows = [
-        row
-        for restraint in restraints(restrain)
-        for row in bound_rows(opened, loaded, at=numbers(at, "--at"), restrain=restraint, keys=keys)
-    ]
+    rows = [row for restraint in chosen for row in bound_rows(opened, loaded, at=counts, restrain=restraint, keys=keys)]
     lines = [
         f"{'':60s}‖x̃ − x‖/‖x‖: medians and largest",
         "edits  of    restraint    ‖E‖/‖A‖  κ        κ̂        γ        "

@@ -22,9 +22,12 @@ from tether.cli.app import (
     numbers,
     show,
     tell_progress,
+    understood,
 )
+from tether.editors import editor as editor_of
 from tether.facts import read_facts
 from tether.ledger import Ledger
+from tether.restraint import parse
 from tether.session import Progress, edit
 
 
@@ -61,6 +64,9 @@ def command(
     """Edit facts into a model, one after another, into a ledger."""
     listed = read_facts(facts, None if limit is None else skip + limit)[skip:]
     chosen = numbers(layers, "--layers")
+    if method is not None:
+        understood("--method", editor_of, method)
+    restraint = None if restrain is None else understood("--restrain", parse, restrain)
     tell_progress("tether.header")
     if resume and (out / "ledger.json").exists():
         torch.set_num_threads(Ledger.open(out).header.threads)
@@ -78,7 +84,7 @@ def command(
                 err.out(f"{p.done}/{p.total} {note}", highlight=False)
 
         ledger = edit(
-            loaded, listed, out=out, method=method, restrain=restrain, every=every, batch_size=batch_size, seed=seed,
+            loaded, listed, out=out, method=method, restrain=restraint, every=every, batch_size=batch_size, seed=seed,
             resume=resume, strict=strict, corpus=corpus, settings=settings, layers=chosen, editor=editor, guard=guard,
             guard_every=guard_every, guard_data=guard_data, progress=progress,
         )  # fmt: skip

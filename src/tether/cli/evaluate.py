@@ -20,8 +20,10 @@ from tether.cli.app import (
     restraints,
     show,
     tell_progress,
+    understood,
 )
 from tether.evaluate import ABILITIES, METRICS, QUICK_ITEMS, Results, Row, YesShare, evaluate_ledger
+from tether.evaluate.editing import check_metrics
 from tether.facts import read_facts
 
 
@@ -63,11 +65,12 @@ def command(
 ) -> None:
     """Measure a ledger's edits at any number of them, under any restraint."""
     tell_progress("tether.evaluate")
+    chosen, counts, measured = restraints(restrain), numbers(at, "--at"), [m for m in metrics.split(",") if m]
+    understood("--metrics", lambda _: check_metrics(measured), metrics)
     opened, loaded = open_ledger(ledger, model, dtype, device)
     results = evaluate_ledger(
-        opened, loaded, None if facts is None else read_facts(facts), at=numbers(at, "--at"),
-        restraints=restraints(restrain),
-        abilities=[a for a in abilities.split(",") if a], metrics=[m for m in metrics.split(",") if m],
+        opened, loaded, None if facts is None else read_facts(facts), at=counts, restraints=chosen,
+        abilities=[a for a in abilities.split(",") if a], metrics=measured,
         max_paraphrases=paraphrases, max_locality=locality, abilities_data=abilities_data, limit=limit, quick=quick,
         out=out, resume=resume,
     )  # fmt: skip

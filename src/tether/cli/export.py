@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, open_ledger, show
+from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, open_ledger, restraints, show
 
 
 class Kind(StrEnum):
@@ -35,8 +35,9 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Write the edited model as merged weights or as a LoRA adapter, with a model card."""
+    (chosen,) = restraints(restrain)
     opened, loaded = open_ledger(ledger, model, dtype, device)
-    report = opened.export(loaded, to, as_=kind.value, restrain=restrain, upto=upto, rank=rank)
+    report = opened.export(loaded, to, as_=kind.value, restrain=chosen, upto=upto, rank=rank)
     lines = [f"{to}: {kind.value}, {len(opened.live(upto))} edits"]
     if report is not None:
         lines += [

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tether.cli.app import Json, app, err, every, show, tell_progress
+from tether.cli.app import Json, app, err, every, show, tell_progress, understood
 
 
 @app.command("grid")
@@ -23,7 +23,9 @@ def command(
 ) -> None:
     """Run models × editors × data sets × edits × restraints × abilities × seeds. Exit 1 where a run fails."""
     from tether.experiment import make_plan, read_spec, run_grid
+    from tether.experiment.engines import engine as engine_of
 
+    understood("--engine", engine_of, engine)
     spec = read_spec(grid)
     folder = out or Path(f"grid-{spec.name}")
     if plan:

@@ -24,7 +24,9 @@ def command(ledger: LedgerPath, as_json: Json = False) -> None:
 def _line(event: Event, undone: frozenset[int]) -> str:
     record = event.record
     if event.kind == "restrain":
-        what = ", ".join(f"{v['update_sigma_max']:.2f} -> {v['restrained_sigma_max']:.2f}" for v in record.values())
+        what = ", ".join(
+            f"{_number(v['update_sigma_max'])} -> {_number(v['restrained_sigma_max'])}" for v in record.values()
+        )
         return f"      restrain {event.restrain}: largest σ̂ {what}{f' ({event.reason})' if event.reason else ''}"
     if event.kind in ("undo", "guard"):
         why = f": {event.reason}" if event.reason else ""
@@ -34,7 +36,12 @@ def _line(event: Event, undone: frozenset[int]) -> str:
         return f"{event.edit or 0:5d} {event.kind} {fact}: {event.reason}"
     mark = " (undone)" if event.edit in undone else ""
     return (
-        f"{event.edit or 0:5d} edit{mark} {fact} | loss {record['loss_first']:.2f} -> {record['loss_last']:.2f} in "
-        f"{record['steps']:.0f} steps, ‖ΔW‖ {record['norm']:.2f}, κ {record['kappa']:.1f}, {record['health']}, "
-        f"{record['seconds']:.1f} s"
+        f"{event.edit or 0:5d} edit{mark} {fact} | loss {_number(record['loss_first'])} -> "
+        f"{_number(record['loss_last'])} in {record['steps']:.0f} steps, ‖ΔW‖ {_number(record['norm'])}, "
+        f"κ {_number(record['kappa'], '.1f')}, {record['health']}, {record['seconds']:.1f} s"
     )
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    """A number of the journal, which holds none for what was not finite."""
+    return "not finite" if value is None else format(value, form)

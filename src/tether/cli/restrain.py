@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import Json, app, show
+from tether.cli.app import Json, app, show, understood
 from tether.export import restrain_checkpoint
+from tether.restraint import parse
 
 
 @app.command("restrain")
@@ -21,7 +22,8 @@ def command(
     as_json: Json = False,
 ) -> None:
     """PRUNE on anybody's edited checkpoint."""
-    report = restrain_checkpoint(base, edited, out, restrain, device=device)
+    chosen = understood("--restrain", parse, restrain)
+    report = restrain_checkpoint(base, edited, out, chosen, device=device)
     lines = [report.table()] if report.matrices else []
     lines.append(
         f"{out}: {len(report.matrices)} matrices differ, {len(report.restrained)} restrained by {report.restraint}; "

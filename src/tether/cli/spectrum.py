@@ -21,12 +21,9 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Singular values and condition number of the edited weights."""
+    chosen, counts = restraints(restrain), numbers(at, "--at")
     opened, loaded = open_ledger(ledger, model, dtype, device)
-    rows = [
-        row
-        for restraint in restraints(restrain)
-        for row in opened.spectrum(loaded, at=numbers(at, "--at"), restrain=restraint)
-    ]
+    rows = [row for restraint in chosen for row in opened.spectrum(loaded, at=counts, restrain=restraint)]
     document = [{**dataclasses.asdict(row), "kappa": row.extremes.kappa} for row in rows]
     lines = ["edits  restraint    κ        σ_max    σ_min    σ̂_max    m        weight"]
     lines += [

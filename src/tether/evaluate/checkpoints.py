@@ -19,12 +19,11 @@ from tether.facts.fact import Fact
 from tether.files import check_writable
 from tether.ledger import Ledger, SpectrumRow
 from tether.model.editable import EditableModel
-from tether.restraint import Restraint, parse
+from tether.restraint import Restraint, label_of, parse
 from tether.versions import versions
 
 logger = logging.getLogger(__name__)
 
-AS_RECORDED = "as recorded"  # the restraint of a row that replays the journal
 AS_IT_IS = "as it is"  # of a model that came without a ledger
 
 NumberedFacts = Sequence[tuple[int, Fact]]
@@ -122,13 +121,16 @@ def evaluate_ledger(
         settings=plan.settings(model, ledger.head),
     )
     if resume and out is not None and Path(out).exists():
-        largest = {edit for edit, _ in ledger.facts(_keep(results, read(out), counts[-1]))}
+        old = read(out)
+        largest = {edit for edit, _ in ledger.facts(_keep(results, old, counts[-1]))}
+        if any(row.edits == 0 for row in old.rows):  # it went if it was of fewer facts, and is the others' baseline
+            counts = sorted({0, *counts})
     # The largest number first: the row of 0 edits that a resumed evaluation finds was measured on its facts.
     todo = [
         (count, restraint)
         for count in reversed(counts)
         for restraint in (chosen if count else [parse("none")])
-        if (count, _label(restraint)) not in {row.key for row in results.rows}
+        if (count, label_of(restraint)) not in {row.key for row in results.rows}
     ]
     spectra = {
         restraint: ledger.spectrum(model, at=[count for count, its in todo if its == restraint], restrain=restraint)
@@ -140,12 +142,12 @@ def evaluate_ledger(
     with model.provisional({}):  # gives back what the model carries
         for index, (count, restraint) in enumerate(todo):
             ledger.apply(model, upto=count, restrain=restraint)
-            logger.info("measuring %d edits, restraint %s", count, _label(restraint))
+            logger.info("measuring %d edits, restraint %s", count, label_of(restraint))
             row = Row(
                 edits=count,
-                restraint=_label(restraint),
+                restraint=label_of(restraint),
                 replayed=restraint is None,
-                spectrum=_singular(found for found in spectra[restraint] if found.edits == count),
+                spectrum=singular(found for found in spectra[restraint] if found.edits == count),
             )
             so_far = [(edit, fact) for edit, fact in measured if not count or edit in attempted[count]]
             abilities_now = partial(run.measure, len(todo) - index)
@@ -217,10 +219,6 @@ class _Plan:
         return row.model_copy(update=measured), items
 
 
-def _label(restraint: Restraint | None) -> str:
-    return AS_RECORDED if restraint is None else str(restraint)
-
-
 def _with_prompts(ledger: NumberedFacts, given: Sequence[Fact] | None) -> list[tuple[int, Fact]]:
     """The ledger's facts, each with the prompts of the given fact that is the same edit."""
     if given is None:
@@ -255,7 +253,8 @@ def _keep(results: Results, old: Results, wanted: int) -> int:
     return max([wanted, *(row.edits for row in rows)])
 
 
-def _singular(rows: Iterable[SpectrumRow]) -> dict[str, Singular]:
+def singular(rows: Iterable[SpectrumRow]) -> dict[str, Singular]:
+    """The singular values of some weights as results hold them, by weight name."""
     return {
         row.weight: Singular(
             sigma_max=row.extremes.sigma_max,

@@ -124,7 +124,8 @@ def read(path: str | Path) -> Results:
         results = Results.model_validate_json(path.read_bytes())
         items = items_path(path)
         if items.exists():
-            results.items = [json.loads(line) for line in items.read_text(encoding="utf-8").splitlines()]
+            lines = items.read_text(encoding="utf-8").split("\n")  # splitlines would also split inside a text
+            results.items = [json.loads(line) for line in lines if line]
     except OSError as error:
         raise TetherError(f"{path} cannot be read ({error.strerror}): name a results file of tether evaluate") from None
     except ValidationError as error:

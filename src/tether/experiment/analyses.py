@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 from tether.bound import BoundRow, bound_rows
 from tether.errors import TetherError
-from tether.evaluate.checkpoints import AS_RECORDED
 from tether.evaluate.compare import Comparison, RowKey, compare_rows
 from tether.evaluate.results import Results
 from tether.experiment.copies import copies
@@ -20,7 +19,7 @@ from tether.experiment.stored import Analyses, BoundPoint, Difference, SpectrumP
 from tether.experiment.values import values
 from tether.ledger import Ledger
 from tether.model import EditableModel
-from tether.restraint import Restraint, parse
+from tether.restraint import AS_RECORDED, Restraint, parse
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,6 @@ from tether.editors.hparams import HPARAMS, settings_for
 from tether.editors.moments import Corpus
 from tether.errors import TetherError
 from tether.evaluate import Results, evaluate_ledger
-from tether.evaluate.checkpoints import AS_RECORDED
 from tether.evaluate.results import Row
 from tether.evaluate.results import read as read_results
 from tether.experiment.plan import Job
@@ -37,6 +36,7 @@ from tether.files import write_atomically
 from tether.header import trained_editor
 from tether.ledger import ATTEMPTS, Ledger
 from tether.model import EditableModel, load
+from tether.restraint import AS_RECORDED
 from tether.session import Progress, edit
 
 logger = logging.getLogger(__name__)

@@ -10,14 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from tether.errors import TetherError
-from tether.evaluate.checkpoints import AS_RECORDED
 from tether.experiment.stored import ValuePoint, Values, When
 from tether.facts.fact import Fact
 from tether.facts.tokens import encode
 from tether.ledger import Ledger
 from tether.model import EditableModel
 from tether.model.suffix import align, keys_and_states
-from tether.restraint import Restraint
+from tether.restraint import AS_RECORDED, Restraint, label_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def values(model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint 
     after: dict[str, Vectors] = {}
     for restraint in restraints:
         ledger.sums(restrain=restraint).show(model)
-        after[AS_RECORDED if restraint is None else str(restraint)] = _outputs(model, layer, facts)
+        after[label_of(restraint)] = _outputs(model, layer, facts)
     if not all(np.isfinite(one).all() for one in (edited, *after.values())):
         logger.warning("no values: those of %s are not finite", model.weight_name(layer))
         return None

@@ -29,7 +29,7 @@ def export_ledger(
         raise TetherError(f"rank {rank} is for an adapter: a merged folder holds the weights whole")
     header = ledger.header
     model = ledger.model_or_load(model)
-    restraint = "as recorded" if restrain is None else str(parse(restrain))
+    restraint = _recorded(ledger, upto) if restrain is None else str(parse(restrain))
     live = ledger.live(upto)
     card = model_card(
         base_model=header.model, facts=[(e.edit, e.fact) for e in live if e.edit is not None and e.fact is not None],
@@ -48,3 +48,11 @@ def export_ledger(
         sums.show(model)
         export_merged(model, to, card, manifest)
     return None
+
+
+def _recorded(ledger: Ledger, upto: int | None) -> str:
+    """The restraints that a replay of the journal applies, for readers without it: `log:1.2 after edit 10, 20`."""
+    after: dict[str, list[str]] = {}
+    for edit, restraint in ledger.restraints(upto):
+        after.setdefault(restraint, []).append(str(edit))
+    return "; ".join(f"{name} after edit {', '.join(edits)}" for name, edits in after.items()) or "none"

@@ -29,7 +29,7 @@ from tether.ledger.sums import Sums
 from tether.lowrank import LowRank
 from tether.model import EditableModel
 from tether.model import load as load_model
-from tether.restraint import Restraint, parse
+from tether.restraint import Restraint, label_of, parse
 from tether.spectrum import Extremes, Spectrum
 
 ATTEMPTS = ("edit", "failed", "skipped")
@@ -164,6 +164,15 @@ class Ledger:
             (e.edit, e.fact) for e in self._until(upto)
             if e.kind in ATTEMPTS and e.edit is not None and e.fact is not None and e.edit not in undone
         ]  # fmt: skip
+
+    def restraints(self, upto: int | None = None) -> list[tuple[int, str]]:
+        """Every restraint that the journal records up to edit `upto`, as (number of the edit before it, restraint)."""
+        found, edit = [], 0
+        for event in self._until(upto):
+            edit = event.edit or edit
+            if event.kind == "restrain" and event.restrain is not None:
+                found.append((edit, event.restrain))
+        return found
 
     def _until(self, upto: int | None) -> Iterator[Event]:
         if upto is not None and not 0 <= upto <= self.attempts:
@@ -313,7 +322,7 @@ class Ledger:
                 held = self.sums(upto, restrain).of[name].factors
                 rows.append(
                     SpectrumRow(
-                        upto, "as recorded" if restrain is None else str(parse(restrain)), name, spectrum.of(held),
+                        upto, label_of(restrain), name, spectrum.of(held),
                         weight.sigma_max, tuple(held.singular_values().tolist()),
                     )
                 )  # fmt: skip

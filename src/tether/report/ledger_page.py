@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tether.evaluate.checkpoints import AS_IT_IS
 from tether.evaluate.results import Number, Results, Row, YesShare
 from tether.export.card import misuse
 from tether.ledger import ATTEMPTS, Event, Ledger
 from tether.report import ledger_figures
 from tether.report.drawing import Chart, restraint_name
 from tether.report.page import Cell, Section, figure, markdown, n, note, plain, table, write_page
-from tether.restraint import Restraint, parse
+from tether.restraint import AS_RECORDED, Restraint, parse
 
 
 def write_report(results: Results, to: str | Path, *, ledger: Ledger | None = None, title: str | None = None) -> Path:
@@ -78,8 +79,8 @@ def _singular_values(results: Results, ledger: Ledger | None) -> Chart | None:
 
 
 def _restraint(text: str) -> Restraint | None:
-    """The restraint of a row, None for `none` and for words that name no function."""
-    if text == "none" or text.startswith("as "):
+    """The restraint of a row, None for `none` and for labels that name no function."""
+    if text in ("none", AS_RECORDED, AS_IT_IS):
         return None
     return parse(text)
 

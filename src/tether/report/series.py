@@ -17,9 +17,9 @@ from itertools import permutations
 import numpy as np
 from scipy import stats
 
-from tether.evaluate.checkpoints import AS_RECORDED
 from tether.evaluate.results import Ability, Row
 from tether.experiment.stored import Run, SpectrumPoint, StoredGrid, StoredRun
+from tether.restraint import AS_RECORDED
 
 Estimate = tuple[float, float | None]  # value, standard error
 

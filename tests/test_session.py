@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,28 @@ def test_appending_other_facts(tmp_path: Path) -> None:
     ledger = run(fresh, FACTS[3:4], tmp_path / "a")
     assert ledger.attempts == 5
     assert ledger.events[4].kind in ("edit", "skipped", "failed")
+
+
+def test_what_another_process_writes_before_the_lock_is_carried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for out in ("a", "b"):
+        run(editable("gpt2"), FACTS[:2], tmp_path / out)
+    Ledger.open(tmp_path / "a").undo(1)
+    expected = run(editable("gpt2"), FACTS[2:3], tmp_path / "a")
+    model, writing = editable("gpt2"), Ledger.writing
+
+    def after_an_undo(ledger: Ledger) -> AbstractContextManager[None]:
+        patch.undo()
+        Ledger.open(ledger.path).undo(1)
+        return writing(ledger)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "writing", after_an_undo)
+        ledger = run(model, FACTS[2:3], tmp_path / "b")
+    assert [(e.kind, e.sha256) for e in ledger.events] == [(e.kind, e.sha256) for e in expected.events]
+    assert kinds(ledger) == ["edit", "edit", "undo", "edit"]
+    assert_says(model, ledger, "gpt2")
 
 
 def test_what_an_existing_ledger_refuses(tmp_path: Path) -> None:

@@ -93,9 +93,6 @@ def edit(
     exists = (out / "ledger.json").exists()
     if exists:
         ledger = Ledger.open(out, model)
-        _check_batch(ledger.header.method, batch_size)
-        _check_same(ledger.header, method, seed, settings, layers)
-        trained = recorded_editor(model, ledger.header, editor)
     else:
         if out.is_file() or any(parent.is_file() for parent in out.parents):
             raise TetherError(f"{out}: there is a file where a folder must be; choose another place for the ledger")
@@ -109,12 +106,15 @@ def edit(
                 model, method or "rome", parse(restrain or "none"), every, seed or 0, corpus, settings, layers, trained
             ),
         )
-    if restrain is None:
-        restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
-    run = _Run(model, ledger, trained, parse(restrain), every, batch_size, strict, health_every, watch, progress)
     with ledger.writing():
         if exists:
             ledger.verify()
+            _check_batch(ledger.header.method, batch_size)
+            _check_same(ledger.header, method, seed, settings, layers)
+            trained = recorded_editor(model, ledger.header, editor)
+        if restrain is None:
+            restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
+        run = _Run(model, ledger, trained, parse(restrain), every, batch_size, strict, health_every, watch, progress)
         run.go(facts, skip=_already_done(ledger, facts) if resume else 0)
     return ledger
 

@@ -119,6 +119,17 @@ def test_check_and_moments(place: Path) -> None:
     assert set(found) == {"0", "2"} and found["0"]["tokens"] > 0
 
 
+def test_an_existing_ledger_goes_on_in_its_own_dtype(place: Path) -> None:
+    words = ("edit", "facts.jsonl", "--model", "model", "--out", "half", "--limit")
+    more = ("--corpus", "corpus.txt", "--settings", "settings.json", "--dtype", "bfloat16")
+    assert answer(place, *words, "1", *more)["events"]["edit"] == 1
+    found = answer(place, *words, "2", "--resume")["events"]
+    assert sum(found[kind] for kind in ("edit", "failed", "skipped")) == 2
+    refused = run(place, *words, "3", "--resume", "--dtype", "float32")
+    assert refused.returncode == 1 and "dtype float32: this ledger was made with bfloat16" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, same_bits
+from tiny import save, tiny_model
 
 from tether.editors.hparams import RomeHparams
 from tether.errors import TetherError
@@ -20,7 +21,7 @@ from tether.facts.fact import Fact
 from tether.health import ALONE, UPDATE, Health
 from tether.ledger import Ledger, Sums
 from tether.lowrank import LowRank
-from tether.model import EditableModel
+from tether.model import EditableModel, load
 from tether.session import Progress, edit
 
 BAD = Fact(subject="Eiffel Tower", prompt=300 * "so " + "{} is in", target_new="Paris")  # longer than the model takes
@@ -228,6 +229,17 @@ def test_what_an_existing_ledger_refuses(tmp_path: Path) -> None:
         run(model, FACTS[1:2], tmp_path / "b")
     assert same_bits(model, after)
     assert Ledger.open(tmp_path / "a").attempts == 1 and not (tmp_path / "b/ledger.json").exists()
+
+
+def test_another_dtype_than_the_ledgers_is_refused(tmp_path: Path) -> None:
+    folder = save(*tiny_model("gpt2"), tmp_path / "model")
+    run(load(folder), FACTS[:1], tmp_path / "a")
+    half = load(folder, dtype="bfloat16")
+    before = bits(half)
+    for facts, resume in ((FACTS[1:2], False), (FACTS[:2], True)):
+        with pytest.raises(TetherError, match="dtype bfloat16: this ledger was made with float32"):
+            run(half, facts, tmp_path / "a", resume=resume)
+    assert same_bits(half, before) and Ledger.open(tmp_path / "a").attempts == 1
 
 
 def test_bad_requests(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def edit(
         if exists:
             ledger.verify()
             _check_batch(ledger.header.method, batch_size)
-            _check_same(ledger.header, method, seed, settings, layers)
+            _check_same(ledger.header, model, method, seed, settings, layers)
             trained = recorded_editor(model, ledger.header, editor)
         if restrain is None:
             restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
@@ -127,9 +127,15 @@ def _check_batch(method: str, size: int) -> None:
 
 
 def _check_same(
-    header: Header, method: str | None, seed: int | None, settings: str | Path | None, layers: Sequence[int] | None
-) -> None:
-    """An appended run has the ledger's own method, seed and settings."""
+    header: Header, model: EditableModel, method: str | None, seed: int | None, settings: str | Path | None,
+    layers: Sequence[int] | None,
+) -> None:  # fmt: skip
+    """An appended run has the ledger's own dtype, method, seed and settings."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype != header.dtype:
+        raise TetherError(
+            f"dtype {dtype}: this ledger was made with {header.dtype}; load the model in that or make a new ledger"
+        )
     given = {"method": method, "seed": seed, "layers": None if layers is None else tuple(layers)}
     kept = {"method": header.method, "seed": header.seed, "layers": tuple(header.settings["layers"])}
     for what, value in given.items():

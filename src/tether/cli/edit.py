@@ -62,8 +62,11 @@ def command(
     listed = read_facts(facts, None if limit is None else skip + limit)[skip:]
     chosen = numbers(layers, "--layers")
     tell_progress("tether.header")
-    if resume and (out / "ledger.json").exists():
-        torch.set_num_threads(Ledger.open(out).header.threads)
+    if (out / "ledger.json").exists():
+        header = Ledger.open(out).header
+        dtype = dtype or header.dtype
+        if resume:
+            torch.set_num_threads(header.threads)
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Bar(*columns, console=err, transient=False, disable=not err.is_terminal) as bar:

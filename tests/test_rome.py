@@ -220,10 +220,11 @@ def test_bfloat16_models(family: str) -> None:
     assert all(u.A.dtype == torch.float32 for u in proposal.updates.values())
 
 
-def test_the_copy_in_another_dtype_is_no_older_than_the_model() -> None:
+@pytest.mark.parametrize("frozen_prefix", [True, False])
+def test_the_copy_in_another_dtype_is_no_older_than_the_model(frozen_prefix: bool) -> None:
     """One editor, one model, edits in between: the copy steps through blocks above the edited one alone."""
     model, one = editable("llama"), editor("r-rome")
-    given = context(model, delta_dtype="bfloat16")
+    given = context(model, delta_dtype="bfloat16", frozen_prefix=frozen_prefix)
     first = one.propose(model, FACT, given)
     with model.provisional(first.updates):
         kept = one.propose(model, FACTS[1], given)

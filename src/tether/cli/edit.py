@@ -62,12 +62,13 @@ def command(
     listed = read_facts(facts, None if limit is None else skip + limit)[skip:]
     chosen = numbers(layers, "--layers")
     tell_progress("tether.header")
+    layout: str | dict[str, str] | None = anatomy
     if (out / "ledger.json").exists():
         header = Ledger.open(out).header
-        dtype = dtype or header.dtype
+        dtype, layout = dtype or header.dtype, anatomy or header.anatomy
         if resume:
             torch.set_num_threads(header.threads)
-    loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
+    loaded = load_model(model, dtype=dtype, device=device, anatomy=layout)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Bar(*columns, console=err, transient=False, disable=not err.is_terminal) as bar:
         task = bar.add_task("editing", total=len(listed), note="")

@@ -283,7 +283,7 @@ class Ledger:
     def model_or_load(self, model: EditableModel | None) -> EditableModel:
         """The given model after the fingerprint check, or the recorded one."""
         if model is None:
-            model = load_model(self.header.model, dtype=self.header.dtype)
+            model = load_model(self.header.model, dtype=self.header.dtype, anatomy=self.header.anatomy)
         self.check_model(model)
         return model
 

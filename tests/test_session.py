@@ -19,7 +19,7 @@ from tether.editors.hparams import RomeHparams
 from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.health import ALONE, UPDATE, Health
-from tether.ledger import Ledger, Sums
+from tether.ledger import Ledger, Sum, Sums
 from tether.lowrank import LowRank
 from tether.model import EditableModel, load
 from tether.session import Progress, edit
@@ -342,7 +342,7 @@ def test_a_disabling_edit_is_seen_before_it_is_in() -> None:
     assert small.update_ratio == pytest.approx(0.05, rel=1e-5)
     large = 1.5 * ALONE
     disabling = look(large)
-    assert disabling.level == "alarm"
+    assert disabling.level == "alarm" and disabling.disabling and not small.disabling
     assert disabling.reasons[0].startswith(f"this edit alone has σ_max {large:.2f} m: a disabling edit")
     assert disabling.perplexity_ratio is not None, "an alarm reads the text"
     dense = model.original(name).double() + random_update(p, q, 1, seed=0, scale=large * m).to_dense().double()
@@ -355,10 +355,39 @@ def test_a_disabling_edit_is_seen_before_it_is_in() -> None:
     update = {name: random_update(p, q, 1, seed=0, scale=0.1 * UPDATE * m)}
     reading = health.look(sums.with_updates(update), update, read_text=False)
     assert f"σ̂_max {1.05 * UPDATE:.2f} m" in reading.reasons and reading.level != "ok"
-    assert not any("alone" in reason for reason in reading.reasons)
+    assert not reading.disabling and not any("alone" in reason for reason in reading.reasons)
     assert same_bits(model, carried)
     nothing = {name: LowRank.zeros(p, q)}
     assert health.look(Sums({name: (p, q)}, {name: m}).of, nothing, read_text=False).level == "ok"
+
+
+def test_of_several_weights_the_worst_is_the_one_whose_kappa_grew_most() -> None:
+    """Layer 1 has the larger κ, from 50 to 75; layer 2's grows most, from 2 to 12."""
+    model = editable("gpt2")
+    sums: dict[str, Sum] = {}
+    for layer, top, raised in ((1, 50.0, 75.0), (2, 2.0, 12.0)):
+        weight = model.weight(model.weight_name(layer))
+        U, s, Vh = torch.linalg.svd(weight, full_matrices=False)
+        weight.copy_(U * torch.linspace(top, 1, len(s)) @ Vh)
+        sums[model.weight_name(layer)] = Sum(LowRank((raised - top) * U[:, :1], Vh[:1]))
+    health = Health(model, dict(zip(sums, (50.0, 2.0), strict=True)))
+    reading = health.look(sums, {name: held.factors for name, held in sums.items()}, read_text=False)
+    assert [e.kappa for e in reading.extremes.values()] == pytest.approx([75, 12], rel=1e-3)
+    record = reading.record()
+    assert (record["kappa"], record["kappa_ratio"]) == pytest.approx((12, 6), rel=1e-3)
+    assert (record["sigma_max"], record["sigma_min"]) == pytest.approx((12, 1), rel=1e-3)
+    assert "κ 12.0 (× 6.00)" in reading.line()
+
+
+def test_a_perplexity_that_is_no_number_is_an_alarm() -> None:
+    model = editable("llama")
+    model.hf.get_output_embeddings().weight.mul_(1e6)  # infinite before and after, so the ratio is NaN
+    name = model.weight_name(1)
+    update = {name: random_update(*model.weight(name).shape, 1, seed=0, scale=0.01)}
+    health = Health(model, {name: 1.0})
+    reading = health.look({name: Sum(update[name])}, update, read_text=True)
+    assert reading.level == "alarm" and reading.reasons == ("perplexity nan × the unedited model's",)
+    assert health.look({name: Sum(update[name])}, update, read_text=False).level == "ok"
 
 
 def test_a_run_warns_of_a_disabling_edit_and_records_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

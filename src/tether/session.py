@@ -289,7 +289,7 @@ class _Run:
             return Batch(None, [EditFailedError(str(error))] * len(facts))
 
     def _warn(self, number: int, facts: Sequence[Fact], reading: Reading) -> None:
-        if reading.level != "ok" and (reading.level != self.level or reading.reasons[0].startswith("this edit")):
+        if reading.level != "ok" and (reading.level != self.level or reading.disabling):
             which = f"edit {number}" if len(facts) == 1 else f"edits {number}-{number + len(facts) - 1}"
             logger.warning(
                 "%s (%s -> %s%s): %s", which, facts[0].subject, facts[0].target_new, " …" if len(facts) > 1 else "",

@@ -249,6 +249,9 @@ def test_bad_requests(tmp_path: Path) -> None:
     for facts, out, options, message in (
         ((), "a", {}, "no facts"),
         (FACTS[:1], "a", {"every": 0}, "at least 1"),
+        (FACTS[:1], "a", {"health_every": 0}, "health_every 0"),
+        (FACTS[:1], "a", {"every": 2}, "no restraint to act"),
+        (FACTS[:1], "a", {"every": 2, "restrain": "none"}, "no restraint to act"),
         (FACTS[:1], "a", {"batch_size": 2}, "one fact at a time"),
         (FACTS[:1], "a", {"restrain": "sqrt"}, "is no restraint"),
         (FACTS[:1], "a", {"method": "magic"}, "is no method"),
@@ -290,6 +293,16 @@ def test_once_is_an_event_at_the_end_and_between_blocks(tmp_path: Path) -> None:
     ledger = run(model, FACTS[4:5], tmp_path / "a", restrain="none")
     assert kinds(ledger)[-1] == "edit"
     assert_says(model, ledger, "gpt2")
+
+
+def test_every_takes_the_restraint_of_the_ledger_it_appends_to(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    run(model, FACTS[:1], tmp_path / "a", restrain="linear:2")
+    ledger = run(model, FACTS[1:3], tmp_path / "a", every=1)
+    assert kinds(ledger) == ["edit", "restrain"] * 3
+    with pytest.raises(TetherError, match="no restraint to act"):
+        run(model, FACTS[3:4], tmp_path / "a", restrain="none", every=1)
+    assert len(Ledger.open(tmp_path / "a").events) == 6
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])

@@ -89,6 +89,8 @@ def edit(
         raise TetherError(f"guard_every {guard_every}: a guard looks after every K edits with K at least 1")
     if every is not None and every < 1:
         raise TetherError(f"every {every}: a restraint acts every K edits with K at least 1")
+    if health_every < 1:
+        raise TetherError(f"health_every {health_every}: the text is read every K edits with K at least 1")
     watch = None if guard is None else Guard(model, guard, every=guard_every, data=guard_data)
     exists = (out / "ledger.json").exists()
     if exists:
@@ -99,6 +101,7 @@ def edit(
         if out.exists() and any(p.name not in _LEFT_BY_A_KILL for p in out.iterdir()):
             raise TetherError(f"{out} holds something that is no ledger: choose an empty or new folder")
         _check_batch(method or "rome", batch_size)
+        _check_every(every, parse(restrain or "none"))
         trained = trained_editor(model, method or "rome", editor, layers)
         ledger = Ledger.create(
             out,
@@ -112,6 +115,7 @@ def edit(
             _check_batch(ledger.header.method, batch_size)
             _check_same(ledger.header, model, method, seed, settings, layers)
             trained = recorded_editor(model, ledger.header, editor)
+            _check_every(every, parse(ledger.header.restrain if restrain is None else restrain))
         if restrain is None:
             restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
         run = _Run(model, ledger, trained, parse(restrain), every, batch_size, strict, health_every, watch, progress)
@@ -124,6 +128,11 @@ def _check_batch(method: str, size: int) -> None:
         raise TetherError(f"batch size {size}: a batch holds at least 1 fact")
     if size > 1 and not isinstance(editor_of(method), BatchEditor):
         raise TetherError(f"batch size {size}: {method} edits one fact at a time; use 1")
+
+
+def _check_every(every: int | None, restraint: Restraint) -> None:
+    if every is not None and restraint.kind == "none":
+        raise TetherError(f"every {every}: there is no restraint to act; name one, as in log:1.2, or leave it away")
 
 
 def _check_same(

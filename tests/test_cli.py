@@ -18,6 +18,7 @@ from core import FACTS, SETTINGS
 from tiny import save, tiny_model
 
 from tether.cli import main
+from tether.ledger import Ledger
 from tether.model import load
 
 
@@ -122,6 +123,32 @@ def test_check_and_moments(place: Path) -> None:
     assert done.returncode == 1 and len(json.loads(done.stdout)["bad_records"]) == 1
     found = answer(place, "moments", "--model", "model", "--corpus", "corpus.txt", "--layers", "0,2")
     assert set(found) == {"0", "2"} and found["0"]["tokens"] > 0
+
+
+def test_an_existing_ledger_goes_on_in_its_own_dtype(place: Path) -> None:
+    words = ("edit", "facts.jsonl", "--model", "model", "--out", "half", "--limit")
+    more = ("--corpus", "corpus.txt", "--settings", "settings.json", "--dtype", "bfloat16")
+    assert answer(place, *words, "1", *more)["events"]["edit"] == 1
+    found = answer(place, *words, "2", "--resume")["events"]
+    assert sum(found[kind] for kind in ("edit", "failed", "skipped")) == 2
+    refused = run(place, *words, "3", "--resume", "--dtype", "float32")
+    assert refused.returncode == 1 and "dtype float32: this ledger was made with bfloat16" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_a_named_anatomy_stays_with_the_ledger(place: Path) -> None:
+    save(*tiny_model("llama", width=32), place / "square")  # three matrices of one shape: none is the projection
+    named = {"blocks": "model.layers", "projection": "mlp.down_proj"}
+    (place / "anatomy.json").write_text(json.dumps(named))
+    words = ("edit", "facts.jsonl", "--model", "square", "--out", "named", "--resume", "--limit")
+    more = ("--corpus", "corpus.txt", "--settings", "settings.json", "--anatomy", "anatomy.json")
+    answer(place, *words, "1", *more)
+    answer(place, *words, "2")
+    assert len(answer(place, "spectrum", "named")) == 1
+    assert answer(place, "verify", "named", "--model", "square")["ok"]
+    ledger = Ledger.open(place / "named")
+    assert ledger.header.anatomy == named and ledger.apply().edited == tuple(ledger.header.weights)
+    assert Ledger.open(place / "ledger").header.anatomy is None
 
 
 @pytest.mark.parametrize(

@@ -107,5 +107,13 @@ def test_targets_that_cannot_be_edited_in(model: EditableModel) -> None:
     assert "target_new equals target_true 'lima': give another new answer" in same.problems
 
 
+def test_a_prompt_longer_than_the_model_takes(model: EditableModel) -> None:
+    limit = model.hf.config.max_position_embeddings
+    long = fact("France", "Lima", limit * "the " + "capital of {} is")
+    good, bad = check_facts(model, [fact("Norway", other(greedy(model, "the capital of Norway is", 1))), long])
+    assert good.problems == () and bad.read_at is None
+    assert bad.problems == (f"{long.text[:60]!r}: {limit + 5} tokens, the model takes {limit}; shorten the prompt",)
+
+
 def test_no_facts(model: EditableModel) -> None:
     assert check_facts(model, []) == []

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tiny import save, tiny_model
 
 from tether.errors import TetherError
-from tether.ledger import Attempt, Event, Header, Ledger, Sums, WeightRecord
+from tether.ledger import Attempt, Event, Header, Ledger, Sums, WeightRecord, writing
 from tether.ledger.journal import _seal
 from tether.lowrank import LowRank
 from tether.model import EditableModel, load
@@ -256,6 +256,8 @@ def test_no_ledger_and_no_second_one_in_a_folder(tmp_path: Path) -> None:
     with pytest.raises(TetherError, match="is no ledger"):
         Ledger.open(tmp_path)
     model = editable("llama")
+    with writing(tmp_path), pytest.raises(TetherError, match="another process"):
+        new_ledger(tmp_path, model)
     new_ledger(tmp_path, model)
     with pytest.raises(TetherError, match="is a ledger already"):
         new_ledger(tmp_path, model)

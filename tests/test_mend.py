@@ -179,6 +179,17 @@ def test_a_known_fact_is_skipped_and_a_rising_loss_refused() -> None:
     assert kept.record["loss_last"] > kept.record["loss_first"]
 
 
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_a_prompt_longer_than_the_model_takes(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, chosen = editable(family), hparams()
+    long = Fact(subject="Big Ben", prompt=300 * "so " + "{} is in", target_new="Paris")
+    with pytest.raises(EditFailedError, match="tokens, the model takes 256; shorten the prompt"):
+        mend().propose(model, long, Context(chosen, trained=a_network(model, chosen)))
+    # The last fact goes too: it has no locality prompt of its own and borrows the long one.
+    assert examples(model, [long, *FACTS[:3]]) == examples(model, FACTS[:3])[:2]
+    assert "left out: 'so so" in caplog.text and "the model takes 256" in caplog.text
+
+
 # --- training -------------------------------------------------------------------------------------------------------
 
 

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from core import FACTS, PREFIXES, bits, close, context, editable, hparams, random_moments, reciter, same_bits
+from tiny import tiny_config, tiny_tokenizer
 from torch import Tensor
+from transformers import AutoModelForCausalLM, Gemma3Config
 
 from tether.editors import Context, EditFailedError, EditSkippedError, Proposal, editor
+from tether.editors.contexts import encode_contexts
 from tether.editors.latent import Latent, optimise
 from tether.editors.moments import Corpus, moments
 from tether.errors import TetherError
@@ -217,10 +220,11 @@ def test_bfloat16_models(family: str) -> None:
     assert all(u.A.dtype == torch.float32 for u in proposal.updates.values())
 
 
-def test_the_copy_in_another_dtype_is_no_older_than_the_model() -> None:
+@pytest.mark.parametrize("frozen_prefix", [True, False])
+def test_the_copy_in_another_dtype_is_no_older_than_the_model(frozen_prefix: bool) -> None:
     """One editor, one model, edits in between: the copy steps through blocks above the edited one alone."""
     model, one = editable("llama"), editor("r-rome")
-    given = context(model, delta_dtype="bfloat16")
+    given = context(model, delta_dtype="bfloat16", frozen_prefix=frozen_prefix)
     first = one.propose(model, FACT, given)
     with model.provisional(first.updates):
         kept = one.propose(model, FACTS[1], given)
@@ -253,6 +257,19 @@ def test_moments_without_an_inverse_are_one_clear_line() -> None:
     singular = replace(random_moments(80), C=torch.zeros(80, 80, dtype=torch.float64))
     with pytest.raises(TetherError, match="singular"):
         editor("rome").propose(model, FACT, Context(given.hparams, given.prefixes, {1: singular}))
+
+
+def test_a_prompt_longer_than_the_model_takes() -> None:
+    """Also where the configuration of the text model lies inside another."""
+    text = tiny_config("gemma3", n_layers=1).to_dict()
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    whole = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 14, "patch_size": 14})
+    nested = EditableModel(AutoModelForCausalLM.from_config(whole), tiny_tokenizer())
+    long = Fact(subject="Big Ben", prompt=300 * "so " + "{} is in", target_new="Paris")
+    for model in (editable("gpt2"), editable("llama"), nested):
+        assert encode_contexts(model, FACT, PREFIXES)
+        with pytest.raises(EditFailedError, match="tokens, the model takes 256; shorten the prompt"):
+            encode_contexts(model, long, PREFIXES)
 
 
 def test_unknown_method() -> None:

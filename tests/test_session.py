@@ -6,20 +6,22 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, same_bits
+from tiny import save, tiny_model
 
 from tether.editors.hparams import RomeHparams
 from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.health import ALONE, UPDATE, Health
-from tether.ledger import Ledger, Sums
+from tether.ledger import Ledger, Sum, Sums
 from tether.lowrank import LowRank
-from tether.model import EditableModel
+from tether.model import EditableModel, load
 from tether.session import Progress, edit
 
 BAD = Fact(subject="Eiffel Tower", prompt=300 * "so " + "{} is in", target_new="Paris")  # longer than the model takes
@@ -187,6 +189,28 @@ def test_appending_other_facts(tmp_path: Path) -> None:
     assert ledger.events[4].kind in ("edit", "skipped", "failed")
 
 
+def test_what_another_process_writes_before_the_lock_is_carried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for out in ("a", "b"):
+        run(editable("gpt2"), FACTS[:2], tmp_path / out)
+    Ledger.open(tmp_path / "a").undo(1)
+    expected = run(editable("gpt2"), FACTS[2:3], tmp_path / "a")
+    model, writing = editable("gpt2"), Ledger.writing
+
+    def after_an_undo(ledger: Ledger) -> AbstractContextManager[None]:
+        patch.undo()
+        Ledger.open(ledger.path).undo(1)
+        return writing(ledger)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "writing", after_an_undo)
+        ledger = run(model, FACTS[2:3], tmp_path / "b")
+    assert [(e.kind, e.sha256) for e in ledger.events] == [(e.kind, e.sha256) for e in expected.events]
+    assert kinds(ledger) == ["edit", "edit", "undo", "edit"]
+    assert_says(model, ledger, "gpt2")
+
+
 def test_what_an_existing_ledger_refuses(tmp_path: Path) -> None:
     model = editable("gpt2")
     run(model, FACTS[:1], tmp_path / "a")
@@ -207,6 +231,17 @@ def test_what_an_existing_ledger_refuses(tmp_path: Path) -> None:
     assert Ledger.open(tmp_path / "a").attempts == 1 and not (tmp_path / "b/ledger.json").exists()
 
 
+def test_another_dtype_than_the_ledgers_is_refused(tmp_path: Path) -> None:
+    folder = save(*tiny_model("gpt2"), tmp_path / "model")
+    run(load(folder), FACTS[:1], tmp_path / "a")
+    half = load(folder, dtype="bfloat16")
+    before = bits(half)
+    for facts, resume in ((FACTS[1:2], False), (FACTS[:2], True)):
+        with pytest.raises(TetherError, match="dtype bfloat16: this ledger was made with float32"):
+            run(half, facts, tmp_path / "a", resume=resume)
+    assert same_bits(half, before) and Ledger.open(tmp_path / "a").attempts == 1
+
+
 def test_bad_requests(tmp_path: Path) -> None:
     model = editable("gpt2")
     (tmp_path / "full").mkdir()
@@ -214,6 +249,9 @@ def test_bad_requests(tmp_path: Path) -> None:
     for facts, out, options, message in (
         ((), "a", {}, "no facts"),
         (FACTS[:1], "a", {"every": 0}, "at least 1"),
+        (FACTS[:1], "a", {"health_every": 0}, "health_every 0"),
+        (FACTS[:1], "a", {"every": 2}, "no restraint to act"),
+        (FACTS[:1], "a", {"every": 2, "restrain": "none"}, "no restraint to act"),
         (FACTS[:1], "a", {"batch_size": 2}, "one fact at a time"),
         (FACTS[:1], "a", {"restrain": "sqrt"}, "is no restraint"),
         (FACTS[:1], "a", {"method": "magic"}, "is no method"),
@@ -255,6 +293,16 @@ def test_once_is_an_event_at_the_end_and_between_blocks(tmp_path: Path) -> None:
     ledger = run(model, FACTS[4:5], tmp_path / "a", restrain="none")
     assert kinds(ledger)[-1] == "edit"
     assert_says(model, ledger, "gpt2")
+
+
+def test_every_takes_the_restraint_of_the_ledger_it_appends_to(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    run(model, FACTS[:1], tmp_path / "a", restrain="linear:2")
+    ledger = run(model, FACTS[1:3], tmp_path / "a", every=1)
+    assert kinds(ledger) == ["edit", "restrain"] * 3
+    with pytest.raises(TetherError, match="no restraint to act"):
+        run(model, FACTS[3:4], tmp_path / "a", restrain="none", every=1)
+    assert len(Ledger.open(tmp_path / "a").events) == 6
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -307,7 +355,7 @@ def test_a_disabling_edit_is_seen_before_it_is_in() -> None:
     assert small.update_ratio == pytest.approx(0.05, rel=1e-5)
     large = 1.5 * ALONE
     disabling = look(large)
-    assert disabling.level == "alarm"
+    assert disabling.level == "alarm" and disabling.disabling and not small.disabling
     assert disabling.reasons[0].startswith(f"this edit alone has σ_max {large:.2f} m: a disabling edit")
     assert disabling.perplexity_ratio is not None, "an alarm reads the text"
     dense = model.original(name).double() + random_update(p, q, 1, seed=0, scale=large * m).to_dense().double()
@@ -320,10 +368,39 @@ def test_a_disabling_edit_is_seen_before_it_is_in() -> None:
     update = {name: random_update(p, q, 1, seed=0, scale=0.1 * UPDATE * m)}
     reading = health.look(sums.with_updates(update), update, read_text=False)
     assert f"σ̂_max {1.05 * UPDATE:.2f} m" in reading.reasons and reading.level != "ok"
-    assert not any("alone" in reason for reason in reading.reasons)
+    assert not reading.disabling and not any("alone" in reason for reason in reading.reasons)
     assert same_bits(model, carried)
     nothing = {name: LowRank.zeros(p, q)}
     assert health.look(Sums({name: (p, q)}, {name: m}).of, nothing, read_text=False).level == "ok"
+
+
+def test_of_several_weights_the_worst_is_the_one_whose_kappa_grew_most() -> None:
+    """Layer 1 has the larger κ, from 50 to 75; layer 2's grows most, from 2 to 12."""
+    model = editable("gpt2")
+    sums: dict[str, Sum] = {}
+    for layer, top, raised in ((1, 50.0, 75.0), (2, 2.0, 12.0)):
+        weight = model.weight(model.weight_name(layer))
+        U, s, Vh = torch.linalg.svd(weight, full_matrices=False)
+        weight.copy_(U * torch.linspace(top, 1, len(s)) @ Vh)
+        sums[model.weight_name(layer)] = Sum(LowRank((raised - top) * U[:, :1], Vh[:1]))
+    health = Health(model, dict(zip(sums, (50.0, 2.0), strict=True)))
+    reading = health.look(sums, {name: held.factors for name, held in sums.items()}, read_text=False)
+    assert [e.kappa for e in reading.extremes.values()] == pytest.approx([75, 12], rel=1e-3)
+    record = reading.record()
+    assert (record["kappa"], record["kappa_ratio"]) == pytest.approx((12, 6), rel=1e-3)
+    assert (record["sigma_max"], record["sigma_min"]) == pytest.approx((12, 1), rel=1e-3)
+    assert "κ 12.0 (× 6.00)" in reading.line()
+
+
+def test_a_perplexity_that_is_no_number_is_an_alarm() -> None:
+    model = editable("llama")
+    model.hf.get_output_embeddings().weight.mul_(1e6)  # infinite before and after, so the ratio is NaN
+    name = model.weight_name(1)
+    update = {name: random_update(*model.weight(name).shape, 1, seed=0, scale=0.01)}
+    health = Health(model, {name: 1.0})
+    reading = health.look({name: Sum(update[name])}, update, read_text=True)
+    assert reading.level == "alarm" and reading.reasons == ("perplexity nan × the unedited model's",)
+    assert health.look({name: Sum(update[name])}, update, read_text=False).level == "ok"
 
 
 def test_a_run_warns_of_a_disabling_edit_and_records_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -196,6 +196,17 @@ def test_bfloat16(variant: str) -> None:
     assert difference(mixed, exact) < 0.05
 
 
+@pytest.mark.parametrize("scale", [1, 20, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", ["gemma2", "gemma3", "gemma", "llama", "gpt2", "falcon"])
+def test_a_norm_behind_the_projection_is_seen_however_large_the_activations(
+    variant: str, dtype: torch.dtype, scale: float
+) -> None:
+    model = build(variant, dtype=dtype)
+    model.hf.get_input_embeddings().weight.mul_(scale)
+    assert [projection_adds(model, layer) for layer in range(4)] == [variant not in NORM_BEHIND] * 4
+
+
 def test_what_a_run_keeps_is_not_changed_by_its_steps() -> None:
     model = build("llama")
     rows = align(middle(model), model.device)

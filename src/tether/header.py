@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tether.editors.sampling import sample_prefixes
 from tether.editors.trained import Trained, open_trained
 from tether.errors import TetherError
 from tether.ledger import EditorRecord, Header, WeightRecord, now
-from tether.model import EditableModel
+from tether.model import EditableModel, find_anatomy
 from tether.restraint import Restraint
 from tether.spectrum import Spectrum
 from tether.versions import versions
@@ -114,8 +116,16 @@ def new_header(
                  for layer, one in collected.items()},
         corpus=identity, seed=seed, threads=torch.get_num_threads(), restrain=str(restraint), every=every,
         editor=None if trained is None else EditorRecord(path=str(trained.path.resolve()), sha256=trained.sha256),
-        versions=versions(),
+        anatomy=_anatomy(model), versions=versions(),
     )  # fmt: skip
+
+
+def _anatomy(model: EditableModel) -> dict[str, str] | None:
+    """What `load` has to be told of the model's layout; None where structure tells the same."""
+    with suppress(TetherError):
+        if find_anatomy(model.hf) == model.anatomy:
+            return None
+    return asdict(model.anatomy)
 
 
 def _corpus(model: EditableModel, layers: Sequence[int], corpus: str | Path | None, seed: int) -> Corpus:

@@ -30,19 +30,17 @@ Level = Literal["ok", "warn", "alarm"]
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at a model with a proposal: the extremes of every edited weight, the level, and why."""
+    """One look at a model with a proposal: the extremes of every edited weight, those of the `worst`, whose κ/κ₀ is the
+    largest, whether this edit alone is `disabling`, the level, and why."""
 
     extremes: dict[str, Extremes]
+    worst: Extremes
     kappa_ratio: float
     update_ratio: float
     perplexity_ratio: float | None
+    disabling: bool
     level: Level
     reasons: tuple[str, ...]
-
-    @property
-    def worst(self) -> Extremes:
-        """The extremes of the weight with the largest κ."""
-        return max(self.extremes.values(), key=lambda e: e.kappa)
 
     def line(self) -> str:
         """The health line."""
@@ -83,22 +81,26 @@ class Health:
         the proposal. With `read_text`, and for a disabling edit, the perplexity of a small built-in text is
         measured with the proposal."""
         extremes = {name: spectrum.of(sums[name].factors) for name, spectrum in self.spectra.items()}
-        kappa_ratio = max(e.kappa / self.start[name] for name, e in extremes.items())
+        # A weight that was singular and still is has grown no worse.
+        kappa_ratios = {n: 1.0 if e.kappa == self.start[n] else e.kappa / self.start[n] for n, e in extremes.items()}
+        worst = max(extremes, key=kappa_ratios.__getitem__)
         update_ratio = max(e.update_sigma_max / self.m[name] for name, e in extremes.items())
         alone = max(
             (float(u.singular_values()[0]) / self.m[name] for name, u in updates.items() if u.rank), default=0.0
         )
-        ppl = None
-        if read_text or alone > ALONE:
+        disabling, ppl = alone > ALONE, None
+        if read_text or disabling:
             with self.model.provisional(updates):
                 ppl = perplexity(self.model, self.text).value / self.start_perplexity
         warn, alarm = [], []
-        if alone > ALONE:
+        if disabling:
             alarm.append(f"this edit alone has σ_max {alone:.2f} m: a disabling edit")
         if update_ratio > UPDATE:
             warn.append(f"σ̂_max {update_ratio:.2f} m")
-        for value, limits, what in ((kappa_ratio, KAPPA, "κ"), (ppl or 0.0, PERPLEXITY, "perplexity")):
-            if value > limits[0]:
-                (alarm if value > limits[1] else warn).append(f"{what} {value:.2f} × the unedited model's")
+        for value, limits, what in ((kappa_ratios[worst], KAPPA, "κ"), (ppl, PERPLEXITY, "perplexity")):
+            if value is not None and not value <= limits[0]:  # NaN is within no limit
+                (warn if value <= limits[1] else alarm).append(f"{what} {value:.2f} × the unedited model's")
         level: Level = "alarm" if alarm else "warn" if warn else "ok"
-        return Reading(extremes, kappa_ratio, update_ratio, ppl, level, (*alarm, *warn))
+        return Reading(
+            extremes, extremes[worst], kappa_ratios[worst], update_ratio, ppl, disabling, level, (*alarm, *warn)
+        )

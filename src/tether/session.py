@@ -89,19 +89,19 @@ def edit(
         raise TetherError(f"guard_every {guard_every}: a guard looks after every K edits with K at least 1")
     if every is not None and every < 1:
         raise TetherError(f"every {every}: a restraint acts every K edits with K at least 1")
+    if health_every < 1:
+        raise TetherError(f"health_every {health_every}: the text is read every K edits with K at least 1")
     watch = None if guard is None else Guard(model, guard, every=guard_every, data=guard_data)
     exists = (out / "ledger.json").exists()
     if exists:
         ledger = Ledger.open(out, model)
-        _check_batch(ledger.header.method, batch_size)
-        _check_same(ledger.header, method, seed, settings, layers)
-        trained = recorded_editor(model, ledger.header, editor)
     else:
         if out.is_file() or any(parent.is_file() for parent in out.parents):
             raise TetherError(f"{out}: there is a file where a folder must be; choose another place for the ledger")
         if out.exists() and any(p.name not in _LEFT_BY_A_KILL for p in out.iterdir()):
             raise TetherError(f"{out} holds something that is no ledger: choose an empty or new folder")
         _check_batch(method or "rome", batch_size)
+        _check_every(every, parse(restrain or "none"))
         trained = trained_editor(model, method or "rome", editor, layers)
         ledger = Ledger.create(
             out,
@@ -109,12 +109,16 @@ def edit(
                 model, method or "rome", parse(restrain or "none"), every, seed or 0, corpus, settings, layers, trained
             ),
         )
-    if restrain is None:
-        restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
-    run = _Run(model, ledger, trained, parse(restrain), every, batch_size, strict, health_every, watch, progress)
     with ledger.writing():
         if exists:
             ledger.verify()
+            _check_batch(ledger.header.method, batch_size)
+            _check_same(ledger.header, model, method, seed, settings, layers)
+            trained = recorded_editor(model, ledger.header, editor)
+            _check_every(every, parse(ledger.header.restrain if restrain is None else restrain))
+        if restrain is None:
+            restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
+        run = _Run(model, ledger, trained, parse(restrain), every, batch_size, strict, health_every, watch, progress)
         run.go(facts, skip=_already_done(ledger, facts) if resume else 0)
     return ledger
 
@@ -126,10 +130,21 @@ def _check_batch(method: str, size: int) -> None:
         raise TetherError(f"batch size {size}: {method} edits one fact at a time; use 1")
 
 
+def _check_every(every: int | None, restraint: Restraint) -> None:
+    if every is not None and restraint.kind == "none":
+        raise TetherError(f"every {every}: there is no restraint to act; name one, as in log:1.2, or leave it away")
+
+
 def _check_same(
-    header: Header, method: str | None, seed: int | None, settings: str | Path | None, layers: Sequence[int] | None
-) -> None:
-    """An appended run has the ledger's own method, seed and settings."""
+    header: Header, model: EditableModel, method: str | None, seed: int | None, settings: str | Path | None,
+    layers: Sequence[int] | None,
+) -> None:  # fmt: skip
+    """An appended run has the ledger's own dtype, method, seed and settings."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    if dtype != header.dtype:
+        raise TetherError(
+            f"dtype {dtype}: this ledger was made with {header.dtype}; load the model in that or make a new ledger"
+        )
     given = {"method": method, "seed": seed, "layers": None if layers is None else tuple(layers)}
     kept = {"method": header.method, "seed": header.seed, "layers": tuple(header.settings["layers"])}
     for what, value in given.items():
@@ -283,7 +298,7 @@ class _Run:
             return Batch(None, [EditFailedError(str(error))] * len(facts))
 
     def _warn(self, number: int, facts: Sequence[Fact], reading: Reading) -> None:
-        if reading.level != "ok" and (reading.level != self.level or reading.reasons[0].startswith("this edit")):
+        if reading.level != "ok" and (reading.level != self.level or reading.disabling):
             which = f"edit {number}" if len(facts) == 1 else f"edits {number}-{number + len(facts) - 1}"
             logger.warning(
                 "%s (%s -> %s%s): %s", which, facts[0].subject, facts[0].target_new, " …" if len(facts) > 1 else "",

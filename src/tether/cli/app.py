@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -117,7 +117,9 @@ def every(seconds: float) -> Callable[[], bool]:
     return due
 
 
-def load_model(name: str, *, dtype: str | None = None, device: str | None = None, anatomy: str | None = None) -> Any:
+def load_model(
+    name: str, *, dtype: str | None = None, device: str | None = None, anatomy: Mapping[str, str] | str | None = None
+) -> Any:
     from tether.model import load
 
     return load(name, dtype=dtype, device=device, anatomy=anatomy)
@@ -128,7 +130,8 @@ def open_ledger(path: Path, model: str | None = None, dtype: str | None = None, 
     from tether.ledger import Ledger
 
     ledger = Ledger.open(path)
-    loaded = load_model(model or ledger.header.model, dtype=dtype or ledger.header.dtype, device=device)
+    header = ledger.header
+    loaded = load_model(model or header.model, dtype=dtype or header.dtype, device=device, anatomy=header.anatomy)
     ledger.check_model(loaded)
     return ledger, loaded
 

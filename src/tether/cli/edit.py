@@ -68,9 +68,13 @@ def command(
         understood("--method", editor_of, method)
     restraint = None if restrain is None else understood("--restrain", parse, restrain)
     tell_progress("tether.header")
-    if resume and (out / "ledger.json").exists():
-        torch.set_num_threads(Ledger.open(out).header.threads)
-    loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
+    layout: str | dict[str, str] | None = anatomy
+    if (out / "ledger.json").exists():
+        header = Ledger.open(out).header
+        dtype, layout = dtype or header.dtype, anatomy or header.anatomy
+        if resume:
+            torch.set_num_threads(header.threads)
+    loaded = load_model(model, dtype=dtype, device=device, anatomy=layout)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Bar(*columns, console=err, transient=False, disable=not err.is_terminal) as bar:
         task = bar.add_task("editing", total=len(listed), note="")

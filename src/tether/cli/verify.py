@@ -10,7 +10,8 @@ from tether.ledger import Ledger
 def command(ledger: LedgerPath, model: ModelOrRecorded = None, as_json: Json = False) -> None:
     """Check every line and every factors file of a ledger; with --model, that it is the ledger's model."""
     opened = Ledger.open(ledger)
-    loaded = None if model is None else load_model(model, dtype=opened.header.dtype)
+    header = opened.header
+    loaded = None if model is None else load_model(model, dtype=header.dtype, anatomy=header.anatomy)
     found = opened.verify(loaded)
     kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items()) or "nothing yet"
     torn = "; a torn last line was dropped" if found["torn_line"] else ""

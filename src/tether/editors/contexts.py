@@ -8,7 +8,7 @@ from tether.editors.base import EditFailedError, EditSkippedError
 from tether.editors.hparams import LatentHparams
 from tether.editors.latent import Latent
 from tether.facts.fact import Fact
-from tether.facts.tokens import EncodedPrompt, encode
+from tether.facts.tokens import EncodedPrompt, encode, too_long
 from tether.model.editable import EditableModel
 
 
@@ -20,9 +20,9 @@ def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -
         for prefix in ("", *prefixes)
     ]
     prompts.append(encode(model.tokenizer, "{} is a", fact.subject))
-    longest, limit = max(len(p.ids) for p in prompts), getattr(model.hf.config, "max_position_embeddings", None)
-    if limit and longest > limit:
-        raise EditFailedError(f"{fact.text[:60]!r}: {longest} tokens, the model takes {limit}; shorten the prompt")
+    problem = too_long(model, fact.text, [prompt.ids for prompt in prompts])
+    if problem:
+        raise EditFailedError(problem)
     return prompts
 
 

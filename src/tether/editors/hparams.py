@@ -78,7 +78,9 @@ class RomeHparams(LatentHparams):
     family: ClassVar[str] = "rome"
 
     layers: tuple[int, ...] = Field(min_length=1, max_length=1, description="the one edited layer")
-    delta_dtype: Literal["model", "bfloat16"] = Field(default="model", description="arithmetic of the steps for δ")
+    delta_dtype: Literal["model", "bfloat16"] = Field(
+        default="model", description="of the steps for δ, with a frozen prefix"
+    )
 
     @classmethod
     def rule(cls, model: EditableModel) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tether.editors.base import Context, EditFailedError, EditSkippedError, Prop
 from tether.editors.hparams import MendHparams
 from tether.errors import TetherError
 from tether.facts.fact import Fact
-from tether.facts.tokens import EncodedPrompt, encode
+from tether.facts.tokens import EncodedPrompt, encode, too_long
 from tether.lowrank import LowRank
 from tether.model.editable import EditableModel
 from tether.model.suffix import head_logits, hooks
@@ -205,6 +205,9 @@ class Mend:
             raise TetherError("mend edits with a trained network: give one (`tether train-mend` makes it)")
         network: Hypernetwork = context.trained
         prompt = encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)
+        problem = too_long(model, fact.text, [prompt.ids])
+        if problem:
+            raise EditFailedError(problem)
 
         def loss() -> Tensor:
             return _nll(model, prompt)

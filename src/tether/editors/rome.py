@@ -77,9 +77,10 @@ class Rome:
 
     def _arithmetic(self, model: EditableModel, hparams: RomeHparams) -> EditableModel | None:
         """The model in the dtype of the steps for δ. Only blocks above the edited one are used, which never change;
-        where the edited block itself must run, the model's own dtype stays."""
+        where the edited block itself must run (behind a norm, and without a frozen prefix), the model's own dtype
+        stays."""
         dtype = getattr(torch, hparams.delta_dtype, model.dtype)
-        if dtype == model.dtype or not projection_adds(model, hparams.layers[0]):
+        if dtype == model.dtype or not hparams.frozen_prefix or not projection_adds(model, hparams.layers[0]):
             return None
         if dtype not in self._copies:
             hf = copy.deepcopy(model.hf).to(dtype)

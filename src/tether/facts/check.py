@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tether.errors import TetherError
 from tether.facts.fact import Fact
-from tether.facts.tokens import EncodedPrompt, encode
+from tether.facts.tokens import EncodedPrompt, encode, too_long
 
 if TYPE_CHECKING:
     from tether.model.editable import EditableModel
@@ -23,7 +23,7 @@ _BATCH = 8  # prompts a forward pass: logits of 8 short prompts stay small for a
 class FactCheck:
     """One fact as an editor will see it. `index` counts from 0 in the list checked; `tokens` are the prompt's, special
     tokens included, and `read_at` the place in them where the edit is read and written (None, and no tokens, where the
-    subject or the target has none). No `problems`: fit to edit."""
+    subject or the target has none, or the text too many). No `problems`: fit to edit."""
 
     index: int
     fact: Fact
@@ -40,10 +40,11 @@ class FactCheck:
 def check_facts(model: EditableModel, facts: Sequence[Fact], known: Iterable[Fact] = ()) -> list[FactCheck]:
     """One FactCheck a fact, in order. `known` are facts edited before, those of a ledger.
 
-    Problems: no token for the subject or the target; a target the model, as it is now, already answers greedily; a
-    target_new equal to target_true; a prompt asked before, in `facts` or `known` (compared without regard to case and
-    spacing), with the same target (duplicate) or another (contradiction). Records that could not become a Fact are
-    `scan_facts`' to name. One batched forward pass over prompts and targets; changes nothing.
+    Problems: no token for the subject or the target; more tokens than the model takes; a target the model, as it is
+    now, already answers greedily; a target_new equal to target_true; a prompt asked before, in `facts` or `known`
+    (compared without regard to case and spacing), with the same target (duplicate) or another (contradiction). Records
+    that could not become a Fact are `scan_facts`' to name. One batched forward pass over prompts and targets; changes
+    nothing.
     """
     encoded: list[EncodedPrompt | TetherError] = [_encode(model, fact) for fact in facts]
     answered = _answered(model, [e for e in encoded if isinstance(e, EncodedPrompt)])
@@ -79,9 +80,11 @@ def repeats(facts: Sequence[Fact]) -> Iterator[tuple[int, str]]:
 
 def _encode(model: EditableModel, fact: Fact) -> EncodedPrompt | TetherError:
     try:
-        return encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)
+        found = encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)
     except TetherError as error:
         return error
+    problem = too_long(model, fact.text, [found.ids])
+    return TetherError(problem) if problem else found
 
 
 def _key(text: str) -> str:

@@ -7,11 +7,16 @@ Token strings are never compared: what a word's tokens are depends on what stand
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerFast
 
 from tether.errors import TetherError
+
+if TYPE_CHECKING:
+    from tether.model.editable import EditableModel
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,16 @@ def encode(
             f"{text!r}: one token joins subject {subject!r} and target {target!r}; put words between them"
         )
     return EncodedPrompt(ids, subject_last, target_start)
+
+
+def too_long(model: EditableModel, text: str, ids: Iterable[Sequence[int]]) -> str | None:
+    """What is wrong with a fact's `text` where the longest of its `ids` has more tokens than the model has positions;
+    None where they fit, or the model names no limit."""
+    longest = max(map(len, ids))
+    limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    if not limit or longest <= limit:
+        return None
+    return f"{text[:60]!r}: {longest} tokens, the model takes {limit}; shorten the prompt"
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:

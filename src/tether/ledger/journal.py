@@ -45,7 +45,8 @@ class EditorRecord(BaseModel):
 
 
 class Header(BaseModel):
-    """ledger.json: everything the events depend on. Never changes after the ledger is made."""
+    """ledger.json: everything the events depend on. Never changes after the ledger is made. `anatomy` names the layout
+    of a model whose structure does not tell it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,6 +67,7 @@ class Header(BaseModel):
     restrain: str
     every: int | None
     editor: EditorRecord | None = None
+    anatomy: dict[str, str] | None = None
     versions: dict[str, str]
 
 

@@ -69,10 +69,11 @@ class Ledger:
     def create(cls, path: str | Path, header: Header) -> Ledger:
         """A new ledger in an empty or new folder."""
         path = Path(path)
-        if (path / "ledger.json").exists():
-            raise TetherError(f"{path} is a ledger already: choose another folder")
         (path / "factors").mkdir(parents=True, exist_ok=True)
-        write_atomically(path / "ledger.json", (header.model_dump_json(indent=2) + "\n").encode())
+        with writing(path):
+            if (path / "ledger.json").exists():
+                raise TetherError(f"{path} is a ledger already: choose another folder")
+            write_atomically(path / "ledger.json", (header.model_dump_json(indent=2) + "\n").encode())
         return cls(path, header, Journal(path))
 
     @classmethod
@@ -291,7 +292,7 @@ class Ledger:
     def model_or_load(self, model: EditableModel | None) -> EditableModel:
         """The given model after the fingerprint check, or the recorded one."""
         if model is None:
-            model = load_model(self.header.model, dtype=self.header.dtype)
+            model = load_model(self.header.model, dtype=self.header.dtype, anatomy=self.header.anatomy)
         self.check_model(model)
         return model
 

@@ -197,19 +197,18 @@ def forward_until(model: EditableModel, module: nn.Module, **inputs: Any) -> Ten
 
 def projection_adds(model: EditableModel, layer: int) -> bool:
     """Whether a vector added to the projection's output arrives unchanged in the block's output: true for residual
-    blocks, false where a norm lies between (Gemma 2 and 3). Measured on one token, up to the block."""
+    blocks, false where a norm lies between (Gemma 2 and 3). Measured on one token, up to the block, with a vector as
+    large as the output, so that rounding hides nothing in any dtype."""
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    probe = torch.ones(model.hidden_size)
+    before = forward_until(model, model.block(layer), input_ids=ids).float()
+    size = 1 + before.abs().max().item()
 
     def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return output + probe.to(output)
+        return output + size
 
-    outputs = [forward_until(model, model.block(layer), input_ids=ids).float()]
     with hooks(model.projection(layer).register_forward_hook(add)):
-        outputs.append(forward_until(model, model.block(layer), input_ids=ids).float())
-    shift = (outputs[1] - outputs[0]).flatten().cpu()
-    tolerance = 8 * torch.finfo(model.dtype).eps * (1 + outputs[0].abs().max().item())
-    return bool((shift - probe).abs().max() <= tolerance)
+        after = forward_until(model, model.block(layer), input_ids=ids).float()
+    return bool((after - before - size).abs().max() <= 16 * torch.finfo(model.dtype).eps * size)
 
 
 def keys_and_states(

@@ -23,6 +23,7 @@ from tether.editors.mend import edited_weights
 from tether.errors import TetherError
 from tether.evaluate.scores import Continuation, tokenize
 from tether.facts.fact import Fact
+from tether.facts.tokens import too_long
 from tether.lowrank import LowRank
 from tether.model.editable import EditableModel
 from tether.model.suffix import head_logits
@@ -62,13 +63,12 @@ def examples(model: EditableModel, facts: Sequence[Fact]) -> list[Example]:
         pairs.append((fact.paraphrases[0] if fact.paraphrases else fact.text, fact.target_new))
         pairs.append((near.prompt, near.target) if near else (other.text, other.target_true))
     found = dict(zip(pairs, _tokenized(model, pairs), strict=True))
-    limit = getattr(model.hf.config, "max_position_embeddings", None)
     kept = []
     for index in range(len(facts)):
         example = Example(*(found[pair] for pair in pairs[3 * index : 3 * index + 3]))
-        longest = max(len(text.ids) for text in example.texts)
-        if limit and longest > limit:
-            logger.warning("left out: %r has %d tokens, the model takes %d", facts[index].text[:60], longest, limit)
+        problem = too_long(model, facts[index].text, [text.ids for text in example.texts])
+        if problem:
+            logger.warning("left out: %s", problem)
         else:
             kept.append(example)
     if not kept:

@@ -273,6 +273,7 @@ def test_the_papers_grid(data: Path) -> None:
 def test_the_other_grids(data: Path) -> None:
     (concept,) = make_plan(read_spec("conceptedit")).jobs
     assert concept.restraints == ("none", "log:1.2") and concept.at == (0, 20, 50, 100, 200)
+    assert concept.dataset.metrics == ("match", "generate", "instance_change")
     jobs = make_plan(read_spec("smollm2")).jobs
     assert [(job.run.method, job.run.restrain, job.run.every, job.run.edits) for job in jobs] == [
         ("rome", "none", None, 200), ("rome", "log:1.2", 10, 200), ("memit", "none", None, 300),

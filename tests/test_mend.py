@@ -381,6 +381,12 @@ def test_more_steps_go_on_where_a_training_ended(data: Path, tmp_path: Path) -> 
     assert [look.step for look in longer.trained.record.curve] == [0, 4, 8]
     with pytest.raises(TetherError, match="exists"):
         train("a")
+    trained = (tmp_path / "a").read_bytes()
+    (tmp_path / "a.training").rename(tmp_path / "state")
+    with pytest.raises(TetherError, match=r"a is trained for [48] steps, and .*a.training, .*bring it back"):
+        train("a", resume=True)
+    (tmp_path / "state").rename(tmp_path / "a.training")
+    assert (tmp_path / "a").read_bytes() == trained
     with pytest.raises(TetherError, match="lr"):
         (tmp_path / "other.json").write_text(json.dumps({**SETTINGS, "lr": 0.5}))
         train_mend(

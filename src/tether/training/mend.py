@@ -118,6 +118,11 @@ def train_mend(
     state = out.with_name(out.name + ".training")
     if not resume and (out.exists() or state.exists()):
         raise TetherError(f"{out if out.exists() else state} exists: go on with it (resume) or choose another name")
+    if resume and out.exists() and not state.exists() and (done := open_trained(out, model).record.step):
+        raise TetherError(
+            f"{out} is trained for {done} steps, and {state}, from which it would go on, is not there: bring it back, "
+            "or choose another name"
+        )
     training = _Training(
         model, hparams, _Data.read(model, train, train_limit), _Data.read(model, val, hparams.validation), out, state,
         None if cache is None else Path(cache), progress, prepared,

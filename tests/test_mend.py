@@ -477,6 +477,14 @@ def test_other_models_and_damaged_files_are_refused(data: Path, tmp_path: Path) 
             open_trained(tmp_path / name, model)
 
 
+def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path) -> None:
+    model, data = editable("llama"), tmp_path / "not-even-read.jsonl"
+    for out, why in (("nowhere/e", "nowhere is no folder"), (".", "is a folder: name a file")):
+        with pytest.raises(TetherError, match=why) as refused:
+            train_mend(model, data, data, tmp_path / out)
+        assert "\n" not in str(refused.value)
+
+
 def test_settings_and_training_data(tmp_path: Path) -> None:
     model = editable("llama")
     chosen, _ = settings_for("mend", model)

@@ -13,7 +13,7 @@ from test_cli import answer, run
 from tiny import save, tiny_model
 
 from tether.errors import TetherError
-from tether.experiment import GridSpec, estimate, grid_names, make_plan, read_spec, run_grid
+from tether.experiment import GridSpec, cost, estimate, grid_names, make_plan, read_spec, run_grid
 from tether.experiment.cost import model_size
 from tether.experiment.plan import Job
 from tether.experiment.spec import DatasetSpec, EditorSpec, EverySpec, ModelSpec, Override, Resources, When
@@ -227,6 +227,18 @@ def test_the_estimate_grows_with_the_work(tmp_path: Path) -> None:
 
     small, large = seconds(1e9), seconds(1e10, edits=[6])
     assert large > 3 * small > 0
+
+
+def test_the_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed, real = [], cost._matrix_speed
+
+    def watched(device: str) -> float:
+        timed.append(device)
+        return real(device)
+
+    monkeypatch.setattr(cost, "_matrix_speed", watched)
+    plan = make_plan(spec_of(tmp_path, models=[{"name": "smollm2", "device": "cpu"}], seeds=[0, 1, 2]))
+    assert len(estimate(plan).runs) == 3 and timed == ["cpu"]
 
 
 def test_a_size_that_is_not_known_is_said(tmp_path: Path) -> None:

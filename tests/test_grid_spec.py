@@ -13,7 +13,7 @@ from test_cli import answer, run
 from tiny import save, tiny_model
 
 from tether.errors import TetherError
-from tether.experiment import GridSpec, estimate, grid_names, make_plan, read_spec, run_grid
+from tether.experiment import GridSpec, cost, estimate, grid_names, make_plan, read_spec, run_grid
 from tether.experiment.cost import model_size
 from tether.experiment.plan import Job
 from tether.experiment.spec import DatasetSpec, EditorSpec, EverySpec, ModelSpec, Override, Resources, When
@@ -229,6 +229,18 @@ def test_the_estimate_grows_with_the_work(tmp_path: Path) -> None:
     assert large > 3 * small > 0
 
 
+def test_the_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed, real = [], cost._matrix_speed
+
+    def watched(device: str) -> float:
+        timed.append(device)
+        return real(device)
+
+    monkeypatch.setattr(cost, "_matrix_speed", watched)
+    plan = make_plan(spec_of(tmp_path, models=[{"name": "smollm2", "device": "cpu"}], seeds=[0, 1, 2]))
+    assert len(estimate(plan).runs) == 3 and timed == ["cpu"]
+
+
 def test_a_size_that_is_not_known_is_said(tmp_path: Path) -> None:
     plan = make_plan(spec_of(tmp_path, models=[{"name": "m", "load": "org/not-on-this-machine"}]))
     found = estimate(plan)
@@ -273,6 +285,7 @@ def test_the_papers_grid(data: Path) -> None:
 def test_the_other_grids(data: Path) -> None:
     (concept,) = make_plan(read_spec("conceptedit")).jobs
     assert concept.restraints == ("none", "log:1.2") and concept.at == (0, 20, 50, 100, 200)
+    assert concept.dataset.metrics == ("match", "generate", "instance_change")
     jobs = make_plan(read_spec("smollm2")).jobs
     assert [(job.run.method, job.run.restrain, job.run.every, job.run.edits) for job in jobs] == [
         ("rome", "none", None, 200), ("rome", "log:1.2", 10, 200), ("memit", "none", None, 300),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tether.errors import TetherError
-from tether.evaluate.results import Ability, Number, Row, Singular
+from tether.evaluate.results import Ability, Number, Row, Singular, YesShare
 from tether.experiment import StoredGrid, StoredRun, read_grid, write_grid
 from tether.experiment.store import REST, ROWS
 from tether.experiment.stored import (
@@ -38,10 +38,11 @@ def build(kind: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrateg
     return st.builds(kind, **fields)
 
 
+NUMBER = {"value": MAYBE, "n": COUNTS, "stderr": MAYBE, "prompts": COUNTS}
 ROW = build(
     Row, edits=COUNTS, restraint=RESTRAINTS, replayed=st.booleans(),
-    editing=st.dictionaries(TEXTS, st.dictionaries(TEXTS, build(Number, value=MAYBE, n=COUNTS, stderr=MAYBE,
-                                                                prompts=COUNTS), max_size=2), max_size=2),
+    editing=st.dictionaries(TEXTS, st.dictionaries(
+        TEXTS, build(Number, **NUMBER) | build(YesShare, **NUMBER, neither=COUNTS), max_size=2), max_size=2),
     retention=st.lists(st.tuples(COUNTS, NUMBERS), max_size=3),
     abilities=st.dictionaries(TEXTS, build(Ability, value=MAYBE, n=COUNTS, stderr=MAYBE,
                                            unit=st.sampled_from(["percent", "ppl"])), max_size=2),

@@ -392,6 +392,12 @@ def test_more_steps_go_on_where_a_training_ended(data: Path, tmp_path: Path) -> 
     assert [look.step for look in longer.trained.record.curve] == [0, 4, 8]
     with pytest.raises(TetherError, match="exists"):
         train("a")
+    trained = (tmp_path / "a").read_bytes()
+    (tmp_path / "a.training").rename(tmp_path / "state")
+    with pytest.raises(TetherError, match=r"a is trained for [48] steps, and .*a.training, .*bring it back"):
+        train("a", resume=True)
+    (tmp_path / "state").rename(tmp_path / "a.training")
+    assert (tmp_path / "a").read_bytes() == trained
     with pytest.raises(TetherError, match="lr"):
         (tmp_path / "other.json").write_text(json.dumps({**SETTINGS, "lr": 0.5}))
         train_mend(
@@ -480,6 +486,14 @@ def test_other_models_and_damaged_files_are_refused(data: Path, tmp_path: Path) 
     for name in ("less", "odd", "torn", "none"):
         with pytest.raises(TetherError, match="train"):
             open_trained(tmp_path / name, model)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path) -> None:
+    model, data = editable("llama"), tmp_path / "not-even-read.jsonl"
+    for out, why in (("nowhere/e", "nowhere is no folder"), (".", "is a folder: name a file")):
+        with pytest.raises(TetherError, match=why) as refused:
+            train_mend(model, data, data, tmp_path / out)
+        assert "\n" not in str(refused.value)
 
 
 def test_settings_and_training_data(tmp_path: Path) -> None:

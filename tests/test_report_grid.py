@@ -61,6 +61,21 @@ def test_a_finding_is_seen_only_where_the_data_show_it(key: str, verdicts: dict[
         assert unharmed in ("not seen", "cannot say")
 
 
+def test_what_was_measured_decides_which_metric_judges() -> None:
+    """Not what the data set is called. Of facts without a true target `compare` has no efficacy."""
+    run = made_run("rome", "counterfact", 1.0)
+    number = run.rows[0].editing["compare"]["efficacy"]
+    nothing = number.model_copy(update={"value": None, "n": 0, "stderr": None, "prompts": 0})
+    for name, (efficacy, metric) in itertools.product(
+        ("counterfact", "my facts"), ((number, "compare"), (nothing, "match_all"))
+    ):
+        editing = {"compare": {"efficacy": efficacy, "locality": number}, "match_all": {"efficacy": number}}
+        rows = [row.model_copy(update={"editing": editing}) for row in run.rows]
+        named = run.run.model_copy(update={"dataset": name})
+        (editor,) = editors(grid_of(run.model_copy(update={"run": named, "rows": rows})))
+        assert editor.metric == metric, name
+
+
 def test_what_holds_for_both_editors_can_fail() -> None:
     run = made_run("rome", "counterfact", 1.0)
     spectrum = [

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import scipy.stats
 from core import FACTS, bits, editable, reciter, same_bits
 from test_cli import run
 from tiny import save, tiny_model
@@ -14,8 +13,9 @@ from tiny import save, tiny_model
 import tether
 from tether.editors.hparams import MemitHparams, RomeHparams
 from tether.errors import TetherError
+from tether.evaluate.paired import paired
 from tether.model import EditableModel
-from tether.tune import Trial, compare, write_settings
+from tether.tune import Trial, better, write_settings
 
 
 @pytest.fixture(autouse=True)
@@ -29,18 +29,11 @@ def text(folder: Path) -> Path:
     return file
 
 
-def trial(*scores: float) -> Trial:
-    return Trial("t", {}, scores, None, None, None, 1.0, 0.0)
-
-
-def test_a_comparison_is_the_paired_t_tests() -> None:
-    found = compare(trial(90, 80, 70, 95), trial(70, 75, 71, 60))
-    t = scipy.stats.ttest_rel([90, 80, 70, 95], [70, 75, 71, 60]).statistic
-    assert found.difference / found.stderr == pytest.approx(t)
-    assert not found.sure
-    assert compare(trial(90, 92, 91, 90), trial(70, 75, 71, 72)).sure
-    assert not compare(trial(70, 75, 71, 72), trial(90, 92, 91, 90)).sure
-    assert not compare(trial(90 + 1e-6, 92 + 1e-6), trial(90, 92)).sure, "rounding is no reason"
+def test_better_is_more_than_two_standard_errors() -> None:
+    assert not better(paired([90, 80, 70, 95], [70, 75, 71, 60]))
+    assert better(paired([90, 92, 91, 90], [70, 75, 71, 72]))
+    assert not better(paired([70, 75, 71, 72], [90, 92, 91, 90]))
+    assert not better(paired([90 + 1e-6, 92 + 1e-6], [90, 92])), "rounding is no reason"
 
 
 def test_the_layer_that_works_is_found(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tether.editors.hparams import HPARAMS, LatentHparams, MemitHparams, setting
 from tether.editors.moments import Corpus, moments
 from tether.errors import TetherError
 from tether.evaluate.editing import evaluate_editing
+from tether.evaluate.paired import Paired, paired
 from tether.evaluate.perplexity import builtin_text, perplexity
 from tether.facts.fact import Fact
 from tether.files import write_atomically
@@ -37,9 +38,9 @@ Rounds = Sequence[tuple[str, list[dict[str, Any]]]]  # (setting, what to try); a
 
 DEPTHS = (0.1, 0.17, 0.25, 0.35, 0.5)  # where in the model layers are tried
 WEIGHTS = (50.0, 200.0, 1000.0, 5000.0, 15000.0)  # λ
-STEPS = (1.0, 1.5)  # times the steps of the settings so far
+STEPS = (1.5,)  # times the steps of the settings so far
 NOTHING = 0.1  # points of score that rounding alone can make
-CLAMPS = (1.0, 0.5, 0.2)  # times the clamp of the settings so far
+CLAMPS = (0.5, 0.2)  # times the clamp of the settings so far
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,6 @@ class Trial:
     @property
     def score(self) -> float:
         return math.fsum(self.scores) / len(self.scores)
-
-
-@dataclass(frozen=True)
-class TrialComparison:
-    """A trial against the settings before it: mean difference of scores, fact by fact, with its standard error."""
-
-    what: str
-    difference: float
-    stderr: float
-
-    @property
-    def sure(self) -> bool:
-        return self.difference > max(2 * self.stderr, NOTHING)
 
 
 @dataclass(frozen=True)
@@ -140,24 +128,22 @@ def _search(probe: _Probe, method: str, rounds: Rounds, origin: str, start: dict
         if not tried:
             continue
         leader = max(tried, key=lambda trial: trial.score)
-        against = compare(leader, best)
+        against = paired(leader.scores, best.scores)
+        sure = better(against)
         chosen = f"{setting} {_value(best.settings[setting])} kept"
-        if against.sure:
+        if sure:
             chosen = f"{setting} {_value(leader.settings[setting])} chosen over {_value(best.settings[setting])}"
         verdicts.append(
-            f"{chosen}: {against.what} scores {against.difference:+.1f} ± {against.stderr:.1f} against it, "
-            f"n = {len(probe.facts)} facts{'' if against.sure else ' (not more than two standard errors)'}"
+            f"{chosen}: {leader.what} scores {against.difference:+.1f} ± {against.stderr:.1f} against it, "
+            f"n = {against.n} facts{'' if sure else ' (not more than two standard errors)'}"
         )
-        best = leader if against.sure else best
+        best = leader if sure else best
     return Tuned(method, best.settings, tuple(trials), tuple(verdicts))
 
 
-def compare(trial: Trial, reference: Trial) -> TrialComparison:
-    """The paired difference of two trials on the same facts."""
-    differences = [a - b for a, b in zip(trial.scores, reference.scores, strict=True)]
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    return TrialComparison(trial.what, mean, math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n))
+def better(found: Paired) -> bool:
+    """Whether the first is, by more than two standard errors and than rounding."""
+    return found.difference > max(2 * (found.stderr or 0.0), NOTHING)
 
 
 def _rounds(start: LatentHparams, n_layers: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -83,7 +83,8 @@ def estimate(plan: Plan) -> Estimate:
     for job in plan.jobs:
         size = sizes[job.model.name].parameters
         device = _device(job.model)
-        speed = speeds.setdefault(device, _matrix_speed(device))
+        if device not in speeds:
+            speeds[device] = _matrix_speed(device)
         if size is None:
             runs[job.run.id] = Cost(None, None)
             continue
@@ -93,7 +94,7 @@ def estimate(plan: Plan) -> Estimate:
             _edit_tokens(job) * 2 + (_prompt_tokens(job) + abilities) * job.rows + (_corpus_tokens(job) if first else 0)
         )
         loading = LOADING if first else 0.0
-        runs[job.run.id] = Cost(loading + tokens * 2 * size / (SHARE * speed), _memory(job, size))
+        runs[job.run.id] = Cost(loading + tokens * 2 * size / (SHARE * speeds[device]), _memory(job, size))
     seconds = [cost.seconds for cost in runs.values() if cost.seconds is not None]
     memory = [cost.memory for cost in runs.values() if cost.memory is not None]
     known = len(seconds) == len(runs)

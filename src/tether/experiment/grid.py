@@ -64,7 +64,7 @@ def run_grid(
     if (out / GRID).exists() and not resume:
         raise TetherError(f"{out} holds runs of a grid already: add --resume to go on, or name another folder")
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    say = progress or _silent
+    say = progress or (lambda step: None)
     with writing(out):
         write_atomically(out / GRID, grid_text(source).encode())
         done: dict[str, StoredRun] = {}
@@ -88,10 +88,6 @@ def run_grid(
             failed[ended.job.run.id] = reason
             say(Step(ended.job.run, "failed", reason=reason))
     return Outcome(plan, grid, failed)
-
-
-def _silent(step: Step) -> None:
-    pass
 
 
 def _store(plan: Plan, command: str, done: dict[str, StoredRun], out: Path) -> StoredGrid:

@@ -105,7 +105,7 @@ def do_run(
 
     Waits while another process does the same run. Raises TetherError for a ledger in its place that is not its own.
     """
-    say = tell or _silent
+    say = tell or (lambda step: None)
     folder = run_folder(out, job)
     with locked(folder / "run"):
         done = finished(job, out)
@@ -137,10 +137,6 @@ def note_failure(job: Job, out: Path, reason: str) -> None:
     folder = run_folder(out, job)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "failed.txt", (reason + "\n").encode())
-
-
-def _silent(step: Step) -> None:
-    pass
 
 
 def _edited(job: Job, folder: Path, model: EditableModel, say: Tell) -> Ledger:

@@ -9,13 +9,14 @@ and
 
 | what | metric | part | value |
 |---|---|---|---|
-| editing | compare, match_all, … | efficacy, generalization, … | percent, with n, prompts, stderr |
+| editing | compare, match_all, … | efficacy, generalization, … | percent, with n, prompts, stderr, neither |
 | ability | perplexity, nli, … | | in `unit`, with n, stderr |
 | spectrum | sigma_max, sigma_min, kappa, update_sigma_max | the weight | |
 | retention | | the edit | percent |
 | row | | | none: a row without numbers |
 
-`versions` and `hashes` stand in every line too, as JSON. What cannot be a number stays null.
+`versions` and `hashes` stand in every line too, as JSON. What cannot be a number stays null, and so does
+`neither` of all but shares of answers Yes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tether.errors import TetherError
-from tether.evaluate.results import Ability, Number, Row, Singular
+from tether.evaluate.results import Ability, Number, Row, Singular, YesShare
 from tether.experiment.stored import Analyses, Run, StoredGrid, StoredRun
 from tether.files import write_atomically
 
@@ -152,7 +153,7 @@ def _schema(pa: Any) -> Any:
         "run": text, "model": text, "method": text, "dataset": text, "seed": whole, "batch_size": whole,
         "total_edits": whole, "schedule": text, "every": whole, "row": whole, "edits": whole, "restraint": text,
         "replayed": pa.bool_(), "what": text, "metric": text, "part": text, "value": number, "n": whole,
-        "prompts": whole, "stderr": number, "unit": text, "versions": text, "hashes": text,
+        "prompts": whole, "stderr": number, "neither": whole, "unit": text, "versions": text, "hashes": text,
     }  # fmt: skip
     return pa.schema(list(kinds.items()))
 
@@ -200,7 +201,8 @@ def _row(lines: Sequence[Line]) -> Row:
         if what == "editing":
             kinds = editing.setdefault(metric, {})
             if part is not None:
-                kinds[part] = Number(**{name: line[name] for name in Number.model_fields})
+                number = Number if line.get("neither") is None else YesShare  # older files lack the column
+                kinds[part] = number(**{name: line[name] for name in number.model_fields})
         elif what == "retention":
             retention.append((int(part), line["value"]))
         elif what == "ability":

@@ -47,7 +47,6 @@ class Editor:
 
     name: str
     id: str
-    dataset: str
     runs: tuple[StoredRun, ...]
 
     @property
@@ -92,10 +91,10 @@ class Editor:
 
     @property
     def metric(self) -> str | None:
-        """The editing metric by which the paper judges this data set: `compare` for CounterFact, else `match_all`;
-        where that was not measured, the next best."""
+        """The editing metric that is judged by: `compare`, the paper's for CounterFact, where it says something of the
+        edits (facts have a true target), else `match_all`; where that was not measured, the next best."""
         found = {metric for _, _, row in self.rows() for metric, kinds in row.editing.items() if kinds}
-        first = ("compare",) if "counterfact" in self.dataset.lower() else ()
+        first = ("compare",) if any(estimate(row, "compare efficacy") for _, _, row in self.rows()) else ()
         order = (*first, "match_all", "match_tokens", "compare", "generate")
         return next((metric for metric in order if metric in found), None)
 
@@ -150,7 +149,7 @@ def editors(grid: StoredGrid) -> list[Editor]:
         name += "" if one_model else f", {model}"
         slug = re.sub(r"[^a-z0-9]+", "-", f"{method}-{dataset}".lower()).strip("-")
         ordered = tuple(sorted(runs, key=lambda stored: (stored.run.every is not None, -stored.run.edits)))
-        found.append(Editor(name, f"{slug}-{number}", dataset, ordered))
+        found.append(Editor(name, f"{slug}-{number}", ordered))
     return found
 
 

@@ -40,6 +40,7 @@ from tether.editors.trained import (
 )
 from tether.errors import TetherError
 from tether.facts.readers import read_training_facts
+from tether.files import check_writable
 from tether.model.editable import EditableModel
 from tether.training.examples import Example, Reader, States, examples
 from tether.versions import versions
@@ -99,11 +100,12 @@ def train_mend(
     stopped, or is to have more steps goes on from there and ends with the bytes of one never interrupted (same machine
     and thread count); with `lr_end` below 1 that holds for the same `steps` alone, since rates fall towards the last.
     `prepared` hears how many texts went through the lower blocks. The model must be unedited and is not changed.
-    Raises TetherError for bad data, another model, a loss that is not finite.
+    Raises TetherError for bad data, another model, a place that cannot be written, a loss that is not finite.
     """
     if model.edited:
         raise TetherError("the model carries edits: an editor is trained for the unedited model (load it again)")
     out = Path(out)
+    check_writable(out)
     hparams: MendHparams
     hparams, _ = settings_for(
         "mend", model, file=None if settings is None else Path(settings),
@@ -118,6 +120,11 @@ def train_mend(
     state = out.with_name(out.name + ".training")
     if not resume and (out.exists() or state.exists()):
         raise TetherError(f"{out if out.exists() else state} exists: go on with it (resume) or choose another name")
+    if resume and out.exists() and not state.exists() and (done := open_trained(out, model).record.step):
+        raise TetherError(
+            f"{out} is trained for {done} steps, and {state}, from which it would go on, is not there: bring it back, "
+            "or choose another name"
+        )
     training = _Training(
         model, hparams, _Data.read(model, train, train_limit), _Data.read(model, val, hparams.validation), out, state,
         None if cache is None else Path(cache), progress, prepared,

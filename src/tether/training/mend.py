@@ -119,7 +119,8 @@ def train_mend(
         hparams = hparams.model_copy(update={"steps": steps})
     state = out.with_name(out.name + ".training")
     if not resume and (out.exists() or state.exists()):
-        raise TetherError(f"{out if out.exists() else state} exists: go on with it (resume) or choose another name")
+        remedy = "go on with it (resume) or choose another name" if state.exists() else "choose another name"
+        raise TetherError(f"{out if out.exists() else state} exists: {remedy}")
     if resume and out.exists() and not state.exists() and (done := open_trained(out, model).record.step):
         raise TetherError(
             f"{out} is trained for {done} steps, and {state}, from which it would go on, is not there: bring it back, "

@@ -178,6 +178,8 @@ def test_texts_that_do_not_do(tmp_path: Path) -> None:
     empty.write_text("")
     with pytest.raises(TetherError, match="has no tokens"):
         moments(model, [1], Corpus.parse(empty), cache=tmp_path)
+    with pytest.raises(TetherError, match=r"100 tokens of corpus 'plain_text\.txt' are .* at least 256"):
+        moments(model, [1], Corpus.parse(plain_text(), max_tokens=100), cache=tmp_path)
     short = tmp_path / "short.txt"
     short.write_text("The Eiffel Tower is in Paris.")
     found = moments(model, [1], Corpus.parse(short), cache=tmp_path)[1]

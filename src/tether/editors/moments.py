@@ -99,6 +99,10 @@ class Corpus:
 
     def windows(self, model: EditableModel) -> Iterator[list[int]]:
         """Windows of consecutive tokens, without padding; a last short one is left away unless it is the only one."""
+        if self.max_tokens is not None and self.max_tokens < self.window:
+            raise TetherError(
+                f"{self.max_tokens} tokens of corpus {self.name!r} are fewer than a window; take at least {self.window}"
+            )
         buffer: list[int] = []
         left, some = math.inf if self.max_tokens is None else self.max_tokens, False
         for text in self._texts(model):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import functools
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -250,6 +253,18 @@ def test_one_writer(tmp_path: Path) -> None:
     fill(ledger, "2")  # what the other one wrote meanwhile is kept
     assert [e.kind for e in Ledger.open(tmp_path).events] == ["edit", "undo", "edit"]
     ledger.verify()
+
+
+def test_a_file_system_without_locks_is_not_another_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = new_ledger(tmp_path, editable("llama"))
+    fill(ledger, "1")
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(TetherError, match=r"cannot be locked \(No locks available\)"):
+        ledger.undo(1)
 
 
 def test_no_ledger_and_no_second_one_in_a_folder(tmp_path: Path) -> None:

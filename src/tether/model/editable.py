@@ -36,7 +36,10 @@ class EditableModel:
         folder: Path | None = None,
         anatomy: Anatomy | None = None,
     ) -> None:
-        """`id` is what `tether.load` takes to load the model again; `folder` holds the safetensors it came from."""
+        """`id` is what `tether.load` takes to load the model again; `folder` holds the safetensors it came from. Raises
+        TetherError for a model in float64."""
+        if hf.dtype == torch.float64:
+            raise TetherError(f"{id} is in float64, but W₀ is kept in float32: load it with dtype float32")
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.id = id

@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,13 @@ def moments(
                 if missing:
                     _Pass(model, missing, corpus, files, batch_tokens, progress).run()
     return {layer: _load(file) for layer, file in files.items()}
+
+
+def cached_moments(keys: Mapping[int, str], cache: Path | None = None) -> dict[int, Moments] | None:
+    """The moments with these `moments_key`s, one a layer, where the cache holds them all; the text is not needed."""
+    folder = (cache or cache_dir()) / "moments"
+    files = {layer: folder / f"{key}.safetensors" for layer, key in keys.items()}
+    return {layer: _load(file) for layer, file in files.items()} if all(map(_whole, files.values())) else None
 
 
 def moments_key(model: EditableModel, layer: int, corpus: Corpus) -> str:

@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,12 +149,12 @@ def moments(
     with model.unedited():
         keys = _keys(model, sorted(set(layers)), corpus)
         files = {layer: folder / f"{key}.safetensors" for layer, key in keys.items()}
-        missing = [layer for layer, file in files.items() if not _whole(file)]
+        missing = {layer: file for layer, file in files.items() if not _whole(file)}
         if missing:
-            with locked(folder / _Pass(model, missing, corpus, files, batch_tokens, progress).name):
-                missing = [layer for layer in missing if not _whole(files[layer])]
-                if missing:
-                    _Pass(model, missing, corpus, files, batch_tokens, progress).run()
+            partial = folder / f"{_pass_name(keys[layer] for layer in missing)}.partial"
+            with locked(partial):
+                if not all(map(_whole, missing.values())):
+                    _Pass(model, missing, corpus, partial, batch_tokens, progress).run()
     return {layer: _load(file) for layer, file in files.items()}
 
 
@@ -175,6 +175,11 @@ def _keys(model: EditableModel, layers: Sequence[int], corpus: Corpus) -> dict[i
     shared = {**corpus.identity(), "weights": model.fingerprint(), "dtype": str(model.dtype)}
     described = {layer: json.dumps({**shared, "name": model.weight_name(layer)}, sort_keys=True) for layer in layers}
     return {layer: hashlib.sha256(text.encode()).hexdigest()[:32] for layer, text in described.items()}
+
+
+def _pass_name(keys: Iterable[str]) -> str:
+    """Of a pass for these layers, by their `moments_key`s."""
+    return hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
 
 
 def recent_moments(model: EditableModel, layers: Sequence[int], cache: Path | None = None) -> Corpus | None:
@@ -199,15 +204,16 @@ def recent_moments(model: EditableModel, layers: Sequence[int], cache: Path | No
 
 
 class _Pass:
-    """One pass over the corpus for some layers."""
+    """One pass over the corpus for the layers of `files`; needs the lock of `partial`, its checkpoint."""
 
     CHECKPOINT_EVERY = 32  # batches
 
     def __init__(
-        self, model: EditableModel, layers: list[int], corpus: Corpus, files: dict[int, Path], batch_tokens: int,
+        self, model: EditableModel, files: dict[int, Path], corpus: Corpus, partial: Path, batch_tokens: int,
         progress: Callable[[int, int | None], None] | None,
     ) -> None:  # fmt: skip
-        self.model, self.layers, self.corpus, self.files = model, layers, corpus, files
+        layers = list(files)
+        self.model, self.layers, self.corpus, self.files, self.partial = model, layers, corpus, files, partial
         self.rows, self.progress = max(1, batch_tokens // corpus.window), progress
         q = {layer: model.weight(model.weight_name(layer)).shape[1] for layer in layers}
         self.sums = {layer: torch.zeros(q[layer], q[layer], dtype=torch.float64) for layer in layers}
@@ -229,16 +235,16 @@ class _Pass:
                 self._look()
                 self.next_look = 2 * self.tokens
             if self.batches % self.CHECKPOINT_EVERY == 0:
-                self._save(self._partial, partial=True)
+                self._save(self.partial)
             if self.progress:
                 self.progress(self.tokens, self.corpus.max_tokens)
         if not self.tokens:
             raise TetherError(f"corpus {self.corpus.name!r} has no tokens: give a file with text")
         self._look()
         for layer, file in self.files.items():
-            if layer in self.layers:
+            with locked(file):  # a pass for other layers too may write it
                 self._save(file, layer=layer)
-        self._partial.unlink(missing_ok=True)
+        self.partial.unlink(missing_ok=True)
 
     def _add(self, ids: Tensor) -> None:
         """Run one batch up to the last wanted projection, adding float32 blocks KᵀK to float64 sums."""
@@ -277,26 +283,16 @@ class _Pass:
 
     # --- on disk ------------------------------------------------------------------------------------------------
 
-    @property
-    def name(self) -> str:
-        """Of the pass: its layers and text."""
-        return hashlib.sha256("".join(self.files[layer].stem for layer in self.layers).encode()).hexdigest()[:32]
-
-    @property
-    def _partial(self) -> Path:
-        return next(iter(self.files.values())).parent / f"{self.name}.partial"
-
-    def _save(self, path: Path, *, layer: int | None = None, partial: bool = False) -> None:
+    def _save(self, path: Path, *, layer: int | None = None) -> None:
         state = {"tokens": self.tokens, "batches": self.batches, "next_look": self.next_look, "curves": self.curves}
         note: dict[str, Any] | None = None
-        if partial:
+        if layer is None:
             tensors: dict[str, Tensor] = {}
             for i in self.layers:
                 tensors |= {f"{i}/sum": self.sums[i], f"{i}/probes": self.probes[i]}
                 if i in self.directions:
                     tensors[f"{i}/directions"] = self.directions[i].contiguous()
         else:
-            assert layer is not None
             tensors = {"C": (self._symmetric(layer) / self.tokens).contiguous()}
             state = {"tokens": self.tokens, "convergence": self.curves[layer]}
             note = {
@@ -305,14 +301,14 @@ class _Pass:
                 "window": self.corpus.window,
                 "seed": self.corpus.seed,
             }
-        write_atomically(path, save(tensors, metadata={"state": json.dumps(state)}), shared=True)
+        write_atomically(path, save(tensors, metadata={"state": json.dumps(state)}))
         if note is not None:  # behind the tensors: a note promises them
-            write_atomically(path.with_suffix(".json"), json.dumps(note).encode(), shared=True)
+            write_atomically(path.with_suffix(".json"), json.dumps(note).encode())
 
     def _resume(self) -> None:
-        if not _whole(self._partial):
+        if not _whole(self.partial):
             return
-        with safe_open(self._partial, framework="pt") as file:
+        with safe_open(self.partial, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
             names = set(file.keys())
             for i in self.layers:

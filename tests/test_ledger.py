@@ -141,6 +141,25 @@ def test_any_prefix_under_any_restraint_equals_the_dense_formula(restraint: str,
     assert same_bits(model, unedited)
 
 
+def test_a_spectrum_replays_each_prefix_once_and_forms_no_dense_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = editable("llama")
+    ledger = new_ledger(tmp_path, model)
+    fill(ledger, "12r3")
+    read, dense = Ledger._factors_bytes, LowRank.to_dense
+    calls: list[str] = []
+    monkeypatch.setattr(Ledger, "_factors_bytes", lambda *args: calls.append("file") or read(*args))
+    monkeypatch.setattr(LowRank, "to_dense", lambda *args: calls.append("dense") or dense(*args))
+    rows = ledger.spectrum(model, at=[1, 3])
+    assert calls == ["file"] * (1 + 3)
+    assert [(row.edits, row.weight) for row in rows] == [(n, name) for n in (1, 3) for name in ledger.header.weights]
+    for row in rows:
+        expected = torch.linalg.svdvals(ledger.sums(row.edits).of[row.weight].dense.double())
+        found = torch.tensor(row.update_singular_values, dtype=torch.float64)
+        torch.testing.assert_close(found, expected[: len(found)], rtol=1e-4, atol=1e-6)
+
+
 def test_restrained_and_unrestrained_agree_while_nothing_exceeds_m(tmp_path: Path) -> None:
     ledger = new_ledger(tmp_path, editable("llama"))
     fill(ledger, "1")

@@ -237,11 +237,13 @@ class Ledger:
     # --- what follows from it -----------------------------------------------------------------------------------
 
     def sums(
-        self, upto: int | None = None, restrain: str | Restraint | None = None, *, without: Set[int] = frozenset()
-    ) -> Sums:
+        self, upto: int | None = None, restrain: str | Restraint | None = None, *, without: Set[int] = frozenset(),
+        by_event: bool = True,
+    ) -> Sums:  # fmt: skip
         """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits
-        up to `upto`, and that function once. `without` some edits: as after their undo."""
-        sums = self._no_sums(by_event=restrain is None)
+        up to `upto`, and that function once. `without` some edits: as after their undo. `by_event` false: as factors
+        alone, where nobody needs the bits of a live run's dense sum."""
+        sums = self._no_sums(by_event=by_event and restrain is None)
         counting = {event.edit for event in self.live(upto) if event.edit is not None} - without
         for _ in self._replay(sums, upto, counting, restrains=restrain is None):
             pass
@@ -316,17 +318,14 @@ class Ledger:
         """σ_max, σ_min, κ of every edited weight and σ̂ of its update, after each number of edits in `at` (default:
         all). Of the float32 W₀ + Σ, also for a model in a smaller dtype. The model is not changed."""
         model = self.model_or_load(model)
+        spectra = {name: Spectrum(model.original(name)) for name in self.header.weights}
         rows = []
-        for name, weight in self.header.weights.items():
-            spectrum = Spectrum(model.original(name))
-            for upto in at if at is not None else [self.attempts]:
-                held = self.sums(upto, restrain).of[name].factors
-                rows.append(
-                    SpectrumRow(
-                        upto, label_of(restrain), name, spectrum.of(held),
-                        weight.sigma_max, tuple(held.singular_values().tolist()),
-                    )
-                )  # fmt: skip
+        for upto in at if at is not None else [self.attempts]:
+            sums = self.sums(upto, restrain, by_event=False)
+            for name, spectrum in spectra.items():
+                held = sums.of[name].factors
+                values = tuple(held.singular_values().tolist())
+                rows.append(SpectrumRow(upto, label_of(restrain), name, spectrum.of(held), sums.m[name], values))
         return rows
 
     def export(

@@ -260,6 +260,12 @@ def test_a_model_of_a_folder_in_any_dtype(tmp_path: Path) -> None:
     for name in ledger.header.weights:
         expected = (half.original(name) + live.of[name].dense).bfloat16()
         assert torch.equal(half.weight(name), expected)
+    for row in ledger.spectrum(half):
+        total = live.of[row.weight].dense.double()
+        exact = half.original(row.weight) + total
+        lost = torch.linalg.matrix_norm(half.weight(row.weight).double() - exact) / torch.linalg.matrix_norm(total)
+        assert row.rounding == pytest.approx(float(lost), rel=1e-3) and 1e-4 < row.rounding < 1e-1
+    assert {row.rounding for row in (*ledger.spectrum(half, at=[0]), *ledger.spectrum(model))} == {None}
 
 
 def test_one_writer(tmp_path: Path) -> None:

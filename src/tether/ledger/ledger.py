@@ -47,7 +47,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class SpectrumRow:
-    """The singular values of one weight after some edits under some restraint."""
+    """The singular values of one weight after some edits under some restraint. `rounding` is what the model's dtype
+    loses: ‖round(W₀ + Σ) − (W₀ + Σ)‖_F / ‖Σ‖_F; None in float32, and without an update."""
 
     edits: int
     restraint: str
@@ -55,6 +56,7 @@ class SpectrumRow:
     extremes: Extremes
     m: float
     update_singular_values: tuple[float, ...]
+    rounding: float | None
 
 
 class Ledger:
@@ -324,8 +326,12 @@ class Ledger:
             sums = self.sums(upto, restrain, by_event=False)
             for name, spectrum in spectra.items():
                 held = sums.of[name].factors
-                values = tuple(held.singular_values().tolist())
-                rows.append(SpectrumRow(upto, label_of(restrain), name, spectrum.of(held), sums.m[name], values))
+                rows.append(
+                    SpectrumRow(
+                        upto, label_of(restrain), name, spectrum.of(held), sums.m[name],
+                        tuple(held.singular_values().tolist()), model.rounding(name, held),
+                    )
+                )  # fmt: skip
         return rows
 
     def export(

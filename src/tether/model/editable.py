@@ -137,6 +137,15 @@ class EditableModel:
         self._updates[name] = update
         self.weight(name).copy_(original + update.to(original))
 
+    def rounding(self, name: str, update: LowRank) -> float | None:
+        """‖round(W₀ + S) − (W₀ + S)‖_F / ‖S‖_F for the update S; None where the weight is float32 or S is zero. Changes
+        nothing."""
+        norm = update.norm()
+        if self.weight(name).dtype == torch.float32 or norm == 0:
+            return None
+        exact = self.original(name) + update.to_dense().to(self.original(name))
+        return float((exact.to(self.weight(name).dtype) - exact).norm(dtype=torch.float64)) / norm
+
     def clear_updates(self) -> None:
         """Give every touched weight its original bits back."""
         for name in list(self._updates):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tether.editors.hparams import MendHparams
+from tether.editors.hparams import MendHparams, read_settings
 from tether.editors.mend import Hypernetwork
 from tether.errors import TetherError, first_line
 from tether.files import write_atomically
@@ -92,11 +92,8 @@ class Trained:
         kept = self.record.settings
         if file is None:
             return kept
-        try:
-            given = json.loads(file.read_text())
-            unknown = [key for key in given if key not in kept.of_an_edit]
-        except (OSError, ValueError, TypeError) as error:
-            raise TetherError(f"settings file {file}: {error}; give a JSON object of settings") from None
+        given = read_settings(file)
+        unknown = [key for key in given if key not in kept.of_an_edit]
         if unknown:
             raise TetherError(
                 f"setting {unknown[0]} comes with the trained editor {self.path}: a settings file may hold "

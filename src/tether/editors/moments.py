@@ -7,7 +7,6 @@ the text doubled.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -29,7 +28,7 @@ from tether.editors.sampling import STARTS, sample
 from tether.errors import TetherError
 from tether.files import write_atomically
 from tether.model.editable import EditableModel
-from tether.model.suffix import hooks
+from tether.model.suffix import forward_until, hooks
 
 logger = logging.getLogger(__name__)
 
@@ -124,10 +123,6 @@ class Corpus:
             with self.path.open(encoding="utf-8", errors="replace") as handle:
                 while lines := handle.readlines(1 << 20):
                     yield "".join(lines)
-
-
-class _Stop(Exception):  # noqa: N818 - no error: the layers above need not run
-    pass
 
 
 def moments(
@@ -255,14 +250,12 @@ class _Pass:
                 if layer not in self.probes:
                     self.probes[layer] = keys[:: max(1, len(keys) // _PROBES)][:_PROBES].cpu().double()
                 _add_gram(self.sums[layer], keys)
-                if layer == max(self.layers):
-                    raise _Stop
 
             return hook
 
         handles = [self.model.projection(layer).register_forward_pre_hook(see(layer)) for layer in self.layers]
-        with torch.inference_mode(), hooks(*handles), contextlib.suppress(_Stop):
-            self.model.base(input_ids=ids, use_cache=False)
+        with hooks(*handles):
+            forward_until(self.model, self.model.projection(max(self.layers)), input_ids=ids)
         self.tokens += ids.numel()
 
     def _look(self) -> None:

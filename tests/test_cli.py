@@ -78,6 +78,10 @@ def test_evaluate_and_report(place: Path) -> None:
 def test_spectrum_log_undo_verify(place: Path) -> None:
     rows = answer(place, "spectrum", "ledger", "--at", "0,4", "--restrain", "none")
     assert rows[0]["extremes"]["update_sigma_max"] == 0 < rows[1]["extremes"]["update_sigma_max"]
+    half = answer(place, "spectrum", "ledger", "--dtype", "bfloat16")
+    assert rows[1]["rounding"] is None and 0 < half[0]["rounding"] < 1
+    table = run(place, "spectrum", "ledger", "--dtype", "bfloat16").stdout.splitlines()
+    assert "rounding" in table[0] and f"{half[0]['rounding']:.1e}" in table[1]
     first = next(e for e in answer(place, "log", "ledger")["events"] if e["kind"] == "edit")["edit"]
     left = answer(place, "undo", "ledger", str(first))["live_edits"]
     assert answer(place, "verify", "ledger", "--model", "model")["kinds"]["edit"] == left + 1

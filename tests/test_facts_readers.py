@@ -161,10 +161,15 @@ def test_the_subject_is_replaced_once_and_as_a_word(tmp_path: Path) -> None:
     assert read_facts(write(tmp_path, record))[0].prompt == "{}No is"
 
 
-@given(before=st.text("ab ?", max_size=6), after=st.text("ab ?", max_size=6))
-def test_any_prompt_is_given_back(tmp_path_factory: pytest.TempPathFactory, before: str, after: str) -> None:
+@given(
+    before=st.text("ab ?", max_size=6), after=st.text("ab ?", max_size=6),
+    subject=st.sampled_from(["Zoë", "Zoë ", " Zoë", "  Zoë\n"]),
+)  # fmt: skip
+def test_any_prompt_is_given_back(
+    tmp_path_factory: pytest.TempPathFactory, before: str, after: str, subject: str
+) -> None:
     text = f"{before}Zoë{after}".rstrip(" ")
-    record = {**FLAT, "subject": "Zoë", "prompt": text}
+    record = {**FLAT, "subject": subject, "prompt": text}
     (fact,) = read_facts(write(tmp_path_factory.mktemp("facts"), record))
     assert fact.text == text
 

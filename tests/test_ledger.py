@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import functools
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -138,6 +141,25 @@ def test_any_prefix_under_any_restraint_equals_the_dense_formula(restraint: str,
     assert same_bits(model, unedited)
 
 
+def test_a_spectrum_replays_each_prefix_once_and_forms_no_dense_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = editable("llama")
+    ledger = new_ledger(tmp_path, model)
+    fill(ledger, "12r3")
+    read, dense = Ledger._factors_bytes, LowRank.to_dense
+    calls: list[str] = []
+    monkeypatch.setattr(Ledger, "_factors_bytes", lambda *args: calls.append("file") or read(*args))
+    monkeypatch.setattr(LowRank, "to_dense", lambda *args: calls.append("dense") or dense(*args))
+    rows = ledger.spectrum(model, at=[1, 3])
+    assert calls == ["file"] * (1 + 3)
+    assert [(row.edits, row.weight) for row in rows] == [(n, name) for n in (1, 3) for name in ledger.header.weights]
+    for row in rows:
+        expected = torch.linalg.svdvals(ledger.sums(row.edits).of[row.weight].dense.double())
+        found = torch.tensor(row.update_singular_values, dtype=torch.float64)
+        torch.testing.assert_close(found, expected[: len(found)], rtol=1e-4, atol=1e-6)
+
+
 def test_restrained_and_unrestrained_agree_while_nothing_exceeds_m(tmp_path: Path) -> None:
     ledger = new_ledger(tmp_path, editable("llama"))
     fill(ledger, "1")
@@ -238,6 +260,12 @@ def test_a_model_of_a_folder_in_any_dtype(tmp_path: Path) -> None:
     for name in ledger.header.weights:
         expected = (half.original(name) + live.of[name].dense).bfloat16()
         assert torch.equal(half.weight(name), expected)
+    for row in ledger.spectrum(half):
+        total = live.of[row.weight].dense.double()
+        exact = half.original(row.weight) + total
+        lost = torch.linalg.matrix_norm(half.weight(row.weight).double() - exact) / torch.linalg.matrix_norm(total)
+        assert row.rounding == pytest.approx(float(lost), rel=1e-3) and 1e-4 < row.rounding < 1e-1
+    assert {row.rounding for row in (*ledger.spectrum(half, at=[0]), *ledger.spectrum(model))} == {None}
 
 
 def test_one_writer(tmp_path: Path) -> None:
@@ -250,6 +278,18 @@ def test_one_writer(tmp_path: Path) -> None:
     fill(ledger, "2")  # what the other one wrote meanwhile is kept
     assert [e.kind for e in Ledger.open(tmp_path).events] == ["edit", "undo", "edit"]
     ledger.verify()
+
+
+def test_a_file_system_without_locks_is_not_another_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = new_ledger(tmp_path, editable("llama"))
+    fill(ledger, "1")
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(TetherError, match=r"cannot be locked \(No locks available\)"):
+        ledger.undo(1)
 
 
 def test_no_ledger_and_no_second_one_in_a_folder(tmp_path: Path) -> None:

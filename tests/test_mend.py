@@ -474,7 +474,13 @@ def test_other_models_and_damaged_files_are_refused(data: Path, tmp_path: Path) 
     train_mend(
         model, data / "tiny.jsonl", data / "tiny.jsonl", file, settings=data / "settings.json", steps=2, cache=tmp_path
     )
-    assert open_trained(file, model).record.train.sha256
+    trained = open_trained(file, model)
+    assert trained.record.train.sha256
+    (tmp_path / "s.json").write_text('["loss_threshold"]')
+    with pytest.raises(TetherError, match="holds a list: give a JSON object"):
+        trained.settings(tmp_path / "s.json")
+    (tmp_path / "s.json").write_text('{"loss_threshold": 0.5}')
+    assert trained.settings(tmp_path / "s.json").loss_threshold == 0.5
     for other in (editable("llama", seed=1), editable("gpt2")):
         with pytest.raises(TetherError, match="is not the model of") as refused:
             open_trained(file, other)

@@ -108,6 +108,14 @@ def test_the_dtype_is_the_checkpoint_s_unless_another_is_asked_for(stored: torch
     assert load(folder, dtype="float32").fingerprint() == load(folder).fingerprint()
 
 
+def test_float64_which_could_not_be_given_back_is_refused(tmp_path: Path) -> None:
+    hf, tokenizer = tiny_model("gpt2", dtype=torch.float64)
+    for make in (lambda: EditableModel(hf, tokenizer), lambda: load(save(hf, tokenizer, tmp_path))):
+        with pytest.raises(TetherError, match=r"is in float64, .*: load it with dtype float32"):
+            make()
+    assert load(tmp_path, dtype="float32").dtype == torch.float32
+
+
 def test_device_map_is_handed_on(folder: Path) -> None:
     assert load(folder, device_map={"": "cpu"}).device == load(folder, device="cpu").device == torch.device("cpu")
     with pytest.raises(TetherError, match="exclude each other"):

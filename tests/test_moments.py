@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,27 @@ def test_an_interrupted_pass_ends_with_the_same_bits(
     assert not [f.name for f in (tmp_path / "broken/moments").iterdir() if f.suffix in (".partial", ".tmp")]
 
 
+@pytest.mark.parametrize("writes", ["a checkpoint", "the result"])
+def test_what_a_kill_leaves_of_a_file_does_not_stay(
+    writes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Pass, "CHECKPOINT_EVERY", 2 if writes == "a checkpoint" else 100)
+    model = editable("gpt2")
+
+    def kill(_: int) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", kill)
+        with pytest.raises(Stopped):
+            collect(model, [0, 2], tmp_path)
+    assert [f for f in (tmp_path / "moments").iterdir() if f.suffix == ".tmp"]
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # another process goes on
+    collect(model, [0, 2], tmp_path)
+    left = {f.suffix for f in (tmp_path / "moments").iterdir()}
+    assert left == {".safetensors", ".json", ".lock"}
+
+
 def test_the_cache_needs_no_forward(tmp_path: Path) -> None:
     model = editable("gpt2")
     first = collect(model, [1, 2], tmp_path)
@@ -178,6 +200,8 @@ def test_texts_that_do_not_do(tmp_path: Path) -> None:
     empty.write_text("")
     with pytest.raises(TetherError, match="has no tokens"):
         moments(model, [1], Corpus.parse(empty), cache=tmp_path)
+    with pytest.raises(TetherError, match=r"100 tokens of corpus 'plain_text\.txt' are .* at least 256"):
+        moments(model, [1], Corpus.parse(plain_text(), max_tokens=100), cache=tmp_path)
     short = tmp_path / "short.txt"
     short.write_text("The Eiffel Tower is in Paris.")
     found = moments(model, [1], Corpus.parse(short), cache=tmp_path)[1]

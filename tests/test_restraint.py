@@ -75,6 +75,8 @@ def test_cap_where_m_is_below_one_over_ln_alpha(caplog: pytest.LogCaptureFixture
     assert restraint.linear(2).acts_below(m) is None
     update = LowRank(torch.eye(3, 1), 1.5 * torch.eye(1, 4))
     with caplog.at_level(logging.WARNING, logger="tether"):
+        restrain(LowRank(update.A, 0.5 * update.B), m, f)
+        assert not caplog.text, "nothing is above m"
         torch.testing.assert_close(restrain(update, m, f).to_dense(), update.to_dense())
     assert "m = 1 below 1/ln α = 5.48" in caplog.text
 

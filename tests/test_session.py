@@ -272,6 +272,26 @@ def test_a_corpus_too_small_for_a_key_is_refused_before_a_ledger_is_made(tmp_pat
     assert not (tmp_path / "a" / "ledger.json").exists()
 
 
+@pytest.mark.parametrize("lost", ["gone", "changed"])
+def test_a_ledger_goes_on_from_cached_moments_without_its_corpus(
+    lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "cache"))
+    corpus = tmp_path / "text.txt"
+    corpus.write_text(plain_text().read_text())
+    whole = run(editable("gpt2"), FACTS[:3], tmp_path / "whole", corpus=corpus)
+    run(editable("gpt2"), FACTS[:1], tmp_path / "a", corpus=corpus)
+    if lost == "gone":
+        corpus.unlink()
+    else:
+        corpus.write_text("Another text.")
+    ledger = run(editable("gpt2"), FACTS[:2], tmp_path / "a", resume=True)
+    assert [e.sha256 for e in ledger.events] == [e.sha256 for e in whole.events[:2]]
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(TetherError, match=rf"corpus .*text\.txt .*{lost}.*: put"):
+        run(editable("gpt2"), FACTS[:3], tmp_path / "a", resume=True)
+
+
 def test_what_a_kill_leaves_while_a_ledger_is_made_is_no_obstacle(tmp_path: Path) -> None:
     out = tmp_path / "a"
     (out / "factors").mkdir(parents=True)

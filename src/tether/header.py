@@ -14,7 +14,7 @@ import torch
 
 from tether.editors import editor as editor_of
 from tether.editors.hparams import HPARAMS, settings_for
-from tether.editors.moments import Corpus, Moments, moments, moments_key, recent_moments
+from tether.editors.moments import Corpus, Moments, cached_moments, moments, moments_key, recent_moments
 from tether.editors.sampling import sample_prefixes
 from tether.editors.trained import Trained, open_trained
 from tether.errors import TetherError
@@ -150,7 +150,18 @@ def recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]
     recorded corpus."""
     if not header.moments:
         return {}
-    recorded = header.corpus
+    found = cached_moments({layer: one["key"] for layer, one in header.moments.items()})
+    if found is None:
+        found = moments(model, list(header.moments), _recorded_corpus(header.corpus))
+    for layer, one in found.items():
+        if _digest(one) != header.moments[layer]["sha256"]:
+            logger.warning(
+                "moments of layer %d were collected anew and differ in the last bits: so will new edits", layer
+            )
+    return found
+
+
+def _recorded_corpus(recorded: dict[str, Any]) -> Corpus:
     path = None if recorded["path"] is None else Path(recorded["path"])
     if path is not None and not path.is_file():
         raise TetherError(
@@ -159,10 +170,4 @@ def recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]
     text = Corpus(path, recorded["max_tokens"], recorded["window"], recorded["seed"])
     if text.identity()["sha256"] != recorded["sha256"]:
         raise TetherError(f"corpus {path} has changed since this ledger was made: put the old text back")
-    found = moments(model, list(header.moments), text)
-    for layer, one in found.items():
-        if _digest(one) != header.moments[layer]["sha256"]:
-            logger.warning(
-                "moments of layer %d were collected anew and differ in the last bits: so will new edits", layer
-            )
-    return found
+    return text

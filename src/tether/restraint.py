@@ -110,15 +110,15 @@ def restrain(update: LowRank, sigma_max: float, restraint: Restraint) -> LowRank
     """
     if restraint.kind == "none" or update.rank == 0:
         return update
+    u, s, vh = update.svd()
+    if not bool((s > sigma_max).any()):
+        return update
     limit = restraint.acts_below(sigma_max)
     if limit is not None:
         logger.warning(
             "%s with m = %.3g below 1/ln α = %.3g: capped at σ̂, since the formula would enlarge values just above m",
             restraint, sigma_max, limit,
         )  # fmt: skip
-    u, s, vh = update.svd()
-    if not bool((s > sigma_max).any()):
-        return update
     restrained = restraint(s, sigma_max)
     root = restrained.sqrt()
     return LowRank(u * root, root[:, None] * vh).to(dtype=update.A.dtype)

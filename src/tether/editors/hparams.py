@@ -189,7 +189,7 @@ def settings_for(
     if chosen is None:
         chosen, origin = kind.rule(model), "the rule for unknown models (not measured: check the first edits)"
     if file is not None:
-        chosen, origin = {**chosen, **_read(file)}, f"{file.name} over {origin}"
+        chosen, origin = {**chosen, **read_settings(file)}, f"{file.name} over {origin}"
     if layers is not None:
         chosen = {**chosen, "layers": layers}
     try:
@@ -204,7 +204,8 @@ def settings_for(
     return hparams, origin
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> dict[str, Any]:
+    """The JSON object of a settings file."""
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:

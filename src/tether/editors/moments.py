@@ -7,13 +7,12 @@ the text doubled.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from tether.editors.sampling import STARTS, sample
 from tether.errors import TetherError
 from tether.files import write_atomically
 from tether.model.editable import EditableModel
-from tether.model.suffix import hooks
+from tether.model.suffix import forward_until, hooks
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +98,10 @@ class Corpus:
 
     def windows(self, model: EditableModel) -> Iterator[list[int]]:
         """Windows of consecutive tokens, without padding; a last short one is left away unless it is the only one."""
+        if self.max_tokens is not None and self.max_tokens < self.window:
+            raise TetherError(
+                f"{self.max_tokens} tokens of corpus {self.name!r} are fewer than a window; take at least {self.window}"
+            )
         buffer: list[int] = []
         left, some = math.inf if self.max_tokens is None else self.max_tokens, False
         for text in self._texts(model):
@@ -122,10 +125,6 @@ class Corpus:
                     yield "".join(lines)
 
 
-class _Stop(Exception):  # noqa: N818 - no error: the layers above need not run
-    pass
-
-
 def moments(
     model: EditableModel,
     layers: Sequence[int],
@@ -145,13 +144,20 @@ def moments(
     with model.unedited():
         keys = _keys(model, sorted(set(layers)), corpus)
         files = {layer: folder / f"{key}.safetensors" for layer, key in keys.items()}
-        missing = [layer for layer, file in files.items() if not _whole(file)]
+        missing = {layer: file for layer, file in files.items() if not _whole(file)}
         if missing:
-            with locked(folder / _Pass(model, missing, corpus, files, batch_tokens, progress).name):
-                missing = [layer for layer in missing if not _whole(files[layer])]
-                if missing:
-                    _Pass(model, missing, corpus, files, batch_tokens, progress).run()
+            partial = folder / f"{_pass_name(keys[layer] for layer in missing)}.partial"
+            with locked(partial):
+                if not all(map(_whole, missing.values())):
+                    _Pass(model, missing, corpus, partial, batch_tokens, progress).run()
     return {layer: _load(file) for layer, file in files.items()}
+
+
+def cached_moments(keys: Mapping[int, str], cache: Path | None = None) -> dict[int, Moments] | None:
+    """The moments with these `moments_key`s, one a layer, where the cache holds them all; the text is not needed."""
+    folder = (cache or cache_dir()) / "moments"
+    files = {layer: folder / f"{key}.safetensors" for layer, key in keys.items()}
+    return {layer: _load(file) for layer, file in files.items()} if all(map(_whole, files.values())) else None
 
 
 def moments_key(model: EditableModel, layer: int, corpus: Corpus) -> str:
@@ -164,6 +170,11 @@ def _keys(model: EditableModel, layers: Sequence[int], corpus: Corpus) -> dict[i
     shared = {**corpus.identity(), "weights": model.fingerprint(), "dtype": str(model.dtype)}
     described = {layer: json.dumps({**shared, "name": model.weight_name(layer)}, sort_keys=True) for layer in layers}
     return {layer: hashlib.sha256(text.encode()).hexdigest()[:32] for layer, text in described.items()}
+
+
+def _pass_name(keys: Iterable[str]) -> str:
+    """Of a pass for these layers, by their `moments_key`s."""
+    return hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
 
 
 def recent_moments(model: EditableModel, layers: Sequence[int], cache: Path | None = None) -> Corpus | None:
@@ -188,15 +199,16 @@ def recent_moments(model: EditableModel, layers: Sequence[int], cache: Path | No
 
 
 class _Pass:
-    """One pass over the corpus for some layers."""
+    """One pass over the corpus for the layers of `files`; needs the lock of `partial`, its checkpoint."""
 
     CHECKPOINT_EVERY = 32  # batches
 
     def __init__(
-        self, model: EditableModel, layers: list[int], corpus: Corpus, files: dict[int, Path], batch_tokens: int,
+        self, model: EditableModel, files: dict[int, Path], corpus: Corpus, partial: Path, batch_tokens: int,
         progress: Callable[[int, int | None], None] | None,
     ) -> None:  # fmt: skip
-        self.model, self.layers, self.corpus, self.files = model, layers, corpus, files
+        layers = list(files)
+        self.model, self.layers, self.corpus, self.files, self.partial = model, layers, corpus, files, partial
         self.rows, self.progress = max(1, batch_tokens // corpus.window), progress
         q = {layer: model.weight(model.weight_name(layer)).shape[1] for layer in layers}
         self.sums = {layer: torch.zeros(q[layer], q[layer], dtype=torch.float64) for layer in layers}
@@ -218,16 +230,16 @@ class _Pass:
                 self._look()
                 self.next_look = 2 * self.tokens
             if self.batches % self.CHECKPOINT_EVERY == 0:
-                self._save(self._partial, partial=True)
+                self._save(self.partial)
             if self.progress:
                 self.progress(self.tokens, self.corpus.max_tokens)
         if not self.tokens:
             raise TetherError(f"corpus {self.corpus.name!r} has no tokens: give a file with text")
         self._look()
         for layer, file in self.files.items():
-            if layer in self.layers:
+            with locked(file):  # a pass for other layers too may write it
                 self._save(file, layer=layer)
-        self._partial.unlink(missing_ok=True)
+        self.partial.unlink(missing_ok=True)
 
     def _add(self, ids: Tensor) -> None:
         """Run one batch up to the last wanted projection, adding float32 blocks KᵀK to float64 sums."""
@@ -238,14 +250,12 @@ class _Pass:
                 if layer not in self.probes:
                     self.probes[layer] = keys[:: max(1, len(keys) // _PROBES)][:_PROBES].cpu().double()
                 _add_gram(self.sums[layer], keys)
-                if layer == max(self.layers):
-                    raise _Stop
 
             return hook
 
         handles = [self.model.projection(layer).register_forward_pre_hook(see(layer)) for layer in self.layers]
-        with torch.inference_mode(), hooks(*handles), contextlib.suppress(_Stop):
-            self.model.base(input_ids=ids, use_cache=False)
+        with hooks(*handles):
+            forward_until(self.model, self.model.projection(max(self.layers)), input_ids=ids)
         self.tokens += ids.numel()
 
     def _look(self) -> None:
@@ -266,26 +276,16 @@ class _Pass:
 
     # --- on disk ------------------------------------------------------------------------------------------------
 
-    @property
-    def name(self) -> str:
-        """Of the pass: its layers and text."""
-        return hashlib.sha256("".join(self.files[layer].stem for layer in self.layers).encode()).hexdigest()[:32]
-
-    @property
-    def _partial(self) -> Path:
-        return next(iter(self.files.values())).parent / f"{self.name}.partial"
-
-    def _save(self, path: Path, *, layer: int | None = None, partial: bool = False) -> None:
+    def _save(self, path: Path, *, layer: int | None = None) -> None:
         state = {"tokens": self.tokens, "batches": self.batches, "next_look": self.next_look, "curves": self.curves}
         note: dict[str, Any] | None = None
-        if partial:
+        if layer is None:
             tensors: dict[str, Tensor] = {}
             for i in self.layers:
                 tensors |= {f"{i}/sum": self.sums[i], f"{i}/probes": self.probes[i]}
                 if i in self.directions:
                     tensors[f"{i}/directions"] = self.directions[i].contiguous()
         else:
-            assert layer is not None
             tensors = {"C": (self._symmetric(layer) / self.tokens).contiguous()}
             state = {"tokens": self.tokens, "convergence": self.curves[layer]}
             note = {
@@ -294,14 +294,14 @@ class _Pass:
                 "window": self.corpus.window,
                 "seed": self.corpus.seed,
             }
-        write_atomically(path, save(tensors, metadata={"state": json.dumps(state)}), shared=True)
+        write_atomically(path, save(tensors, metadata={"state": json.dumps(state)}))
         if note is not None:  # behind the tensors: a note promises them
-            write_atomically(path.with_suffix(".json"), json.dumps(note).encode(), shared=True)
+            write_atomically(path.with_suffix(".json"), json.dumps(note).encode())
 
     def _resume(self) -> None:
-        if not _whole(self._partial):
+        if not _whole(self.partial):
             return
-        with safe_open(self._partial, framework="pt") as file:
+        with safe_open(self.partial, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
             names = set(file.keys())
             for i in self.layers:

@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tether.editors.hparams import MendHparams
+from tether.editors.hparams import MendHparams, read_settings
 from tether.editors.mend import Hypernetwork
-from tether.errors import TetherError
+from tether.errors import TetherError, first_line
 from tether.files import write_atomically
 from tether.model.editable import EditableModel
 
@@ -92,11 +92,8 @@ class Trained:
         kept = self.record.settings
         if file is None:
             return kept
-        try:
-            given = json.loads(file.read_text())
-            unknown = [key for key in given if key not in kept.of_an_edit]
-        except (OSError, ValueError, TypeError) as error:
-            raise TetherError(f"settings file {file}: {error}; give a JSON object of settings") from None
+        given = read_settings(file)
+        unknown = [key for key in given if key not in kept.of_an_edit]
         if unknown:
             raise TetherError(
                 f"setting {unknown[0]} comes with the trained editor {self.path}: a settings file may hold "
@@ -129,7 +126,9 @@ def open_trained(path: str | Path, model: EditableModel) -> Trained:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise TetherError(f"{path} does not hold the network it describes ({_line(error)}): train it again") from None
+        raise TetherError(
+            f"{path} does not hold the network it describes ({first_line(error)}): train it again"
+        ) from None
     network.requires_grad_(False)
     return Trained(network, record, hashlib.sha256(path.read_bytes()).hexdigest(), path)
 
@@ -160,9 +159,5 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             content = json.loads((handle.metadata() or {})[_KEY])
             return {name: torch.clone(handle.get_tensor(name)) for name in handle.keys()}, content  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        what = "has no description in its header" if isinstance(error, KeyError) else _line(error)
+        what = "has no description in its header" if isinstance(error, KeyError) else first_line(error)
         raise TetherError(f"{path} is no trained editor ({what}): name a file that `tether train-mend` wrote") from None
-
-
-def _line(error: Exception) -> str:
-    return next((line.strip().rstrip(".:") for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from tether.errors import TetherError
+from tether.facts.tokens import padded
 from tether.model.editable import EditableModel
 from tether.model.suffix import head_logits
 
@@ -152,7 +152,8 @@ def _read(
     model: EditableModel, rows: list[tuple[int, ...]], places: list[tuple[int, int]], wanted: list[tuple[int, int]]
 ) -> tuple[list[float], list[int]]:
     """One forward over `rows`: the log-probability of every wanted (place, token), and the argmax at every place."""
-    ids, mask, positions = _pad(rows, model.device)
+    ids, mask = padded(rows, model.device)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
     hidden = model.base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
     at = torch.tensor(places, device=hidden.device)
     hidden = hidden[at[:, 0], at[:, 1]]
@@ -166,19 +167,6 @@ def _read(
         place, token = (queries[here] - torch.tensor([first, 0])).to(logits.device).unbind(1)
         likelihoods[here] = (logits[place, token] - logits.logsumexp(dim=-1)[place]).cpu()
     return likelihoods.tolist(), best
-
-
-def _pad(rows: Sequence[tuple[int, ...]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, attention mask and position ids, n×t int64, padded with token 0 on the right, or on the left."""
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        columns = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[index, columns] = torch.tensor(row)
-        mask[index, columns] = 1
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    return ids.to(device), mask.to(device), positions.to(device)
 
 
 @torch.inference_mode()
@@ -207,7 +195,7 @@ def greedy(
         while order:
             width = len(rows[order[0]]) + max_new_tokens
             batch, order = order[: max(1, batch_tokens // width)], order[max(1, batch_tokens // width) :]
-            ids, mask, _ = _pad([rows[prompt] for prompt in batch], model.device, left=True)
+            ids, mask = padded([rows[prompt] for prompt in batch], model.device, left=True)
             output = model.hf.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
             new = model.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             texts.update(zip(batch, new, strict=True))

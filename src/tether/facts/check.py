@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from tether.errors import TetherError
 from tether.facts.fact import Fact
-from tether.facts.tokens import EncodedPrompt, encode, too_long
+from tether.facts.tokens import EncodedPrompt, encode, padded, too_long
 
 if TYPE_CHECKING:
     from tether.model.editable import EditableModel
@@ -109,19 +108,8 @@ def _answered(model: EditableModel, prompts: Sequence[EncodedPrompt]) -> Iterato
     behind the ones before it, so one forward pass with the target in place decides."""
     for first in range(0, len(prompts), _BATCH):
         batch = prompts[first : first + _BATCH]
-        ids, mask = _pad(batch, model.device)
+        ids, mask = padded([prompt.ids for prompt in batch], model.device)
         best = model.hf(input_ids=ids, attention_mask=mask).logits.argmax(dim=-1)
         for row, prompt in zip(best.tolist(), batch, strict=True):
             start, stop = prompt.target_start, len(prompt.ids)
             yield tuple(row[start - 1 : stop - 1]) == prompt.ids[start:stop]
-
-
-def _pad(batch: Sequence[EncodedPrompt], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, both batch×longest int64, padded on the right, where a causal model cannot see it."""
-    longest = max(len(prompt.ids) for prompt in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(batch):
-        ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
-        mask[row, : len(prompt.ids)] = 1
-    return ids.to(device), mask.to(device)

@@ -190,7 +190,9 @@ def _invalid(error: ValidationError) -> str:
 
 def _template(text: str, subject: str) -> str:
     """`text` with `{}` for the subject: for its first occurrence as a whole word, else for its first one at all. Of
-    several the first is taken, since that is how the subject stands in other texts, and the key is read there."""
+    several the first is taken, since that is how the subject stands in other texts, and the key is read there. Spaces
+    around the subject, which a fact does not keep, stay in the text."""
+    subject = subject and subject.strip()
     word = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text) if subject else None
     start = word.start() if word else text.find(subject) if subject else -1
     if start < 0:

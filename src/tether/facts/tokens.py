@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from tether.errors import TetherError
@@ -101,3 +103,16 @@ def _last_over(spans: list[tuple[int, int]], text: str, start: int, end: int) ->
             f"subject {text[start:end]!r} has no token in {text!r}: the tokenizer drops its last character; rewrite it"
         )
     return over[-1]
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, n×t int64, padded with token 0 on the right, where a causal model cannot see it, or on
+    the left."""
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        columns = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, columns] = torch.tensor(row)
+        mask[index, columns] = 1
+    return ids.to(device), mask.to(device)

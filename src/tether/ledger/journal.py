@@ -195,12 +195,17 @@ class Journal:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """The one writer of a ledger: a lock that a kill releases. Raises TetherError while another process holds it."""
+    """The one writer of a ledger: a lock that a kill releases. Raises TetherError while another process holds it, or
+    where there are no locks."""
     with (folder / "ledger.lock").open("a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise TetherError(f"{folder} is being written by another process: wait until it ends") from None
+        except OSError as error:
+            raise TetherError(
+                f"{folder} cannot be locked ({error.strerror}): a ledger needs a file system with locks; move it to one"
+            ) from None
         try:
             yield
         finally:

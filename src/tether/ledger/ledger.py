@@ -47,7 +47,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class SpectrumRow:
-    """The singular values of one weight after some edits under some restraint."""
+    """The singular values of one weight after some edits under some restraint. `rounding` is what the model's dtype
+    loses: ‖round(W₀ + Σ) − (W₀ + Σ)‖_F / ‖Σ‖_F; None in float32, and without an update."""
 
     edits: int
     restraint: str
@@ -55,6 +56,7 @@ class SpectrumRow:
     extremes: Extremes
     m: float
     update_singular_values: tuple[float, ...]
+    rounding: float | None
 
 
 class Ledger:
@@ -237,11 +239,13 @@ class Ledger:
     # --- what follows from it -----------------------------------------------------------------------------------
 
     def sums(
-        self, upto: int | None = None, restrain: str | Restraint | None = None, *, without: Set[int] = frozenset()
-    ) -> Sums:
+        self, upto: int | None = None, restrain: str | Restraint | None = None, *, without: Set[int] = frozenset(),
+        by_event: bool = True,
+    ) -> Sums:  # fmt: skip
         """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits
-        up to `upto`, and that function once. `without` some edits: as after their undo."""
-        sums = self._no_sums(by_event=restrain is None)
+        up to `upto`, and that function once. `without` some edits: as after their undo. `by_event` false: as factors
+        alone, where nobody needs the bits of a live run's dense sum."""
+        sums = self._no_sums(by_event=by_event and restrain is None)
         counting = {event.edit for event in self.live(upto) if event.edit is not None} - without
         for _ in self._replay(sums, upto, counting, restrains=restrain is None):
             pass
@@ -316,15 +320,16 @@ class Ledger:
         """σ_max, σ_min, κ of every edited weight and σ̂ of its update, after each number of edits in `at` (default:
         all). Of the float32 W₀ + Σ, also for a model in a smaller dtype. The model is not changed."""
         model = self.model_or_load(model)
+        spectra = {name: Spectrum(model.original(name)) for name in self.header.weights}
         rows = []
-        for name, weight in self.header.weights.items():
-            spectrum = Spectrum(model.original(name))
-            for upto in at if at is not None else [self.attempts]:
-                held = self.sums(upto, restrain).of[name].factors
+        for upto in at if at is not None else [self.attempts]:
+            sums = self.sums(upto, restrain, by_event=False)
+            for name, spectrum in spectra.items():
+                held = sums.of[name].factors
                 rows.append(
                     SpectrumRow(
-                        upto, label_of(restrain), name, spectrum.of(held),
-                        weight.sigma_max, tuple(held.singular_values().tolist()),
+                        upto, label_of(restrain), name, spectrum.of(held), sums.m[name],
+                        tuple(held.singular_values().tolist()), model.rounding(name, held),
                     )
                 )  # fmt: skip
         return rows

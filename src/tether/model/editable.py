@@ -36,7 +36,10 @@ class EditableModel:
         folder: Path | None = None,
         anatomy: Anatomy | None = None,
     ) -> None:
-        """`id` is what `tether.load` takes to load the model again; `folder` holds the safetensors it came from."""
+        """`id` is what `tether.load` takes to load the model again; `folder` holds the safetensors it came from. Raises
+        TetherError for a model in float64."""
+        if hf.dtype == torch.float64:
+            raise TetherError(f"{id} is in float64, but W₀ is kept in float32: load it with dtype float32")
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.id = id
@@ -133,6 +136,15 @@ class EditableModel:
             raise ValueError(f"update {tuple(update.shape)} does not fit {name}, which is {tuple(original.shape)}")
         self._updates[name] = update
         self.weight(name).copy_(original + update.to(original))
+
+    def rounding(self, name: str, update: LowRank) -> float | None:
+        """‖round(W₀ + S) − (W₀ + S)‖_F / ‖S‖_F for the update S; None where the weight is float32 or S is zero. Changes
+        nothing."""
+        norm = update.norm()
+        if self.weight(name).dtype == torch.float32 or norm == 0:
+            return None
+        exact = self.original(name) + update.to_dense().to(self.original(name))
+        return float((exact.to(self.weight(name).dtype) - exact).norm(dtype=torch.float64)) / norm
 
     def clear_updates(self) -> None:
         """Give every touched weight its original bits back."""

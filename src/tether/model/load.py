@@ -25,7 +25,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from tether.cache import built_folder, cache_dir
-from tether.errors import TetherError
+from tether.errors import TetherError, first_line
 from tether.model.anatomy import find_anatomy
 from tether.model.editable import EditableModel
 
@@ -101,7 +101,7 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise TetherError(
-            f"device {str(device)!r} is not usable here ({_line(error)}): leave it out or use cpu"
+            f"device {str(device)!r} is not usable here ({first_line(error)}): leave it out or use cpu"
         ) from None
 
 
@@ -147,7 +147,7 @@ def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
         config = cached_file(name, "config.json", revision=revision, local_files_only=local_files_only)
     except (OSError, ValueError) as error:
         raise TetherError(
-            f"{name!r} is no local folder and could not be fetched from the hub ({_line(error)}): "
+            f"{name!r} is no local folder and could not be fetched from the hub ({first_line(error)}): "
             "check the name, the network and the access token, or give a folder"
         ) from None
     return Path(config).parent
@@ -199,7 +199,7 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, struct.error) as error:
         raise TetherError(
-            f"{name!r} cannot be read as a causal language model ({_line(error)}): it must have a config.json, "
+            f"{name!r} cannot be read as a causal language model ({first_line(error)}): it must have a config.json, "
             "safetensors weights and a tokenizer.json"
         ) from error
 
@@ -218,8 +218,3 @@ def _quiet() -> Iterator[None]:
     finally:
         hf_logging.set_tqdm_hook(hook)
         hf_logging.set_verbosity(verbosity)
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip().rstrip(".:") for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -23,7 +23,7 @@ from tether.editors.mend import edited_weights
 from tether.errors import TetherError
 from tether.evaluate.scores import Continuation, tokenize
 from tether.facts.fact import Fact
-from tether.facts.tokens import too_long
+from tether.facts.tokens import padded, too_long
 from tether.lowrank import LowRank
 from tether.model.editable import EditableModel
 from tether.model.suffix import head_logits
@@ -199,13 +199,7 @@ class Reader:
     ) -> list[Float[Tensor, "m vocab"]]:
         """Of every text, at the positions `reads` names; differentiable in the factors of `updates`."""
         model, states = self.model, self.states
-        width = max(len(text.ids) for text in texts)
-        ids = torch.zeros(len(texts), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, text in enumerate(texts):
-            ids[row, : len(text.ids)] = torch.tensor(text.ids)
-            mask[row, : len(text.ids)] = 1
-        ids, mask = ids.to(model.device), mask.to(model.device)
+        ids, mask = padded([text.ids for text in texts], model.device)
         at = [reads(text) for text in texts]
         row_of = [row for row, read in enumerate(at) for _ in read]
         column_of = [column for read in at for column in read]
@@ -214,7 +208,7 @@ class Reader:
             given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
             logits = functional_call(model.hf, edited_weights(model, updates or {}), kwargs=given).logits
             return list(logits[row_of, column_of].split(sizes))
-        entry = torch.zeros(len(texts), width, states.width, dtype=states.dtype)
+        entry = torch.zeros(*ids.shape, states.width, dtype=states.dtype)
         for row, text in enumerate(texts):
             entry[row, : len(text.ids)] = states.entry(text)
         with entered_at(model, entry.to(model.device), states.first, self._tuples):

@@ -97,7 +97,9 @@ def _spans(
     held: tuple[int, LowRank] | None = None
 
     def state(n: int) -> LowRank:
-        return held[1] if held is not None and held[0] == n else ledger.sums(n, restrain).of[name].factors
+        return (
+            held[1] if held is not None and held[0] == n else ledger.sums(n, restrain, by_event=False).of[name].factors
+        )
 
     for n in at:
         if of == "sum":

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _SILENT = Style("black", "x", "")
 _LABELS = {"ppl": "perplexity", "percent": "percent"}
-_WEIGHTS = 8  # curves of weights in one panel; the worst ones are drawn
+_WEIGHTS = 9  # curves of weights in one panel, as many as MEND edits; of more the worst ones are drawn
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 from tether.errors import TetherError
 
 
-def write_atomically(path: Path, data: bytes, *, shared: bool = False) -> None:
-    """Write, fsync, rename, fsync the folder: after a kill the file is there whole or not at all; `shared`: also when
-    several processes write it at once."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write, fsync, rename, fsync the folder: after a kill the file is there whole or not at all. For one process at a
+    time: where several may write a file, each holds its lock."""
+    temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as handle:
         handle.write(data)
         handle.flush()

@@ -74,7 +74,7 @@ def edit(
     `out` is a new ledger, or an existing one to append to (after verifying it; `resume` goes on with an interrupted
     list of facts). `restrain` is `none`, `log:1.2`, `log:e`, `linear:2`: once at the end, or on the running sum after
     every `every` edits and the last. `batch_size` facts are edited in one solve by the methods that can (memit, emmet).
-    An appended run keeps the ledger's method, settings and, unless given,
+    `every` needs a restraint. An appended run keeps the ledger's dtype, method, settings and, unless given,
     restraint. `editor` is the file of a trained editor, for the methods that need one (mend), which brings its settings
     along; an appended run needs the same file. `corpus` is a text file for the second moments or `self`; None takes
     cached moments of the model, else `self`. A fact that fails is recorded and leaves the model as it was; `strict`

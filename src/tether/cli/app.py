@@ -60,7 +60,9 @@ ModelName = Annotated[str, typer.Option("--model", help="smollm2 (bundled), a fo
 ModelOrRecorded = Annotated[
     str | None, typer.Option("--model", help="The model; by default the one the ledger records.")
 ]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, …; by default the checkpoint's own.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, …; by default the ledger's, else the checkpoint's own.")
+]
 Device = Annotated[str | None, typer.Option(help="A torch device; by default the accelerator, else the CPU.")]
 AnatomyFile = Annotated[
     str | None, typer.Option("--anatomy", help="JSON file that names an unknown layout's blocks and projection.")

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, open_ledger, restraints, show
+from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, open_ledger, show, understood
+from tether.restraint import parse
 
 
 class Kind(StrEnum):
@@ -35,7 +36,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Write the edited model as merged weights or as a LoRA adapter, with a model card."""
-    (chosen,) = restraints(restrain)
+    chosen = None if restrain is None else understood("--restrain", parse, restrain)
     opened, loaded = open_ledger(ledger, model, dtype, device)
     report = opened.export(loaded, to, as_=kind.value, restrain=chosen, upto=upto, rank=rank)
     lines = [f"{to}: {kind.value}, {len(opened.live(upto))} edits"]

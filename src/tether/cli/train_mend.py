@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, every, load_model, numbers, show
+from tether.files import check_writable
 from tether.training import TrainingProgress, train_mend
 
 
@@ -28,6 +29,8 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Train MEND's network for a model; edit with it by `edit --method mend --editor FILE`."""
+    check_writable(out)
+    chosen = numbers(layers, "--layers")
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
     due = every(seconds=5)
 
@@ -47,7 +50,7 @@ def command(
         err.out(f"{p.step}/{p.steps}{losses}{look}{left}", highlight=False)
 
     found = train_mend(
-        loaded, train, val, out, steps=steps, settings=settings, layers=numbers(layers, "--layers"), train_limit=limit,
+        loaded, train, val, out, steps=steps, settings=settings, layers=chosen, train_limit=limit,
         resume=resume, progress=progress, prepared=prepared,
     )  # fmt: skip
     record = found.trained.record

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, load_model, show
+from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, load_model, show, understood
+from tether.editors import editor as editor_of
 from tether.facts import read_facts
 from tether.files import check_writable
 from tether.tune import Trial, tune, write_settings
@@ -33,6 +34,7 @@ def command(
 ) -> None:
     """Propose settings for a model from a small probe set, and say how sure they are."""
     check_writable(out)
+    understood("--method", editor_of, method)
     listed = read_facts(facts, limit)
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
 

@@ -237,8 +237,9 @@ class _Pass:
             raise TetherError(f"corpus {self.corpus.name!r} has no tokens: give a file with text")
         self._look()
         for layer, file in self.files.items():
-            with locked(file):  # a pass for other layers too may write it
-                self._save(file, layer=layer)
+            with locked(file):
+                if not _whole(file):  # else a pass for other layers wrote it meanwhile, and ledgers may name its bits
+                    self._save(file, layer=layer)
         self.partial.unlink(missing_ok=True)
 
     def _add(self, ids: Tensor) -> None:

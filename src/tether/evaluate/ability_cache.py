@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tether.cache import cache_dir
+from tether.cache import cache_dir, locked
 from tether.evaluate.ability import AbilityResult, AbilityTask, Unit
 from tether.evaluate.measure import Record
 from tether.files import write_atomically
@@ -71,8 +71,8 @@ class AbilityCache:
             key=key, value=result.value, n=result.n, stderr=result.stderr, unit=result.unit, records=result.records
         )
         file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(entry.model_dump(), ensure_ascii=False).encode(), shared=True)
+        with locked(file):
+            write_atomically(file, json.dumps(entry.model_dump(), ensure_ascii=False).encode())
 
     def _file(self, key: Mapping[str, str | int]) -> Path:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

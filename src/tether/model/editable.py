@@ -144,7 +144,7 @@ class EditableModel:
         if self.weight(name).dtype == torch.float32 or norm == 0:
             return None
         exact = self.original(name) + update.to_dense().to(self.original(name))
-        return float((exact.to(self.weight(name).dtype) - exact).norm(dtype=torch.float64)) / norm
+        return float((exact.to(self.weight(name).dtype) - exact).cpu().norm(dtype=torch.float64)) / norm
 
     def clear_updates(self) -> None:
         """Give every touched weight its original bits back."""

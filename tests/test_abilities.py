@@ -449,7 +449,7 @@ def test_a_damaged_cache_is_told_and_measured_anew(
     kept: EditableModel, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     first = measure_abilities(kept, ["perplexity"], ability_data(text="Big Ben is in London."))
-    [file] = (tmp_path / "cache" / "abilities").iterdir()
+    [file] = (tmp_path / "cache" / "abilities").glob("*.json")
     file.write_text(file.read_text()[:-9])
     again = measure_abilities(kept, ["perplexity"], ability_data(text="Big Ben is in London."))
     assert "is damaged: measured anew" in caplog.text and again == first

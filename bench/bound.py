@@ -16,8 +16,8 @@ import torch
 from common import CLOCKS, spread, table, where
 from torch import Tensor
 
-from tether.lowrank import LowRank
-from tether.theory import bound, reduced_form, sequence
+from tether.algebra.lowrank import LowRank
+from tether.algebra.perturbation_bound import bound, reduced_form, sequence
 
 SHAPES = (
     ("p<q", 8, 20, 8),

@@ -15,9 +15,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from tether.editors.hparams import LatentHparams
+from tether.editors.settings import LatentHparams
 from tether.facts.tokens import EncodedPrompt
-from tether.model.editable import EditableModel
+from tether.models.editable import EditableModel
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: for one thread on a machine others use as well
 

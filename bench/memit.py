@@ -14,16 +14,16 @@ import time
 import torch
 from common import CLOCKS, interleaved, plain_delta, ratios, spread, table, where
 
-from tether.demo import demo_facts
-from tether.editors.contexts import encode_contexts
-from tether.editors.hparams import MemitHparams, settings_for
-from tether.editors.latent import optimise, rows_of, within_memory
+from tether.algebra.joint_solve import solve
+from tether.algebra.lowrank import LowRank
+from tether.cli.demo_run import demo_facts
+from tether.editors.delta import optimise, rows_of, within_memory
 from tether.editors.moments import Moments
-from tether.editors.sampling import sample_prefixes
-from tether.jointsolve import solve
-from tether.lowrank import LowRank
-from tether.model.load import load
-from tether.model.suffix import align, full_forward
+from tether.editors.prompts import encode_contexts
+from tether.editors.settings import MemitHparams, settings_for
+from tether.models.frozen_prefix import align, full_forward
+from tether.models.load import load
+from tether.models.sampling import sample_prefixes
 
 
 def deltas(args: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from common import table
 
-from tether.evaluate import read
-from tether.evaluate.results import Row
+from tether.evaluation import read
+from tether.evaluation.results import Row
 
 SCORES = (("compare", "efficacy"), ("compare", "generalization"), ("compare", "locality"), ("match_tokens", "efficacy"))
 

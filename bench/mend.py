@@ -28,12 +28,12 @@ import torch
 from common import table, where
 
 import tether
-from tether.editors.mend import Hypernetwork, Pairs
-from tether.editors.trained import Trained, open_trained
-from tether.evaluate.scores import Continuation, tokenize
-from tether.lowrank import LowRank
-from tether.training.examples import Example, Reader, States, examples
-from tether.training.mend import example_pairs
+from tether.algebra.lowrank import LowRank
+from tether.editors.mend.examples import Example, Reader, States, examples
+from tether.editors.mend.file import Trained, open_trained
+from tether.editors.mend.network import Hypernetwork, Pairs
+from tether.editors.mend.train import example_pairs
+from tether.evaluation.scores import Continuation, tokenize
 
 PAPERS = 1e-4
 ALPHAS = (3e-5, 5e-5, 7e-5, 1e-4, 1.4e-4, 2e-4, 3e-4, 4e-4, 6e-4, 1e-3, 2e-3)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from tether.editors.trained import TrainedRecord, read_tensors
+from tether.editors.mend.file import TrainedRecord, read_tensors
 
 
 def main() -> None:

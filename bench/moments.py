@@ -13,8 +13,8 @@ import torch
 from common import CLOCKS, interleaved, ratios, spread, table, where
 
 from tether.editors.moments import Corpus, Moments, moments
-from tether.editors.sampling import STARTS, sample
-from tether.model.load import load
+from tether.models.load import load
+from tether.models.sampling import STARTS, sample
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from common import CLOCKS, interleaved, spread, table, where
 from torch import Tensor
 
 from tether import restraint
-from tether.lowrank import LowRank
+from tether.algebra.lowrank import LowRank
 
 
 def main() -> None:

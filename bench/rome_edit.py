@@ -13,14 +13,14 @@ from common import CLOCKS, interleaved, plain_delta, ratios, spread, table, wher
 from torch import Tensor
 
 from tether.editors import Context, Proposal, editor
-from tether.editors.contexts import encode_contexts
-from tether.editors.hparams import PrefixLength, RomeHparams, settings_for
 from tether.editors.moments import Corpus, moments
-from tether.editors.sampling import sample_prefixes
+from tether.editors.prompts import encode_contexts
+from tether.editors.settings import PrefixLength, RomeHparams, settings_for
 from tether.facts.fact import Fact
 from tether.facts.tokens import encode
-from tether.model.editable import EditableModel
-from tether.model.load import load
+from tether.models.editable import EditableModel
+from tether.models.load import load
+from tether.models.sampling import sample_prefixes
 
 FACTS = (
     Fact(subject="Eiffel Tower", prompt="The {} is located in the city of", target_new="Rome"),

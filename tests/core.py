@@ -12,12 +12,12 @@ import torch
 from tiny import FAMILIES, Reciter, tiny_model, trained_gpt2
 from torch import Tensor
 
+from tether.algebra.lowrank import LowRank
 from tether.editors import Context
-from tether.editors.hparams import RomeHparams
 from tether.editors.moments import Moments
+from tether.editors.settings import RomeHparams
 from tether.facts.fact import Fact
-from tether.lowrank import LowRank
-from tether.model import EditableModel
+from tether.models import EditableModel
 
 SETTINGS: dict[str, Any] = {
     "layers": (1,),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tether.evaluate.results import Row
-from tether.experiment.stored import Analyses, Run, StoredGrid, StoredRun
+from tether.analyses.points import Analyses
+from tether.evaluation.results import Row
+from tether.experiment.results import Run, StoredGrid, StoredRun
 
 AT = (0, 10, 25, 50, 100, 200)
 ONCE = ("none", "log:1.2", "log:e", "linear:2")

@@ -19,13 +19,13 @@ from test_cli import run
 from tiny import save, tiny_model
 
 from tether.errors import TetherError
-from tether.evaluate import ABILITIES, measure_abilities
-from tether.evaluate.abilities import AbilityRun, ability_tasks
-from tether.evaluate.ability_data import ability_data
-from tether.evaluate.estimate import in_words, probe
-from tether.evaluate.tasks import task_file, task_names
-from tether.evaluate.tasks.documents import BUILT_IN, FILES, read
-from tether.evaluate.tasks.scoring import (
+from tether.evaluation import ABILITIES, measure_abilities
+from tether.evaluation.abilities.data import ability_data
+from tether.evaluation.abilities.estimate import in_words, probe
+from tether.evaluation.abilities.run import AbilityRun, ability_tasks
+from tether.evaluation.abilities.tasks import task_file, task_names
+from tether.evaluation.abilities.tasks.documents import BUILT_IN, FILES, read
+from tether.evaluation.abilities.tasks.scoring import (
     answer_likelihood,
     contains_an_answer,
     likelier_label,
@@ -35,7 +35,7 @@ from tether.evaluate.tasks.scoring import (
     solution_likelihood,
     true_or_false,
 )
-from tether.model import EditableModel, load
+from tether.models import EditableModel, load
 
 pytest.importorskip("lm_eval")
 GENERATED = ("paper_reasoning", "paper_nli", "paper_qa", "paper_summarization", "reasoning", "summarization")
@@ -315,7 +315,7 @@ def test_tasks_of_the_hub_are_not_downloaded_unasked() -> None:
 
 
 def test_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tether.evaluate import harness
+    from tether.evaluation import harness
 
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
@@ -354,7 +354,7 @@ def test_the_fast_paths_equal_the_harness(family: str) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from tether.evaluate.harness_model import HarnessModel
+    from tether.evaluation.abilities.harness_model import HarnessModel
 
     model = editable(family)
     texts = [
@@ -400,7 +400,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EditableModel:
 def measured(caplog: pytest.LogCaptureFixture, run: Callable[[], object]) -> list[str]:
     """The abilities that were measured, not remembered."""
     caplog.clear()
-    with caplog.at_level(logging.INFO, "tether.evaluate"):
+    with caplog.at_level(logging.INFO, "tether.evaluation"):
         run()
     return [name for name in ABILITIES if f"\n{name}: " in "\n" + "\n".join(caplog.messages)]
 
@@ -466,7 +466,7 @@ def test_a_model_made_in_memory_is_not_remembered(tmp_path: Path, monkeypatch: p
 
 def test_how_long_it_takes_is_told_first(kept: EditableModel, caplog: pytest.LogCaptureFixture) -> None:
     run = AbilityRun(kept, ability_tasks(["nli", "paper_nli"], ability_data(), limit=4))
-    with caplog.at_level(logging.INFO, "tether.evaluate"):
+    with caplog.at_level(logging.INFO, "tether.evaluation"):
         run.measure(rows_left=3)
     first, second, third, *rest = caplog.messages
     assert first.startswith("general abilities of a row: nli (4 items, about ")

@@ -20,18 +20,18 @@ from test_theory import fill
 from torch import Tensor
 
 import tether
-from tether.bound import bound_rows
+from tether.algebra.lowrank import LowRank
+from tether.analyses.analyse import WANTED, analyse
+from tether.analyses.bound import bound_rows
+from tether.analyses.copies import COPIES
+from tether.analyses.points import Values
+from tether.constraints.prune import parse
 from tether.errors import TetherError
-from tether.evaluate import Results, builtin_text, evaluate_editing, evaluate_ledger, perplexity, write
-from tether.experiment.analyses import WANTED, analyse
-from tether.experiment.copies import COPIES
-from tether.experiment.stored import Values
+from tether.evaluation import Results, builtin_text, evaluate_editing, evaluate_ledger, perplexity, write
 from tether.facts.fact import Fact
 from tether.facts.tokens import encode
 from tether.ledger import Attempt, Event, Ledger
-from tether.lowrank import LowRank
-from tether.model import EditableModel
-from tether.restraint import parse
+from tether.models import EditableModel
 
 FAMILIES = ("llama", "gpt2")
 

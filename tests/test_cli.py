@@ -19,7 +19,7 @@ from tiny import save, tiny_model
 
 from tether.cli import main
 from tether.ledger import Ledger
-from tether.model import load
+from tether.models import load
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from scipy import stats
 from test_cli import run
 
 from tether.errors import TetherError
-from tether.evaluate import Results, Row, compare, write
-from tether.evaluate.paired import holm, kept, paired
-from tether.evaluate.results import Ability
+from tether.evaluation import Results, Row, compare, write
+from tether.evaluation.results import Ability
+from tether.evaluation.statistics.paired import holm, kept, paired
 
 # --- statistics -------------------------------------------------------------------------------------------------
 

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tether.algebra.lowrank import LowRank
+from tether.algebra.spectrum import Spectrum
 from tether.errors import TetherError
-from tether.evaluate import evaluate, evaluate_editing, evaluate_ledger, measure_baseline, read
-from tether.evaluate.editing import says
-from tether.evaluate.measure import cluster_mean
-from tether.evaluate.results import Results, write
+from tether.evaluation import evaluate, evaluate_editing, evaluate_ledger, measure_baseline, read
+from tether.evaluation.metrics.editing import says
+from tether.evaluation.results import Results, write
+from tether.evaluation.statistics.mean import cluster_mean
 from tether.facts.fact import Fact, LocalityPrompt
 from tether.ledger import Attempt, Header, Ledger, WeightRecord
-from tether.lowrank import LowRank
-from tether.model.anatomy import Anatomy
-from tether.model.editable import EditableModel
-from tether.spectrum import Spectrum
+from tether.models.editable import EditableModel
+from tether.models.layout import Anatomy
 
 WORDS = [
     "<unk>",

@@ -15,11 +15,11 @@ from test_evaluate_editing import become, bigram_model, ledger_of_two
 import tether
 from tether.cli.evaluate import table
 from tether.errors import TetherError
-from tether.evaluate import METRICS, evaluate, evaluate_editing, evaluate_ledger, measure_baseline, read
-from tether.evaluate.instances import DEMONSTRATION, word
+from tether.evaluation import METRICS, evaluate, evaluate_editing, evaluate_ledger, measure_baseline, read
+from tether.evaluation.metrics.instances import DEMONSTRATION, word
 from tether.facts import Fact, read_facts
 from tether.ledger import Attempt, Ledger
-from tether.model import EditableModel
+from tether.models import EditableModel
 from tether.report import write_report
 
 

@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from tether.errors import TetherError
-from tether.evaluate import builtin_text, greedy, perplexity, score
-from tether.evaluate.scores import tokenize
-from tether.model.editable import EditableModel
+from tether.evaluation import builtin_text, greedy, perplexity, score
+from tether.evaluation.scores import tokenize
+from tether.models.editable import EditableModel
 
 LAYOUTS = ("llama", "gpt2", "gemma2")
 PAIRS = [

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tether.algebra.large_singular_values import above, largest
+from tether.constraints.prune import linear, log
 from tether.errors import TetherError
 from tether.export import restrain_checkpoint
-from tether.export.triplets import above, largest
-from tether.restraint import linear, log
 
 
 def matrix(p: int, q: int, s: Tensor, seed: int = 0) -> Tensor:

@@ -13,11 +13,11 @@ from tiny import save, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tether.algebra.lowrank import LowRank
 from tether.errors import TetherError
 from tether.export import export_lora, export_merged, misuse, model_card
 from tether.facts.fact import Fact
-from tether.lowrank import LowRank
-from tether.model.editable import EditableModel
+from tether.models.editable import EditableModel
 
 IDS = torch.tensor([[1, 5, 2, 9, 30, 11]])
 LAYOUTS = ["llama", "gpt2"]

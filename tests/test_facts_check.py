@@ -7,9 +7,10 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tether.facts import Fact, check_facts
-from tether.model.anatomy import Anatomy
-from tether.model.editable import EditableModel
+from tether.editing.check import check_facts
+from tether.facts import Fact
+from tether.models.editable import EditableModel
+from tether.models.layout import Anatomy
 
 PLACES = ["Norway", "France", "Oslo", "Paris", "Rome", "Lima", "Bergen"]
 WORDS = ["<unk>", "the", "capital", "of", "is", "city", "a", "in", "land", "big", *PLACES]

@@ -20,14 +20,14 @@ from test_cli import answer, run
 from tiny import invented_facts, save, tiny_model
 
 import tether
+from tether.analyses.points import Analyses, SpectrumPoint
 from tether.errors import TetherError
-from tether.evaluate import Results
-from tether.evaluate.results import read as read_results
+from tether.evaluation import Results
+from tether.evaluation.results import read as read_results
 from tether.experiment import Outcome, Step, make_plan, read_grid, read_spec, run_grid
-from tether.experiment.stored import Analyses, SpectrumPoint
 from tether.ledger import Ledger, writing
-from tether.model import EditableModel, load
-from tether.report.series import editors
+from tether.models import EditableModel, load
+from tether.report.grid.series import editors
 
 LAYOUTS = ["llama", "gpt2"]
 TEXT = "The Eiffel Tower is in the city of Paris, and you know that. "

@@ -12,20 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tether.analyses.points import Analyses, BoundPoint, CopiesPoint, Difference, SpectrumPoint, ValuePoint, Values
 from tether.errors import TetherError
-from tether.evaluate.results import Ability, Number, Row, Singular, YesShare
+from tether.evaluation.results import Ability, Number, Row, Singular, YesShare
 from tether.experiment import StoredGrid, StoredRun, read_grid, write_grid
-from tether.experiment.store import REST, ROWS
-from tether.experiment.stored import (
-    Analyses,
-    BoundPoint,
-    CopiesPoint,
-    Difference,
-    Run,
-    SpectrumPoint,
-    ValuePoint,
-    Values,
-)  # fmt: skip
+from tether.experiment.parquet import REST, ROWS
+from tether.experiment.results import Run  # fmt: skip
 
 NUMBERS = st.floats(allow_nan=False)  # infinity may stand there: an explosion of perplexity
 MAYBE = st.none() | NUMBERS

@@ -14,13 +14,13 @@ from test_cli import run as command
 from test_session import assert_says, kinds, run
 from tiny import save
 
+from tether.constraints.prune import parse
+from tether.editing.guard import GuardStopError, first_failing
+from tether.editing.run import Progress, edit
 from tether.errors import TetherError
-from tether.evaluate.perplexity import perplexity
-from tether.guard import GuardStopError, first_failing
+from tether.evaluation.abilities.perplexity import perplexity
 from tether.ledger import Ledger
-from tether.model import EditableModel
-from tether.restraint import parse
-from tether.session import Progress, edit
+from tether.models import EditableModel
 
 LARGE = {"v_num_grad_steps": 25, "v_lr": 2.0, "v_weight_decay": 0.0, "clamp_norm_factor": 60.0}
 STRONG = "linear:20"

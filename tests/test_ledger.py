@@ -22,13 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import save, tiny_model
 
+from tether.algebra.lowrank import LowRank
+from tether.algebra.spectrum import Spectrum
+from tether.constraints.prune import Restraint, none, parse
 from tether.errors import TetherError
 from tether.ledger import Attempt, Event, Header, Ledger, Sums, WeightRecord, writing
 from tether.ledger.journal import _seal
-from tether.lowrank import LowRank
-from tether.model import EditableModel, load
-from tether.restraint import Restraint, none, parse
-from tether.spectrum import Spectrum
+from tether.models import EditableModel, load
 
 LAYERS = (1, 2)
 

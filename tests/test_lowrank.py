@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tether.lowrank import LowRank
+from tether.algebra.lowrank import LowRank
 
 sizes = st.integers(1, 12)
 seeds = st.integers(0, 2**31)

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tether
+from tether.algebra.joint_solve import Solution, solve
+from tether.algebra.lowrank import LowRank
+from tether.editing.prepare import recorded_moments
+from tether.editing.run import Progress
 from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError, editor
-from tether.editors.contexts import encode_contexts
-from tether.editors.hparams import MemitHparams, settings_for
-from tether.editors.latent import Group, Latent, optimise, rows_of, within_memory
+from tether.editors.delta import Group, Latent, optimise, rows_of, within_memory
+from tether.editors.prompts import encode_contexts
+from tether.editors.settings import MemitHparams, settings_for
 from tether.errors import TetherError
 from tether.facts.fact import Fact
-from tether.header import recorded_moments
-from tether.jointsolve import Solution, solve
 from tether.ledger import Ledger
-from tether.lowrank import LowRank
-from tether.model import EditableModel
-from tether.model.suffix import align, full_forward
-from tether.session import Progress
+from tether.models import EditableModel
+from tether.models.frozen_prefix import align, full_forward
 
 LAYOUTS = ["llama", "gpt2"]
 DIFFERENT = FACTS[:5]

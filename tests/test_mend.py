@@ -20,18 +20,18 @@ from tiny import FAMILIES, save, tiny_model
 from torch import Tensor
 
 import tether
+from tether.algebra.lowrank import LowRank
 from tether.editors import Context, EditFailedError, Editor, editor
-from tether.editors.hparams import MendHparams, settings_for
-from tether.editors.mend import Hypernetwork, Pairs, gradient_pairs, mlp_weights, target_nll
-from tether.editors.trained import open_trained, read_tensors, write_tensors
+from tether.editors.mend.examples import Reader, States, examples, reads
+from tether.editors.mend.file import open_trained, read_tensors, write_tensors
+from tether.editors.mend.network import Hypernetwork, Pairs, gradient_pairs, mlp_weights, target_nll
+from tether.editors.mend.train import Training, edit_losses, example_pairs, train_mend
+from tether.editors.settings import MendHparams, settings_for
 from tether.errors import TetherError
-from tether.evaluate.scores import Continuation
+from tether.evaluation.scores import Continuation
 from tether.facts.fact import Fact
-from tether.facts.readers import read_training_facts
-from tether.lowrank import LowRank
-from tether.model import EditableModel, load
-from tether.training.examples import Reader, States, examples, reads
-from tether.training.mend import Training, edit_losses, example_pairs, train_mend
+from tether.facts.formats import read_training_facts
+from tether.models import EditableModel, load
 
 LAYOUTS = ["llama", "gpt2"]
 SETTINGS: dict[str, Any] = {
@@ -326,8 +326,8 @@ import json, os, signal, sys, traceback
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from tether.model import load
-from tether.training import train_mend
+from tether.models import load
+from tether.editors.mend import train_mend
 
 folder, lives = Path(sys.argv[1]), json.loads(sys.argv[2])
 

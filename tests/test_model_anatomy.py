@@ -12,7 +12,7 @@ from tiny import FAMILIES, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from tether.errors import TetherError
-from tether.model import Anatomy, EditableModel, find_anatomy
+from tether.models import Anatomy, EditableModel, find_anatomy
 
 EXPECTED = {
     "llama": ("model.layers", "mlp.down_proj"),

@@ -21,9 +21,9 @@ from tiny import FAMILIES, save, tiny_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
-from tether.cache import built_folder, cache_dir
 from tether.errors import TetherError
-from tether.model import EditableModel, load
+from tether.models import EditableModel, load
+from tether.storage.cache import built_folder, cache_dir
 
 TEXT = "The Eiffel Tower is located in São Paulo."
 
@@ -238,7 +238,7 @@ def test_a_damaged_gguf_file_leaves_nothing_behind(tmp_path: Path, left: int) ->
 CONVERT = """
 import logging, sys
 logging.basicConfig(level=logging.INFO)
-from tether.model import load
+from tether.models import load
 print(load(sys.argv[1]).fingerprint())
 """
 

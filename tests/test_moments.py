@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tether.editors.moments import Corpus, Moments, _Pass, moments, moments_key, recent_moments
 from tether.errors import TetherError
-from tether.model import EditableModel
+from tether.models import EditableModel
 
 WINDOW = 32
 

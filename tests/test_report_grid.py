@@ -13,13 +13,15 @@ import pytest
 from grids import WEIGHT, made_grid, made_run
 from test_report_html import Page
 
+from tether.analyses.points import Difference
 from tether.cli import main
 from tether.experiment import read_grid
-from tether.experiment.stored import Difference, StoredGrid, StoredRun
-from tether.report import grid_figures, write_grid_report
-from tether.report.contrast import FEW, contrast
-from tether.report.findings import CLAIMS, findings
-from tether.report.series import editors
+from tether.experiment.results import StoredGrid, StoredRun
+from tether.report import write_grid_report
+from tether.report.grid import figures as grid_figures
+from tether.report.grid.findings import CLAIMS, findings
+from tether.report.grid.row_difference import FEW, contrast
+from tether.report.grid.series import editors
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ROW_PARTS = ("editing", "abilities", "spectrum")
@@ -272,7 +274,7 @@ def test_a_browser_lays_the_page_out_without_overflow(width: int, page: Path, tm
 
 
 def test_the_command_takes_the_folder_of_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = pytest.importorskip("tether.experiment.store")
+    store = pytest.importorskip("tether.experiment.parquet")
     pytest.importorskip("pyarrow")
 
     store.write_grid(grid_of(with_parts(made_run("rome", "zsre", 1.0), {"copies"})), tmp_path / "grid")

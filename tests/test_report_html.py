@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import tiny
 
-from tether.demo import Step, demo_facts, run_demo
+from tether.cli.demo_run import Step, demo_facts, run_demo
+from tether.editing.run import edit
 from tether.errors import TetherError
-from tether.evaluate import Results, Row, read
+from tether.evaluation import Results, Row, read
 from tether.ledger import Attempt, Ledger
-from tether.model import EditableModel
+from tether.models import EditableModel
 from tether.report import write_report
-from tether.session import edit
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 

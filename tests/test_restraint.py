@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tether import restraint
+from tether.algebra.lowrank import LowRank
+from tether.constraints.prune import Restraint, parse, restrain
 from tether.errors import TetherError
-from tether.lowrank import LowRank
-from tether.restraint import Restraint, parse, restrain
 
 spectra = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=20).map(
     lambda s: torch.tensor(sorted(s, reverse=True), dtype=torch.float64)

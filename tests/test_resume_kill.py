@@ -13,9 +13,9 @@ import pytest
 from core import FACTS, SETTINGS, plain_text, same_bits
 from tiny import save, tiny_model
 
+from tether.editing.run import edit
 from tether.ledger import Ledger
-from tether.model import load
-from tether.session import edit
+from tether.models import load
 
 # Imports once, then forks a child a life. A child edits with resume=True; it is killed at its n-th fsync (before or
 # after it: inside an append, between the temporary file, its new name, the folder and the journal's line), or by its
@@ -26,8 +26,8 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from tether.facts.fact import Fact
-from tether.model import load
-from tether.session import edit
+from tether.models import load
+from tether.editing.run import edit
 
 folder, settings, corpus, facts, lives = sys.argv[1:]
 facts = [Fact.model_validate(fact) for fact in json.loads(facts)]

@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from tether.editors import Context, EditFailedError, EditSkippedError, Proposal, editor
-from tether.editors.contexts import encode_contexts
-from tether.editors.latent import Latent, optimise
+from tether.editors.delta import Latent, optimise
 from tether.editors.moments import Corpus, moments
+from tether.editors.prompts import encode_contexts
 from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.facts.tokens import EncodedPrompt, encode
-from tether.model import EditableModel
-from tether.model.suffix import Rows, Run, align, full_forward
+from tether.models import EditableModel
+from tether.models.frozen_prefix import Rows, Run, align, full_forward
 
 FACT = FACTS[0]
 LAYOUTS = ["llama", "gpt2"]  # Linear without bias, Conv1D with one

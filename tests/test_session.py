@@ -15,14 +15,14 @@ import torch
 from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, same_bits
 from tiny import save, tiny_model
 
-from tether.editors.hparams import RomeHparams
+from tether.algebra.lowrank import LowRank
+from tether.editing.health import ALONE, UPDATE, Health
+from tether.editing.run import Progress, edit
+from tether.editors.settings import RomeHparams
 from tether.errors import TetherError
 from tether.facts.fact import Fact
-from tether.health import ALONE, UPDATE, Health
 from tether.ledger import Ledger, Sum, Sums
-from tether.lowrank import LowRank
-from tether.model import EditableModel, load
-from tether.session import Progress, edit
+from tether.models import EditableModel, load
 
 BAD = Fact(subject="Eiffel Tower", prompt=300 * "so " + "{} is in", target_new="Paris")  # longer than the model takes
 

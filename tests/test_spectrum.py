@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tether.lowrank import LowRank
-from tether.spectrum import Spectrum
+from tether.algebra.lowrank import LowRank
+from tether.algebra.spectrum import Spectrum
 
 
 def normal(*shape: int, seed: int) -> Tensor:

@@ -11,8 +11,8 @@ from tiny import FAMILIES, tiny_model
 from torch import Tensor
 
 from tether.facts.tokens import EncodedPrompt, encode
-from tether.model import EditableModel
-from tether.model.suffix import Plain, Rows, Run, Suffix, align, full_forward, head_logits, projection_adds
+from tether.models import EditableModel
+from tether.models.frozen_prefix import Plain, Rows, Run, Suffix, align, full_forward, head_logits, projection_adds
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in FAMILIES},

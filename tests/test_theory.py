@@ -17,11 +17,11 @@ from test_ledger import new_ledger
 from torch import Tensor
 
 from tether import restraint
-from tether.bound import bound_rows
+from tether.algebra.lowrank import LowRank
+from tether.algebra.perturbation_bound import ReducedForm, bound, difference, psi2, reduced_form, sequence
+from tether.analyses.bound import bound_rows
 from tether.errors import TetherError
 from tether.ledger import Attempt, Ledger
-from tether.lowrank import LowRank
-from tether.theory import ReducedForm, bound, difference, psi2, reduced_form, sequence
 
 
 class Case(NamedTuple):
@@ -272,15 +272,19 @@ def test_a_wide_weight_has_no_third_term_and_the_value_stays() -> None:
 def test_a_restrained_sequence_is_of_the_restrained_sums() -> None:
     W, updates, keys = history(6, 10, 5, 1.5)
     f = restraint.linear(2)
+
+    def restrained(held: LowRank, m: float) -> LowRank:
+        return restraint.restrain(held, m, f)
+
     m = norm(W.double())
     sums = [torch.zeros(6, 10, dtype=torch.float64)]
     for n in range(1, 6):
         held = LowRank.sum(updates[:n]).to(dtype=torch.float64)
         sums.append(restraint.restrain(held, m, f).to_dense())
     values = W.double() @ keys.double().mT
-    for n, step in enumerate(sequence(W, updates, keys, restraint=f), 1):
+    for n, step in enumerate(sequence(W, updates, keys, restrain=restrained), 1):
         torch.testing.assert_close(step.bound.total, bound(reduced_form(W), sums[n], values).total)
-    for n, step in enumerate(sequence(W, updates, keys, of="edit", restraint=f), 1):
+    for n, step in enumerate(sequence(W, updates, keys, of="edit", restrain=restrained), 1):
         plain = bound(reduced_form(W.double() + sums[n - 1]), sums[n] - sums[n - 1], values)
         torch.testing.assert_close(step.bound.total, plain.total)
         torch.testing.assert_close(step.bound.error, plain.error, rtol=1e-7, atol=1e-10)

@@ -11,11 +11,11 @@ from test_cli import run
 from tiny import save, tiny_model
 
 import tether
-from tether.editors.hparams import MemitHparams, RomeHparams
+from tether.editing.tune import Trial, better, write_settings
+from tether.editors.settings import MemitHparams, RomeHparams
 from tether.errors import TetherError
-from tether.evaluate.paired import paired
-from tether.model import EditableModel
-from tether.tune import Trial, better, write_settings
+from tether.evaluation.statistics.paired import paired
+from tether.models import EditableModel
 
 
 @pytest.fixture(autouse=True)

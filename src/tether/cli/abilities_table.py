@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from tether.evaluate import Results
-from tether.evaluate.results import Ability, Row
+from tether.evaluation import Results
+from tether.evaluation.results import Ability, Row
 
 
 def abilities_table(results: Results, marked: Collection[tuple[tuple[int, str], str]] = ()) -> str:

@@ -18,9 +18,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from tether.constraints.prune import Restraint, parse
 from tether.errors import TetherError
-from tether.files import finite
-from tether.restraint import Restraint, parse
+from tether.storage.atomic import finite
 
 app = typer.Typer(
     name="tether",
@@ -122,7 +122,7 @@ def every(seconds: float) -> Callable[[], bool]:
 def load_model(
     name: str, *, dtype: str | None = None, device: str | None = None, anatomy: Mapping[str, str] | str | None = None
 ) -> Any:
-    from tether.model import load
+    from tether.models import load
 
     return load(name, dtype=dtype, device=device, anatomy=anatomy)
 

@@ -22,7 +22,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """How far the edits move the keys of the edited weights, and how far they can: the paper's perturbation bound."""
-    from tether.bound import bound_rows
+    from tether.analyses.bound import bound_rows
 
     chosen, counts = restraints(restrain), numbers(at, "--at")
     opened, loaded = open_ledger(ledger, model, dtype, device)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, load_model, show
-from tether.facts import BadRecord, Fact, FactCheck, check_facts, scan_facts
+from tether.editing.check import check_facts
+from tether.facts import BadRecord, Fact, FactCheck, scan_facts
 from tether.ledger import Ledger
 
 

@@ -9,8 +9,8 @@ import typer
 
 from tether.cli.abilities_table import abilities_table
 from tether.cli.app import Json, app, show
-from tether.evaluate import compare, read
-from tether.evaluate.compare import LEVEL
+from tether.evaluation import compare, read
+from tether.evaluation.statistics.compare import LEVEL
 
 
 @app.command("compare")

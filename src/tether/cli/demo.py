@@ -11,7 +11,7 @@ import typer
 from tether.cli.app import Json, app, err, show
 
 if TYPE_CHECKING:
-    from tether.demo import Step
+    from tether.cli.demo_run import Step
 
 
 @app.command("demo")
@@ -21,7 +21,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Edit the bundled model with facts written for this project, with and without PRUNE, and draw a report."""
-    from tether.demo import run_demo
+    from tether.cli.demo_run import run_demo
 
     result = run_demo(out, limit=limit, progress=_tell)
     text = f"{result.table()}\n{result.edits} edits, {result.failed} failed; scores: all target tokens, percent"

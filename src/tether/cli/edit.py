@@ -24,11 +24,11 @@ from tether.cli.app import (
     tell_progress,
     understood,
 )
+from tether.constraints.prune import parse
+from tether.editing.run import Progress, edit
 from tether.editors import editor as editor_of
 from tether.facts import read_facts
 from tether.ledger import Ledger
-from tether.restraint import parse
-from tether.session import Progress, edit
 
 
 @app.command("edit")
@@ -67,7 +67,7 @@ def command(
     if method is not None:
         understood("--method", editor_of, method)
     restraint = None if restrain is None else understood("--restrain", parse, restrain)
-    tell_progress("tether.header")
+    tell_progress("tether.editing.prepare")
     layout: str | dict[str, str] | None = anatomy
     if (out / "ledger.json").exists():
         header = Ledger.open(out).header

@@ -22,8 +22,8 @@ from tether.cli.app import (
     tell_progress,
     understood,
 )
-from tether.evaluate import ABILITIES, METRICS, QUICK_ITEMS, Results, Row, YesShare, evaluate_ledger
-from tether.evaluate.editing import check_metrics
+from tether.evaluation import ABILITIES, METRICS, QUICK_ITEMS, Results, Row, YesShare, evaluate_ledger
+from tether.evaluation.metrics.editing import check_metrics
 from tether.facts import read_facts
 
 
@@ -64,7 +64,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Measure a ledger's edits at any number of them, under any restraint."""
-    tell_progress("tether.evaluate")
+    tell_progress("tether.evaluation")
     chosen, counts, measured = restraints(restrain), numbers(at, "--at"), [m for m in metrics.split(",") if m]
     understood("--metrics", lambda _: check_metrics(measured), metrics)
     opened, loaded = open_ledger(ledger, model, dtype, device)

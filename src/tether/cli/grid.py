@@ -32,8 +32,8 @@ def command(
         document, text = described(make_plan(spec), folder)
         show(document, text, as_json)
         return
-    tell_progress("tether.evaluate")
-    tell_progress("tether.header")
+    tell_progress("tether.evaluation")
+    tell_progress("tether.editing.prepare")
     outcome = run_grid(grid, folder, resume=resume, engine=engine, progress=_Teller())
     ids = [job.run.id for job in outcome.plan.jobs]
     rows = sum(len(stored.rows) for stored in outcome.grid.runs)
@@ -70,7 +70,7 @@ class _Teller:
 
 def described(plan: Any, folder: Path) -> tuple[dict[str, Any], str]:
     """A plan as JSON and as text."""
-    from tether.evaluate.estimate import in_words
+    from tether.evaluation.abilities.estimate import in_words
     from tether.experiment import estimate
     from tether.experiment.run import state
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, every, load_model, numbers, show
-from tether.editors.hparams import settings_for
 from tether.editors.moments import ENOUGH, Corpus, moments
+from tether.editors.settings import settings_for
 
 
 @app.command("moments")

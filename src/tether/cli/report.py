@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tether.cli.app import Json, app, show
-from tether.evaluate import read
+from tether.evaluation import read
 from tether.ledger import Ledger
 
 
@@ -24,7 +24,7 @@ def command(
     from tether.report import write_grid_report, write_report
 
     if results.is_dir():
-        from tether.experiment.store import read_grid
+        from tether.experiment.parquet import read_grid
 
         page = write_grid_report(read_grid(results), out or results)
     else:

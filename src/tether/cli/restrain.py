@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from tether.cli.app import Json, app, show, understood
+from tether.constraints.prune import parse
 from tether.export import restrain_checkpoint
-from tether.restraint import parse
 
 
 @app.command("restrain")

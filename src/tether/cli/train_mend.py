@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, every, load_model, numbers, show
-from tether.files import check_writable
-from tether.training import TrainingProgress, train_mend
+from tether.editors.mend import TrainingProgress, train_mend
+from tether.storage.atomic import check_writable
 
 
 @app.command("train-mend")

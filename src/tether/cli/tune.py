@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, load_model, show, understood
+from tether.editing.tune import Trial, tune, write_settings
 from tether.editors import editor as editor_of
 from tether.facts import read_facts
-from tether.files import check_writable
-from tether.tune import Trial, tune, write_settings
+from tether.storage.atomic import check_writable
 
 
 @app.command("tune")

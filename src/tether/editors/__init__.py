@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from tether.editors.base import Batch, BatchEditor, Context, EditFailedError, Editor, EditSkippedError, Proposal
 from tether.editors.memit import Memit
-from tether.editors.mend import Mend
+from tether.editors.mend.network import Mend
 from tether.editors.rome import Rome
 from tether.errors import TetherError
 

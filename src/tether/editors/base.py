@@ -8,11 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from tether.algebra.lowrank import LowRank
 from tether.editors.moments import Moments
 from tether.errors import TetherError
 from tether.facts.fact import Fact
-from tether.lowrank import LowRank
-from tether.model.editable import EditableModel
+from tether.models.editable import EditableModel
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.algebra.joint_solve import solve
+from tether.algebra.lowrank import LowRank
 from tether.editors.base import Batch, Context, EditFailedError, Proposal
-from tether.editors.contexts import encode_contexts, failure
-from tether.editors.hparams import MemitHparams
-from tether.editors.latent import Group, Latent, optimise, rows_of, within_memory
+from tether.editors.delta import Group, Latent, optimise, rows_of, within_memory
+from tether.editors.prompts import encode_contexts, failure
+from tether.editors.settings import MemitHparams
 from tether.errors import TetherError
 from tether.facts.fact import Fact
-from tether.jointsolve import solve
-from tether.lowrank import LowRank
-from tether.model.editable import EditableModel
-from tether.model.suffix import align, full_forward, keys_and_states, projection_adds
+from tether.models.editable import EditableModel
+from tether.models.frozen_prefix import align, full_forward, keys_and_states, projection_adds
 
 
 @dataclass

@@ -23,12 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tether.cache import cache_dir, locked
-from tether.editors.sampling import STARTS, sample
 from tether.errors import TetherError
-from tether.files import write_atomically
-from tether.model.editable import EditableModel
-from tether.model.suffix import forward_until, hooks
+from tether.models.editable import EditableModel
+from tether.models.frozen_prefix import forward_until, hooks
+from tether.models.sampling import STARTS, sample
+from tether.storage.atomic import write_atomically
+from tether.storage.cache import cache_dir, locked
 
 logger = logging.getLogger(__name__)
 

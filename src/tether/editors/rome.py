@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tether.algebra.lowrank import LowRank
 from tether.editors.base import Context, EditFailedError, Proposal
-from tether.editors.contexts import encode_contexts, failure
-from tether.editors.hparams import RomeHparams
-from tether.editors.latent import optimise
+from tether.editors.delta import optimise
+from tether.editors.prompts import encode_contexts, failure
+from tether.editors.settings import RomeHparams
 from tether.facts.fact import Fact
-from tether.lowrank import LowRank
-from tether.model.editable import EditableModel
-from tether.model.suffix import align, full_forward, projection_adds
+from tether.models.editable import EditableModel
+from tether.models.frozen_prefix import align, full_forward, projection_adds
 
 
 @dataclass

@@ -2,11 +2,11 @@
 
 from tether.experiment.cost import Estimate, estimate
 from tether.experiment.grid import Outcome, run_grid
+from tether.experiment.parquet import read_grid, write_grid
 from tether.experiment.plan import Job, Plan, make_plan
+from tether.experiment.results import StoredGrid, StoredRun
 from tether.experiment.run import Step
 from tether.experiment.spec import GridSpec, grid_names, read_spec
-from tether.experiment.store import read_grid, write_grid
-from tether.experiment.stored import StoredGrid, StoredRun
 
 __all__ = [
     "Estimate", "GridSpec", "Job", "Outcome", "Plan", "Step", "StoredGrid", "StoredRun", "estimate",

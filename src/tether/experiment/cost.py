@@ -20,16 +20,16 @@ from pathlib import Path
 import torch
 from transformers.utils import cached_file
 
-from tether.checkpoint_files import stored_tensors
-from tether.editors.hparams import HPARAMS
 from tether.editors.moments import SELF
+from tether.editors.settings import HPARAMS
 from tether.errors import TetherError
-from tether.evaluate.abilities import ABILITIES, PERPLEXITY, QUICK_ITEMS
-from tether.evaluate.ability_data import HUB, TEXT_FILE
-from tether.evaluate.perplexity import builtin_text
-from tether.evaluate.tasks import task_file
+from tether.evaluation.abilities.data import HUB, TEXT_FILE
+from tether.evaluation.abilities.perplexity import builtin_text
+from tether.evaluation.abilities.run import ABILITIES, PERPLEXITY, QUICK_ITEMS
+from tether.evaluation.abilities.tasks import task_file
 from tether.experiment.plan import Job, Plan
 from tether.experiment.spec import GridSpec, ModelSpec
+from tether.models.checkpoint_files import stored_tensors
 
 TOKENS = 15  # of a prompt with its target
 ITEM_TOKENS = 200  # of an ability's item

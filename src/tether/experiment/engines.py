@@ -24,7 +24,7 @@ from tether.errors import TetherError
 from tether.experiment.plan import Job
 from tether.experiment.run import Analyse, Step, Tell, do_run, load_for
 from tether.experiment.spec import GridSpec
-from tether.model import EditableModel
+from tether.models import EditableModel
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from tether.errors import TetherError
 from tether.experiment.engines import engine as engine_of
+from tether.experiment.parquet import write_grid
 from tether.experiment.plan import Plan, make_plan
+from tether.experiment.results import StoredGrid, StoredRun
 from tether.experiment.run import Analyse, Step, finished, note_failure, run_folder
 from tether.experiment.spec import grid_text, read_spec
-from tether.experiment.store import write_grid
-from tether.experiment.stored import StoredGrid, StoredRun
-from tether.files import write_atomically
 from tether.ledger import writing
+from tether.storage.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def run_grid(
 
     `resume` goes on in a folder where the grid, or an older version of it, ran before: runs with the same id are the
     same, and a done one is not touched. `engine` is `here` or `ray`. `analyse` stands in for
-    `tether.experiment.analyses.analyse`. A run that fails is recorded and the others go on.
+    `tether.analyses.analyse.analyse`. A run that fails is recorded and the others go on.
 
     Raises TetherError for a fault in the grid, for missing files, and while another process writes there.
     """

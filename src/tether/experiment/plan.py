@@ -18,16 +18,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tether.editors.hparams import HPARAMS
 from tether.editors.moments import SELF
+from tether.editors.settings import HPARAMS
 from tether.errors import TetherError
-from tether.evaluate.abilities import ABILITIES, PERPLEXITY
-from tether.evaluate.ability_data import HUB, TEXT_FILE, ability_data
-from tether.evaluate.harness import named_tasks
-from tether.evaluate.tasks import task_file
-from tether.evaluate.tasks.documents import FILES, read
+from tether.evaluation.abilities.data import HUB, TEXT_FILE, ability_data
+from tether.evaluation.abilities.harness import named_tasks
+from tether.evaluation.abilities.run import ABILITIES, PERPLEXITY
+from tether.evaluation.abilities.tasks import task_file
+from tether.evaluation.abilities.tasks.documents import FILES, read
+from tether.experiment.results import Run
 from tether.experiment.spec import Cell, DatasetSpec, GridSpec, ModelSpec
-from tether.experiment.stored import Run
 from tether.facts import Fact, read_facts
 
 _MISSING = "missing"  # stands for the sha256 of a file that is not there

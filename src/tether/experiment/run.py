@@ -22,22 +22,23 @@ from typing import Any, Literal, Protocol
 import torch
 from pydantic import ValidationError
 
-from tether.cache import locked
-from tether.editors.hparams import HPARAMS, settings_for
+from tether.analyses.points import Analyses
+from tether.constraints.prune import AS_RECORDED
+from tether.editing.prepare import trained_editor
+from tether.editing.run import Progress, edit
 from tether.editors.moments import Corpus
+from tether.editors.settings import HPARAMS, settings_for
 from tether.errors import TetherError
-from tether.evaluate import Results, evaluate_ledger
-from tether.evaluate.results import Row
-from tether.evaluate.results import read as read_results
+from tether.evaluation import Results, evaluate_ledger
+from tether.evaluation.results import Row
+from tether.evaluation.results import read as read_results
 from tether.experiment.plan import Job
-from tether.experiment.stored import Analyses, Run, StoredRun
+from tether.experiment.results import Run, StoredRun
 from tether.facts import Fact
-from tether.files import write_atomically
-from tether.header import trained_editor
 from tether.ledger import ATTEMPTS, Ledger
-from tether.model import EditableModel, load
-from tether.restraint import AS_RECORDED
-from tether.session import Progress, edit
+from tether.models import EditableModel, load
+from tether.storage.atomic import write_atomically
+from tether.storage.cache import locked
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ Tell = Callable[[Step], None]
 
 
 class Analyse(Protocol):
-    """`tether.experiment.analyses.analyse`."""
+    """`tether.analyses.analyse.analyse`."""
 
     def __call__(
         self, model: EditableModel, ledger: Ledger, wanted: Sequence[str], *, restraints: Sequence[str],
@@ -121,7 +122,7 @@ def do_run(
         analyses = Analyses()
         if job.analyses:
             say(Step(job.run, "analyse"))
-            work: Analyse = analyse or import_module("tether.experiment.analyses").analyse
+            work: Analyse = analyse or import_module("tether.analyses.analyse").analyse
             restraints = job.restraints or (AS_RECORDED,)
             analyses = work(loaded, ledger, job.analyses, restraints=restraints, at=job.at, results=results)
         loaded.clear_updates()

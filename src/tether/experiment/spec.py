@@ -29,13 +29,13 @@ from pydantic import (
     model_validator,
 )
 
+from tether.constraints.prune import parse
 from tether.editors import BatchEditor, editor
-from tether.editors.hparams import HPARAMS
 from tether.editors.moments import SELF
+from tether.editors.settings import HPARAMS
 from tether.errors import TetherError
-from tether.evaluate.ability_data import HUB
-from tether.evaluate.editing import METRICS, check_metrics
-from tether.restraint import parse
+from tether.evaluation.abilities.data import HUB
+from tether.evaluation.metrics.editing import METRICS, check_metrics
 
 ALPHA = "alpha"  # in a restraint, as in log:alpha, it stands for the cell's own
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from tether.export.card import misuse, model_card
 from tether.export.checkpoint import CheckpointReport, MatrixReport, restrain_checkpoint
-from tether.export.from_ledger import export_ledger
 from tether.export.lora import LoraReport, LoraWeight, export_lora
 from tether.export.merged import export_merged
+from tether.export.write import Provenance, check_kind, export_updates
 
 __all__ = [
     "CheckpointReport",
     "LoraReport",
     "LoraWeight",
     "MatrixReport",
-    "export_ledger",
+    "Provenance",
+    "check_kind",
     "export_lora",
     "export_merged",
+    "export_updates",
     "misuse",
     "model_card",
     "restrain_checkpoint",

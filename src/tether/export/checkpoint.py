@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tether.checkpoint_files import Stored, same_bytes, stored_tensors
+from tether.algebra import large_singular_values
+from tether.constraints.prune import Restraint, parse
 from tether.errors import TetherError
-from tether.export import card, triplets
+from tether.export import card
 from tether.export.folder import CARD, MANIFEST, new_folder, write_papers
-from tether.restraint import Restraint, parse
-from tether.versions import versions
+from tether.models.checkpoint_files import Stored, same_bytes, stored_tensors
+from tether.storage.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -141,14 +142,14 @@ def _restrain(
         raise TetherError(
             f"{name} is not finite in base or edited: a restraint needs finite weights; look at that edit"
         )
-    m = triplets.largest(A)
+    m = large_singular_values.largest(A)
     del A
     shape = (D.shape[0], D.shape[1])
     if m == 0:
         return None, None
     if norm <= m:
         return MatrixReport(name, shape, m, norm, None, 0, None), None
-    u, s, vh, top = triplets.above(D, m)
+    u, s, vh, top = large_singular_values.above(D, m)
     del D
     if not len(s):
         return MatrixReport(name, shape, m, norm, top, 0, top), None

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tether.algebra.lowrank import LowRank
 from tether.errors import TetherError
 from tether.export.folder import new_folder, write_papers
-from tether.lowrank import LowRank
 
 if TYPE_CHECKING:
-    from tether.model.editable import EditableModel
+    from tether.models.editable import EditableModel
 
 logger = logging.getLogger(__name__)
 

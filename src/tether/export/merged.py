@@ -10,7 +10,7 @@ from tether.errors import TetherError
 from tether.export.folder import new_folder, write_papers
 
 if TYPE_CHECKING:
-    from tether.model.editable import EditableModel
+    from tether.models.editable import EditableModel
 
 
 def export_merged(model: EditableModel, to: str | Path, card: str, manifest: Mapping[str, object]) -> None:

@@ -1,8 +1,8 @@
 """Facts: reading them, finding their subjects among tokens, checking them."""
 
-from tether.facts.check import FactCheck, check_facts
+from tether.facts.check import FactCheck
 from tether.facts.fact import Fact, LocalityPrompt
-from tether.facts.readers import BadRecord, read_facts, read_training_facts, scan_facts
+from tether.facts.formats import BadRecord, read_facts, read_training_facts, scan_facts
 from tether.facts.tokens import EncodedPrompt, encode, locate
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Fact",
     "FactCheck",
     "LocalityPrompt",
-    "check_facts",
     "encode",
     "locate",
     "read_facts",

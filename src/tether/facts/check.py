@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import torch
+from transformers import PreTrainedTokenizerFast
 
 from tether.errors import TetherError
 from tether.facts.fact import Fact
-from tether.facts.tokens import EncodedPrompt, encode, padded, too_long
-
-if TYPE_CHECKING:
-    from tether.model.editable import EditableModel
-
-_BATCH = 8  # prompts a forward pass: logits of 8 short prompts stay small for any vocabulary
+from tether.facts.tokens import EncodedPrompt, encode, too_long
 
 
 @dataclass(frozen=True)
@@ -36,17 +30,23 @@ class FactCheck:
         return None if self.read_at is None else self.tokens[self.read_at]
 
 
-def check_facts(model: EditableModel, facts: Sequence[Fact], known: Iterable[Fact] = ()) -> list[FactCheck]:
+def check_encoded(
+    tokenizer: PreTrainedTokenizerFast,
+    facts: Sequence[Fact],
+    known: Iterable[Fact] = (),
+    *,
+    limit: int | None,
+    answers: Callable[[Sequence[EncodedPrompt]], Iterable[bool]],
+) -> list[FactCheck]:
     """One FactCheck a fact, in order. `known` are facts edited before, those of a ledger.
 
-    Problems: no token for the subject or the target; more tokens than the model takes; a target the model, as it is
-    now, already answers greedily; a target_new equal to target_true; a prompt asked before, in `facts` or `known`
-    (compared without regard to case and spacing), with the same target (duplicate) or another (contradiction). Records
-    that could not become a Fact are `scan_facts`' to name. One batched forward pass over prompts and targets; changes
-    nothing.
+    Problems: no token for the subject or the target; more tokens than `limit`, the model's positions; a target the
+    model already answers greedily, which `answers` tells for every prompt with its target; a target_new equal to
+    target_true; a prompt asked before, in `facts` or `known` (compared without regard to case and spacing), with the
+    same target (duplicate) or another (contradiction). Records that could not become a Fact are `scan_facts`' to name.
     """
-    encoded: list[EncodedPrompt | TetherError] = [_encode(model, fact) for fact in facts]
-    answered = _answered(model, [e for e in encoded if isinstance(e, EncodedPrompt)])
+    encoded = [_encode(tokenizer, fact, limit) for fact in facts]
+    answered = iter(answers([e for e in encoded if isinstance(e, EncodedPrompt)]))
     earlier = {_key(fact.text): (f"known fact {i}", fact) for i, fact in enumerate(known)}
     checks = []
     for index, (fact, found) in enumerate(zip(facts, encoded, strict=True)):
@@ -54,7 +54,7 @@ def check_facts(model: EditableModel, facts: Sequence[Fact], known: Iterable[Fac
         tokens: tuple[str, ...] = ()
         read_at = None
         if isinstance(found, EncodedPrompt):
-            tokens = tuple(model.tokenizer.decode([i]) for i in found.ids[: found.target_start])
+            tokens = tuple(str(tokenizer.decode([i])) for i in found.ids[: found.target_start])
             read_at = found.subject_last
             if next(answered):
                 problems.append(f"the model already answers {fact.target_new!r} to {fact.text!r}: nothing to edit")
@@ -77,12 +77,12 @@ def repeats(facts: Sequence[Fact]) -> Iterator[tuple[int, str]]:
         earlier.setdefault(_key(fact.text), (f"fact {index}", fact))
 
 
-def _encode(model: EditableModel, fact: Fact) -> EncodedPrompt | TetherError:
+def _encode(tokenizer: PreTrainedTokenizerFast, fact: Fact, limit: int | None) -> EncodedPrompt | TetherError:
     try:
-        found = encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)
+        found = encode(tokenizer, fact.prompt, fact.subject, target=fact.target_new)
     except TetherError as error:
         return error
-    problem = too_long(model, fact.text, [found.ids])
+    problem = too_long(limit, fact.text, [found.ids])
     return TetherError(problem) if problem else found
 
 
@@ -100,16 +100,3 @@ def _repeated(fact: Fact, earlier: dict[str, tuple[str, Fact]]) -> Iterator[str]
                 f"{fact.text!r} contradicts {where}, whose target is {other.target_new!r} and not "
                 f"{fact.target_new!r}: keep one of the two"
             )
-
-
-@torch.no_grad()
-def _answered(model: EditableModel, prompts: Sequence[EncodedPrompt]) -> Iterator[bool]:
-    """Whether greedy decoding from each bare prompt gives its target: exactly where every target token is the argmax
-    behind the ones before it, so one forward pass with the target in place decides."""
-    for first in range(0, len(prompts), _BATCH):
-        batch = prompts[first : first + _BATCH]
-        ids, mask = padded([prompt.ids for prompt in batch], model.device)
-        best = model.hf(input_ids=ids, attention_mask=mask).logits.argmax(dim=-1)
-        for row, prompt in zip(best.tolist(), batch, strict=True):
-            start, stop = prompt.target_start, len(prompt.ids)
-            yield tuple(row[start - 1 : stop - 1]) == prompt.ids[start:stop]

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from tether.errors import TetherError
-
-if TYPE_CHECKING:
-    from tether.model.editable import EditableModel
 
 
 @dataclass(frozen=True)
@@ -29,6 +25,14 @@ class EncodedPrompt:
     ids: tuple[int, ...]
     subject_last: int
     target_start: int
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Token ids of a text, and the index (at least 1) from which on they are scored."""
+
+    ids: tuple[int, ...]
+    start: int
 
 
 def locate(tokenizer: PreTrainedTokenizerFast, text: str, start: int, end: int) -> int:
@@ -68,11 +72,10 @@ def encode(
     return EncodedPrompt(ids, subject_last, target_start)
 
 
-def too_long(model: EditableModel, text: str, ids: Iterable[Sequence[int]]) -> str | None:
-    """What is wrong with a fact's `text` where the longest of its `ids` has more tokens than the model has positions;
-    None where they fit, or the model names no limit."""
+def too_long(limit: int | None, text: str, ids: Iterable[Sequence[int]]) -> str | None:
+    """What is wrong with a fact's `text` where the longest of its `ids` has more tokens than `limit`, the model's
+    positions; None where they fit, or the model names no limit."""
     longest = max(map(len, ids))
-    limit = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
     if not limit or longest <= limit:
         return None
     return f"{text[:60]!r}: {longest} tokens, the model takes {limit}; shorten the prompt"
@@ -90,6 +93,35 @@ def _tokenize(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[tuple[int,
         length -= 1
     spans = [(start, stop) for start, stop in encoding["offset_mapping"][:length]]
     return tuple(encoding["input_ids"][:length]), spans
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
+    """Every "prompt continuation" as ids, with the index of the continuation's first token."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise TetherError(
+            f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (a tokenizer.json)"
+        )
+    if not pairs:
+        return []
+    encoding = tokenizer(
+        [f"{prompt} {continuation}" for prompt, continuation in pairs],
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    columns = (encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"])
+    found = []
+    for (prompt, continuation), ids, spans, special in zip(pairs, *columns, strict=True):
+        length = len(ids)
+        while length and special[length - 1]:
+            length -= 1
+        start = next((i for i, (_, stop) in enumerate(spans[:length]) if stop > len(prompt)), length)
+        if start == length:
+            raise TetherError(f"continuation {continuation!r} has no token behind {prompt!r}: write another one")
+        if start == 0:
+            raise TetherError(f"prompt {prompt!r} has no token before {continuation!r}: a prompt needs at least one")
+        found.append(Continuation(tuple(ids[:length]), start))
+    return found
 
 
 def _last_over(spans: list[tuple[int, int]], text: str, start: int, end: int) -> int:

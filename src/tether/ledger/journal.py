@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tether.errors import TetherError
 from tether.facts.fact import Fact
-from tether.files import finite, sync_folder
+from tether.storage.atomic import finite, sync_folder
 
 FORMAT = 1
 

@@ -20,17 +20,18 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from tether.algebra.joint_solve import Solution
+from tether.algebra.lowrank import LowRank
+from tether.algebra.spectrum import Extremes, Spectrum
+from tether.constraints.prune import Restraint, label_of, parse
 from tether.errors import TetherError
+from tether.export import LoraReport, Provenance, check_kind, export_updates
 from tether.facts.fact import Fact
-from tether.files import write_atomically
-from tether.jointsolve import Solution
 from tether.ledger.journal import Event, Header, Journal, writing
-from tether.ledger.sums import Sums
-from tether.lowrank import LowRank
-from tether.model import EditableModel
-from tether.model import load as load_model
-from tether.restraint import Restraint, label_of, parse
-from tether.spectrum import Extremes, Spectrum
+from tether.ledger.replay import Sums
+from tether.models import EditableModel
+from tether.models import load as load_model
+from tether.storage.atomic import write_atomically
 
 ATTEMPTS = ("edit", "failed", "skipped")
 
@@ -337,11 +338,31 @@ class Ledger:
     def export(
         self, model: EditableModel | None, to: str | Path, *, as_: Literal["merged", "lora"],
         restrain: str | Restraint | None = None, upto: int | None = None, rank: int | None = None,
-    ) -> Any:  # fmt: skip
-        """Write the edited model as a folder for transformers (`merged`) or as an adapter for peft (`lora`)."""
-        from tether.export import export_ledger
+    ) -> LoraReport | None:  # fmt: skip
+        """Write the edited model as a folder for transformers (`merged`) or as an adapter for peft (`lora`): the live
+        edits up to `upto`, with the journal's own restraints (`restrain` None) or one of the sum. Returns what an
+        adapter holds, None for a merged folder. The given model carries afterwards what it carried before."""
+        check_kind(as_, rank)
+        model, header = self.model_or_load(model), self.header
+        about = Provenance(
+            base_model=header.model, fingerprint=header.fingerprint, method=header.method, settings=header.settings,
+            restraint=self._restraint_in_words(upto) if restrain is None else str(parse(restrain)),
+            facts=[(e.edit, e.fact) for e in self.live(upto) if e.edit is not None and e.fact is not None],
+            weights=list(header.weights), head=self.head, versions=header.versions,
+        )  # fmt: skip
+        sums = self.sums(upto, restrain)
+        with model.provisional({}):  # gives back what the model carries
+            if as_ == "merged":
+                sums.show(model)
+            factors = {name: held.factors for name, held in sums.of.items()}
+            return export_updates(model, factors, Path(to), about, as_=as_, rank=rank)
 
-        return export_ledger(self, model, Path(to), as_=as_, restrain=restrain, upto=upto, rank=rank)
+    def _restraint_in_words(self, upto: int | None) -> str:
+        """The restraints that a replay of the journal applies: `log:1.2 after edit 10, 20`."""
+        after: dict[str, list[str]] = {}
+        for edit, restraint in self.restraints(upto):
+            after.setdefault(restraint, []).append(str(edit))
+        return "; ".join(f"{name} after edit {', '.join(edits)}" for name, edits in after.items()) or "none"
 
     # --- writing ------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tether.report.grid_page import write_grid_report
-from tether.report.ledger_page import write_report
+from tether.report.grid.page import write_grid_report
+from tether.report.ledger.page import write_report
 
 __all__ = ["write_grid_report", "write_report"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tether.errors import TetherError
-from tether.files import write_atomically
+from tether.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

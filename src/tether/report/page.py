@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from tether.files import write_atomically
 from tether.report.drawing import Chart, Style
+from tether.storage.atomic import write_atomically
 
 _CSS = """
 html { -webkit-text-size-adjust: 100%; }

@@ -1,0 +1,461 @@
+"""The bound on what an update does to the keys of a weight: theorems 3.1 and 3.2 of the paper, in code.
+
+form = reduced_form(W)                        # the basis of A = W
+found = bound(form, update, W @ keys.mT)      # A x = b before, Ã x̃ = b behind: x = A†b, x̃ = Ã†b
+found.error, found.total                      # ‖x̃ − x‖/‖x‖ of every key, and what the theorem allows
+
+The value b of a key stays what it was and the weight A becomes Ã = A + E; how far must the key move? In the reduced
+form (appendix A.1), A = U₁A₁₁V₁ᴴ with A₁₁ nonsingular r×r, and U = (U₁ U₂), V = (V₁ V₂) unitary, E is split as
+
+    UᴴEV = [E₁₁ E₁₂; E₂₁ E₂₂],    Ã₁₁ = A₁₁ + E₁₁,    F₂₁ = E₂₁Ã₁₁⁻¹,    F₁₂ = Ã₁₁⁻¹E₁₂.
+
+E is *acute* if Ã₁₁ is nonsingular and E₂₂ = E₂₁Ã₁₁⁻¹E₁₂ (eq. 20): A and Ã have one rank, and no direction of one's
+space is orthogonal to the other's. Then Ã = [I; F₂₁] Ã₁₁ (I F₁₂). With κ̂ = ‖A‖‖Ã₁₁⁻¹‖ (eq. 24),
+Ψ₂(F) = ‖F‖/√(1+‖F‖²) (eq. 16) and η = ‖A‖‖x‖/‖b₁‖ (eq. 15), all norms spectral,
+
+    ‖x̃ − x‖/‖x‖ ≤ κ̂‖E₁₁‖/‖A‖ + Ψ₂(κ̂E₁₂/‖A‖) + κ̂²(‖E₂₁‖/‖A‖)(η⁻¹‖b₂‖/‖b₁‖ + ‖E₂₁‖/‖A‖)        (eq. 41)
+
+With κ = ‖A‖‖A†‖ and γ = 1 − κ‖E₁₁‖/‖A‖ > 0 (eq. 36), κ̂ ≤ κ/γ (theorem 3.2). Where γ ≤ 0 that theorem says nothing;
+the bound itself holds for every acute E. A weight with p < q of full row rank has no E₂₁, E₂₂ and b₂, and any update
+that leaves Ã₁₁ nonsingular is acute.
+
+**The proof.** One step of the paper's derivation does not hold as it stands: eq. 46 bounds Ã₁₁⁻¹M⁻¹F₂₁ᴴF₂₁b₁ as if
+F₂₁b₁ were E₂₁x₁. The theorem is true all the same. Group the difference another way (`difference` computes it), with
+M = I + F₂₁ᴴF₂₁, J₁₂ = (I F₁₂) and I₁₂ = (I 0):
+
+    x̃ − x = − J₁₂†Ã₁₁⁻¹M⁻¹ E₁₁x₁  +  (J₁₂† − I₁₂†) x₁  +  J₁₂†Ã₁₁⁻¹M⁻¹F₂₁ᴴ (b₂ − E₂₁x₁)
+
+since b₁ = A₁₁x₁ = MÃ₁₁x₁ − F₂₁ᴴE₂₁x₁ − E₁₁x₁. Each group is at most ‖x‖ times its term of the bound, because
+‖J₁₂†‖ ≤ 1, ‖M⁻¹‖ ≤ 1, ‖J₁₂† − I₁₂†‖ = Ψ₂(F₁₂) (eq. 23) and ‖F₂₁‖ ≤ ‖E₂₁‖‖Ã₁₁⁻¹‖.
+
+All arithmetic is in float64 or complex128, on the device of A. Nothing given is changed. U₂ and V₂ are never formed:
+what lies outside A's spaces is kept in the coordinates of E, where every norm is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from tether.algebra.lowrank import LowRank
+from tether.errors import TetherError
+
+_EPS = torch.finfo(torch.float64).eps
+
+Of = Literal["sum", "edit"]
+
+
+# --- the reduced form -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ReducedForm:
+    """A = U₁A₁₁V₁ᴴ of rank r by its singular value decomposition, so that A₁₁ = diag(s). From `reduced_form`."""
+
+    U: Inexact[Tensor, "p r"]
+    s: Float[Tensor, " r"]
+    Vh: Inexact[Tensor, "r q"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.U.shape[0], self.Vh.shape[1]
+
+    @property
+    def rank(self) -> int:
+        return len(self.s)
+
+    @cached_property
+    def norm(self) -> float:
+        """‖A‖ = σ_max."""
+        return float(self.s[0])
+
+    @cached_property
+    def kappa(self) -> float:
+        """κ = ‖A‖‖A†‖ = σ_max/σ_r (eq. 34), over the r singular values that are not zero."""
+        return self.norm / float(self.s[-1])
+
+    def solve(self, b: Inexact[Tensor, "p n"]) -> Inexact[Tensor, "q n"]:
+        """A†b: of all x that bring Ax closest to b, the shortest."""
+        return self.Vh.mH @ ((self.U.mH @ b) / self.s[:, None])
+
+    def split(self, E: Inexact[Tensor, "p q"] | LowRank) -> Split:
+        """E in the bases of A. A LowRank is never multiplied out."""
+        left, right = _factors(E, self.U)
+        p, q = self.shape
+        if (left.shape[0], right.shape[1]) != self.shape:
+            raise ValueError(f"E is {left.shape[0]}×{right.shape[1]}, A is {p}×{q}")
+        left_in, right_in = self.U.mH @ left, right @ self.Vh.mH
+        # Where A has full rank on a side nothing lies outside; a difference would leave rounding there.
+        left_out = left - self.U @ left_in if self.rank < p else torch.zeros_like(left)
+        right_out = right - right_in @ self.Vh if self.rank < q else torch.zeros_like(right)
+        return Split(self, left_in, left_out, right_in, right_out)
+
+
+def reduced_form(A: Inexact[Tensor, "p q"], rank: int | None = None) -> ReducedForm:
+    """The reduced form of A, any floating dtype, real or complex, by one thin SVD in double precision.
+
+    The rank is the number of singular values above max(p, q)·ε·σ_max, or `rank` where it is known. Raises TetherError
+    for a matrix that is not finite or is zero, and where fewer than `rank` singular values are above that limit.
+    """
+    A = _double(A)
+    if A.ndim != 2:
+        raise ValueError(f"A has {A.ndim} dimensions: it must be a matrix")
+    if not bool(torch.isfinite(A).all()):
+        raise TetherError(
+            "A holds values that are not finite: the bound needs a sound matrix; look at `tether spectrum`"
+        )
+    U, s, Vh = torch.linalg.svd(A, full_matrices=False)
+    found = int((s > max(A.shape) * _EPS * s[:1]).sum())
+    if found == 0:
+        raise TetherError("A is zero: it has no pseudoinverse to perturb; give a matrix that is not")
+    if rank is not None and found < rank:
+        raise TetherError(
+            f"A has rank {found} to rounding where {rank} is needed; the bound compares matrices of one rank: "
+            "take a smaller update"
+        )
+    rank = found if rank is None else rank
+    return ReducedForm(U[:, :rank], s[:rank], Vh[:rank])
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """E split by the bases of A, as factors: E = (U₁·left_in + left_out)(right_in·V₁ᴴ + right_out), where left_out is
+    orthogonal to U₁ and right_out to V₁. Blocks with an index 2 stand in the coordinates of E (p rows, q columns)
+    rather than of U₂ and V₂: the same up to an isometry, so of the same norm."""
+
+    form: ReducedForm
+    left_in: Inexact[Tensor, "r k"]
+    left_out: Inexact[Tensor, "p k"]
+    right_in: Inexact[Tensor, "k r"]
+    right_out: Inexact[Tensor, "k q"]
+
+    @property
+    def E11(self) -> Inexact[Tensor, "r r"]:  # noqa: N802 - named as in the paper
+        """U₁ᴴEV₁."""
+        return self.left_in @ self.right_in
+
+    @property
+    def E12(self) -> Inexact[Tensor, "r q"]:  # noqa: N802
+        """U₁ᴴE(I − V₁V₁ᴴ); zero where A has full column rank."""
+        return self.left_in @ self.right_out
+
+    @property
+    def E21(self) -> Inexact[Tensor, "p r"]:  # noqa: N802
+        """(I − U₁U₁ᴴ)EV₁; zero where A has full row rank."""
+        return self.left_out @ self.right_in
+
+    @property
+    def E22(self) -> Inexact[Tensor, "p q"]:  # noqa: N802
+        """(I − U₁U₁ᴴ)E(I − V₁V₁ᴴ); zero where A has full rank."""
+        return self.left_out @ self.right_out
+
+    @cached_property
+    def edited11(self) -> Inexact[Tensor, "r r"]:
+        """Ã₁₁ = A₁₁ + E₁₁."""
+        return torch.diag(self.form.s).to(self.left_in) + self.E11
+
+    @cached_property
+    def constants(self) -> Constants:
+        """What the bound is made of. Raises TetherError where E is not acute."""
+        form = self.form
+        e11, e12, e21, e22 = (
+            _norm(left, right) for left in (self.left_in, self.left_out) for right in (self.right_in, self.right_out)
+        )  # fmt: skip
+        # What rounding alone puts into Ã, in its norm.
+        rounding = 10 * max(form.shape) * _EPS * (form.norm + math.hypot(e11, e12, e21, e22))
+        low = float(torch.linalg.svdvals(self.edited11)[-1])
+        if low <= rounding:
+            raise TetherError(
+                f"the perturbation is not acute: Ã₁₁ is singular, its smallest singular value is {low:.3g} where "
+                f"rounding alone leaves {rounding:.1g}; the bound is of acute perturbations: take a smaller update"
+            )
+        # E₂₂ − E₂₁Ã₁₁⁻¹E₁₂ = (−F₂₁ I) Ã (−F₁₂; I): the outer factors are what rounding in Ã is multiplied by.
+        inner = torch.linalg.solve(self.edited11, self.left_in)
+        f21 = _norm(self.left_out, torch.linalg.solve(self.edited11, self.right_in, left=False))
+        f12 = _norm(inner, self.right_out)
+        gap = _norm(self.left_out, self.right_out - self.right_in @ (inner @ self.right_out))
+        limit = rounding * math.hypot(1, f21) * math.hypot(1, f12)
+        if gap > limit:
+            raise TetherError(
+                f"the perturbation is not acute: ‖E₂₂ − E₂₁Ã₁₁⁻¹E₁₂‖ is {gap:.3g} where rounding alone leaves "
+                f"{limit:.1g}, so A (rank {form.rank} of {min(form.shape)}) and A + E differ in rank; the bound is of "
+                "acute perturbations: take a weight of full rank"
+            )
+        return Constants(form.norm, form.kappa, 1 / low, e11, e12, e21)
+
+    @property
+    def acute(self) -> bool:
+        """Whether Ã₁₁ is nonsingular and E₂₂ = E₂₁Ã₁₁⁻¹E₁₂ (lemma 2, eq. 20), to rounding."""
+        try:
+            _ = self.constants
+        except TetherError:
+            return False
+        return True
+
+
+# --- the bound --------------------------------------------------------------------------------------------------------
+
+
+def psi2(norm: float) -> float:
+    """Ψ₂(F) = ‖F‖/√(1 + ‖F‖²) (eq. 16), of ‖F‖: increasing, below 1."""
+    return norm / math.hypot(1, norm) if math.isfinite(norm) else 1.0
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The numbers of an acute perturbation that do not depend on b."""
+
+    norm: float  # ‖A‖
+    kappa: float  # κ = ‖A‖‖A†‖ (eq. 34)
+    inverse: float  # ‖Ã₁₁⁻¹‖
+    e11: float  # ‖E₁₁‖
+    e12: float  # ‖E₁₂‖
+    e21: float  # ‖E₂₁‖
+
+    @property
+    def kappa_hat(self) -> float:
+        """κ̂ = ‖A‖‖Ã₁₁⁻¹‖ (eq. 24)."""
+        return self.norm * self.inverse
+
+    @property
+    def gamma(self) -> float:
+        """γ = 1 − κ‖E₁₁‖/‖A‖ (eq. 36). Theorem 3.2 speaks only where it is positive."""
+        return 1 - self.kappa * self.e11 / self.norm
+
+    @property
+    def kappa_bound(self) -> float | None:
+        """κ/γ, which κ̂ never exceeds (theorem 3.2); None where γ ≤ 0 and the theorem says nothing."""
+        return self.kappa / self.gamma if self.gamma > 0 else None
+
+    def terms(self, kappa_hat: float, residual: Float[Tensor, " n"]) -> tuple[float, float, Float[Tensor, " n"]]:
+        """The three terms of eq. 41 for a value of κ̂ (its own, or κ/γ) and residual = η⁻¹‖b₂‖/‖b₁‖ = ‖b₂‖/(‖A‖‖x‖)."""
+        e11, e12, e21 = (e / self.norm for e in (self.e11, self.e12, self.e21))
+        return kappa_hat * e11, psi2(kappa_hat * e12), kappa_hat**2 * e21 * (residual + e21)
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """Theorem 3.1 for n right-hand sides: the three terms, and the error they bound."""
+
+    constants: Constants
+    eta: Float[Tensor, " n"]  # η = ‖A‖‖x‖/‖b₁‖ ≥ 1 (eq. 15)
+    residual: Float[Tensor, " n"]  # η⁻¹‖b₂‖/‖b₁‖
+    error: Float[Tensor, " n"]  # ‖x̃ − x‖/‖x‖, from two pseudoinverses
+
+    @cached_property
+    def terms(self) -> tuple[float, float, Float[Tensor, " n"]]:
+        """The terms of E₁₁, E₁₂ and E₂₁; only the last depends on b."""
+        return self.constants.terms(self.constants.kappa_hat, self.residual)
+
+    @property
+    def total(self) -> Float[Tensor, " n"]:
+        """The right side of eq. 41."""
+        return self.terms[0] + self.terms[1] + self.terms[2]
+
+    @property
+    def from_kappa(self) -> Float[Tensor, " n"] | None:
+        """The same with κ/γ in place of κ̂: what the condition number alone allows. None where γ ≤ 0."""
+        if self.constants.kappa_bound is None:
+            return None
+        first, second, third = self.constants.terms(self.constants.kappa_bound, self.residual)
+        return first + second + third
+
+
+def bound(
+    form: ReducedForm,
+    E: Inexact[Tensor, "p q"] | LowRank,
+    b: Inexact[Tensor, "p n"],
+    edited: ReducedForm | None = None,
+) -> Bound:
+    """The bound of theorem 3.1 and the actual error, for every column of b.
+
+    `edited` is the reduced form of A + E where it is known already; otherwise it is computed. Raises TetherError if
+    E is not acute or a column has A†b = 0, which leaves no error to be relative to.
+    """
+    split = form.split(E)
+    constants = split.constants
+    b = _as(b, form.U)
+    x = form.solve(b)
+    length, inside = _lengths(x), _lengths(form.U.mH @ b)
+    if not bool((inside > max(form.shape) * _EPS * _lengths(b)).all()):
+        worst = int(torch.argmin(inside))
+        raise TetherError(
+            f"right-hand side {worst} lies outside the range of A, so x = A†b is 0 and no error is relative to it; "
+            "leave it out"
+        )
+    outside = _lengths(b - form.U @ (form.U.mH @ b)) if form.rank < form.shape[0] else torch.zeros_like(length)
+    if edited is None:
+        left, right = _factors(E, form.U)
+        edited = reduced_form((form.U * form.s) @ form.Vh + left @ right, rank=form.rank)
+    error = _lengths(edited.solve(b) - x) / length
+    return Bound(constants, form.norm * length / inside, outside / (form.norm * length), error)
+
+
+def difference(split: Split, b: Inexact[Tensor, "p n"]) -> tuple[Tensor, Tensor, Tensor]:
+    """x̃ − x for x = A†b and acute E, in the three groups (each q×n) of this page's proof: of E₁₁, of E₁₂, and of E₂₁.
+    Their sum is x̃ − x exactly, and each is bounded by its own term of eq. 41."""
+    form, edited11 = split.form, split.edited11
+    b = _as(b, form.U)
+    b1 = form.U.mH @ b
+    b2, x1 = b - form.U @ b1, b1 / form.s[:, None]
+    F21 = torch.linalg.solve(edited11, split.E21, left=False)
+    F12 = torch.linalg.solve(edited11, split.E12)
+    eye = torch.eye(form.rank).to(edited11)
+    M = eye + F21.mH @ F21
+
+    def through(y: Tensor) -> Tensor:
+        """Ã₁₁⁻¹M⁻¹y."""
+        return torch.linalg.solve(edited11, torch.linalg.solve(M, y))
+
+    def lift(y: Tensor) -> Tensor:
+        """J₁₂†y = (I F₁₂)ᴴ(I + F₁₂F₁₂ᴴ)⁻¹y, in the coordinates of x."""
+        y = torch.linalg.solve(eye + F12 @ F12.mH, y)
+        return form.Vh.mH @ y + F12.mH @ y
+
+    return -lift(through(split.E11 @ x1)), lift(x1) - form.Vh.mH @ x1, lift(through(F21.mH @ (b2 - split.E21 @ x1)))
+
+
+# --- a sequence of updates --------------------------------------------------------------------------------------------
+
+
+class Span(NamedTuple):
+    """Two states of a weight: W₀ + before and W₀ + after, the later one carrying `edits` edits."""
+
+    edits: int
+    before: LowRank
+    after: LowRank
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The bound for one span of a sequence: A = W₀ + before, E = after − before."""
+
+    edits: int
+    update_norm: float  # ‖E‖
+    bound: Bound
+
+
+def sequence(
+    weight: Inexact[Tensor, "p q"],
+    updates: Sequence[LowRank],
+    keys: Inexact[Tensor, "n q"],
+    *,
+    of: Of = "sum",
+    at: Sequence[int] | None = None,
+    restrain: Callable[[LowRank, float], LowRank] | None = None,
+) -> Iterator[Step]:
+    """The bound along a sequence of edits, after each number of updates in `at` (default: after every one), lazily.
+
+    of="sum": A = W₀ and E = Σ_{i≤n} ΔW_i, what n edits did together. of="edit": A = W_{n−1} and E = ΔW_n, what edit n
+    alone did (section 3.3 of the paper). With `restrain(Σ, m)` every sum is the restrained one, m = ‖W₀‖.
+
+    `weight` is W₀, `keys` hold one key k a row. The value of a key is b = W₀k throughout, as in section 3.2, and the
+    key that gives it on a weight W is W†b — which is W₀†W₀k rather than k on W₀ itself.
+    """
+    total = LowRank.sum([LowRank.zeros(*weight.shape, dtype=torch.float64, device=weight.device), *updates])
+    total = LowRank(_double(total.A), _double(total.B))
+    ends = [0]
+    for update in updates:
+        ends.append(ends[-1] + update.rank)
+    sigma_max = float(torch.linalg.matrix_norm(_double(weight), 2)) if restrain is not None else 0.0
+
+    def state(n: int) -> LowRank:
+        held = LowRank(total.A[:, : ends[n]], total.B[: ends[n]])
+        return held if restrain is None else restrain(held, sigma_max)
+
+    def spans() -> Iterator[Span]:
+        last = (0, state(0))
+        for n in range(1, len(updates) + 1) if at is None else at:
+            first = 0 if of == "sum" else n - 1
+            if not 0 <= first <= n <= len(updates):
+                raise TetherError(f"at {n}: the sequence has updates 1 to {len(updates)}; name one of them")
+            before = last[1] if last[0] == first else state(first)
+            after = state(n)
+            yield Span(n, before, after)
+            if of == "edit":
+                last = (n, after)
+
+    return walk(weight, spans(), keys)
+
+
+def walk(weight: Inexact[Tensor, "p q"], spans: Iterable[Span], keys: Inexact[Tensor, "n q"]) -> Iterator[Step]:
+    """The bound for each span of a weight's history, lazily; `weight` is W₀, and b = W₀k for every row k of `keys`.
+
+    Costs one SVD of the p×q matrix W₀ and one a span (of W₀ + after, kept for a next span that starts there: pass the
+    same LowRank), and the singular values of Ã₁₁. Raises TetherError, naming the edit, where a span is not acute.
+    """
+    weight = _double(weight)
+    b = weight @ _as(keys, weight).mT
+    original = reduced_form(weight)
+    held: tuple[LowRank | None, ReducedForm] = (None, original)
+
+    def form_of(update: LowRank, rank: int | None = None) -> ReducedForm:
+        if update.rank == 0:
+            return original
+        if update is held[0]:
+            return held[1]
+        return reduced_form(weight + _as(update.A, weight) @ _as(update.B, weight), rank)
+
+    for edits, before, after in spans:
+        try:
+            form = form_of(before)
+            E = _change(before, after)
+            edited = form_of(after, form.rank)
+            found = bound(form, E, b, edited)
+        except TetherError as error:
+            raise TetherError(f"after {edits} edits: {error}") from None
+        held = (after, edited)
+        yield Step(edits, _norm(*_factors(E, weight)), found)
+
+
+def _change(before: LowRank, after: LowRank) -> LowRank:
+    """after − before, without `before` where `after` only adds to it."""
+    r = before.rank
+    if after.rank >= r and torch.equal(after.A[:, :r], before.A) and torch.equal(after.B[:r], before.B):
+        return LowRank(after.A[:, r:], after.B[r:])
+    return after + -before
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def _double(matrix: Tensor) -> Tensor:
+    return matrix.detach().to(torch.complex128 if matrix.is_complex() else torch.float64)
+
+
+def _as(matrix: Tensor, like: Tensor) -> Tensor:
+    """In the dtype and on the device of `like`, which must be complex where the matrix is."""
+    if matrix.is_complex() and not like.is_complex():
+        raise ValueError("a complex E or b with a real A: give A as a complex matrix")
+    return matrix.detach().to(like)
+
+
+def _factors(E: Tensor | LowRank, like: Tensor) -> tuple[Tensor, Tensor]:
+    """E = left·right, in the dtype of `like`."""
+    if isinstance(E, LowRank):
+        return _as(E.A, like), _as(E.B, like)
+    if E.shape[0] <= E.shape[1]:
+        return torch.eye(E.shape[0]).to(like), _as(E, like)
+    return _as(E, like), torch.eye(E.shape[1]).to(like)
+
+
+def _norm(left: Tensor, right: Tensor) -> float:
+    """‖left·right‖, from QR of both where the product has a smaller rank than its sides."""
+    k = left.shape[1]
+    if k == 0 or left.numel() == 0 or right.numel() == 0:
+        return 0.0
+    if k < min(left.shape[0], right.shape[1]):
+        left, right = torch.linalg.qr(left).R, torch.linalg.qr(right.mH).R.mH
+    return float(torch.linalg.matrix_norm(left @ right, 2))
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """Euclidean norms of the columns."""
+    return torch.linalg.vector_norm(vectors, dim=0)

@@ -1,0 +1,160 @@
+"""What else a ledger shows, besides its measured rows: the numbers behind the paper's figures 2, 5 and 15, table 1,
+sections 3 and 4, and paired comparisons.
+
+    analyse(model, ledger, ["spectrum", "values"], restraints=["none", "log:1.2"], at=[10, 100])
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+from tether.analyses.bound import BoundRow, bound_rows
+from tether.analyses.copies import copies
+from tether.analyses.points import Analyses, BoundPoint, Difference, SpectrumPoint
+from tether.analyses.values import values
+from tether.constraints.prune import AS_RECORDED, Restraint, parse
+from tether.errors import TetherError
+from tether.evaluation.results import Results
+from tether.evaluation.statistics.compare import Comparison, RowKey, compare_rows
+from tether.ledger import Ledger
+from tether.models import EditableModel
+
+logger = logging.getLogger(__name__)
+
+WANTED = ("spectrum", "values", "copies", "bound", "differences")
+
+_POINTS = 50  # numbers of edits of the spectrum, about
+_KEYS = 50  # of the bound
+_WEIGHTS = 2  # of the bound; of more than so many the worst alone
+
+
+def analyse(
+    model: EditableModel,
+    ledger: Ledger,
+    wanted: Sequence[str],
+    *,
+    restraints: Sequence[str],
+    at: Sequence[int],
+    results: Results | None = None,
+) -> Analyses:
+    """The analyses `wanted` (of WANTED) under every restraint of `restraints`: as written for a command, or "as
+    recorded", which replays the journal. The spectrum has every number of edits in `at`, and others between.
+
+    `results` are for the differences, which are empty without them; so is the bound of a ledger without keys. Copies
+    are of one update, so nothing recorded applies to them. The model carries afterwards what it carried before. Raises
+    TetherError for an unknown name, a number beyond the ledger, another model.
+    """
+    unknown = [name for name in wanted if name not in WANTED]
+    if unknown:
+        raise TetherError(f"{', '.join(unknown)}: no such analysis; choose from {', '.join(WANTED)}")
+    ledger.check_model(model)
+    chosen = list(dict.fromkeys(None if name == AS_RECORDED else parse(name) for name in restraints))
+    explicit = [restraint for restraint in chosen if restraint is not None]
+    # Every one is computed only if wanted; the names are those of the fields.
+    work: dict[str, Callable[[], object]] = {
+        "spectrum": lambda: spectrum(model, ledger, chosen, at),
+        "values": lambda: values(model, ledger, chosen),
+        "copies": lambda: copies(model, ledger, explicit),
+        "bound": lambda: bound(model, ledger, chosen),
+        "differences": lambda: [] if results is None else differences(results),
+    }
+    found = {}
+    for name in dict.fromkeys(wanted):
+        logger.info("%s of %s", name, ledger.path)
+        with model.unedited():
+            found[name] = work[name]()
+    return Analyses.model_validate(found)
+
+
+def spectrum(
+    model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint | None], at: Sequence[int]
+) -> list[SpectrumPoint]:
+    """Figures 2 and 15, table 1: singular values after some fifty numbers of edits, from 0 to all. No forwards."""
+    last = ledger.attempts
+    numbers = sorted({*at, *(round(i * last / (_POINTS - 1)) for i in range(_POINTS))})
+    return [
+        SpectrumPoint(
+            edits=row.edits,
+            restraint=row.restraint,
+            weight=row.weight,
+            sigma_max=row.extremes.sigma_max,
+            sigma_min=row.extremes.sigma_min,
+            kappa=_finite(row.extremes.kappa),
+            update_sigma_max=row.extremes.update_sigma_max,
+            m=row.m,
+        )
+        for restraint in restraints
+        for row in ledger.spectrum(model, at=numbers, restrain=restraint)
+    ]
+
+
+def bound(model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint | None]) -> list[BoundPoint]:
+    """The perturbation bound for at most fifty keys, at eight numbers of edits. Of more than two weights only the one
+    whose update is the largest beside it. Empty where the theorem does not apply (see `bound_rows`)."""
+    weights = list(ledger.header.weights)
+    if len(weights) > _WEIGHTS:
+        sums = ledger.sums(restrain="none")
+        weights = [max(weights, key=lambda name: sums.of[name].factors.norm() / sums.m[name])]
+    try:
+        return [
+            _bound_point(row)
+            for restraint in restraints
+            for row in bound_rows(ledger, model, restrain=restraint, keys=_KEYS, weights=weights)
+        ]
+    except TetherError as error:
+        logger.warning("no bound: %s", error)
+        return []
+
+
+def _bound_point(row: BoundRow) -> BoundPoint:
+    return BoundPoint(
+        edits=row.edits,
+        restraint=row.restraint,
+        weight=row.weight,
+        of=row.of,
+        gamma=row.gamma,
+        kappa=row.kappa,
+        kappa_hat=row.kappa_hat,
+        error_median=row.errors.median,
+        error_max=row.errors.max,
+        bound=row.bound,
+        bound_from_kappa=row.bound_from_kappa,
+        holds=row.holds,
+    )
+
+
+def differences(results: Results) -> list[Difference]:
+    """Every row against the unrestrained one of as many edits, and rows without such a one against the unedited model:
+    abilities and editing metrics, one family under Holm's correction."""
+    keys = [row.key for row in results.rows]
+    unedited = next((key for key in keys if key[0] == 0), None)
+    pairs: list[tuple[RowKey, RowKey]] = []
+    for key in keys:
+        unrestrained = key[0], "none"
+        other = unrestrained if unrestrained in keys and unrestrained != key else unedited
+        if key[0] and other is not None:
+            pairs.append((key, other))
+    return [_difference(found) for found in compare_rows(results, pairs, editing=True)]
+
+
+def _difference(found: Comparison) -> Difference:
+    return Difference(
+        measure=found.ability,
+        unit=found.unit,
+        row=found.row,
+        baseline=found.baseline,
+        value=_finite(found.value),
+        baseline_value=_finite(found.baseline_value),
+        mean=found.test.difference,
+        stderr=found.test.stderr,
+        n=found.test.n,
+        p=found.test.p,
+        p_holm=found.p_holm,
+        verdict=found.verdict,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,153 @@
+"""The perturbation bound of `theory` along a ledger: how far its edits move the keys of the weights they change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tether.algebra.lowrank import LowRank
+from tether.algebra.perturbation_bound import Of, Span, Step, walk
+from tether.constraints.prune import Restraint, label_of
+from tether.errors import TetherError
+from tether.ledger import Ledger
+from tether.models import EditableModel
+
+_POINTS = 8  # numbers of edits looked at where none are named
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The actual relative errors ‖x̃ − x‖/‖x‖ of some keys."""
+
+    keys: int
+    median: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The three terms of the bound: of E₁₁, of E₁₂, and of E₂₁ (of the key for which it is largest)."""
+
+    e11: float
+    e12: float
+    e21: float
+
+
+@dataclass(frozen=True)
+class BoundRow:
+    """The bound for one weight after some edits under some restraint, the largest over the keys. `of` is "sum" for what
+    all edits did to W₀, "edit" for what the last one did to the weight it found."""
+
+    edits: int
+    restraint: str
+    weight: str
+    of: Of
+    norm: float  # ‖A‖
+    update_norm: float  # ‖E‖
+    kappa: float
+    kappa_hat: float
+    gamma: float
+    terms: Terms
+    bound: float
+    bound_from_kappa: float | None  # with κ/γ in place of κ̂; None where γ ≤ 0 and theorem 3.2 says nothing
+    errors: Errors  # of all keys
+    edited: Errors | None  # of keys of facts edited by then; None where there are none
+    others: Errors | None  # of keys of facts edited later
+    holds: bool  # no error above its bound
+
+
+def bound_rows(
+    ledger: Ledger,
+    model: EditableModel | None = None,
+    *,
+    at: Sequence[int] | None = None,
+    restrain: str | Restraint | None = None,
+    keys: int | None = None,
+    weights: Sequence[str] | None = None,
+) -> list[BoundRow]:
+    """Rows for every edited weight (or those of `weights`), both ways (`of`), after each number of edits in `at`
+    (default: eight numbers up to all). `restrain` as for `Ledger.sums`: None replays the journal with its restraints.
+
+    The keys are those of the ledger's live edits, at most `keys` of them, spread evenly. The model gives W₀ and is not
+    changed. Raises TetherError where a perturbation is not acute, and for a ledger without keys.
+    """
+    live = [event.edit for event in ledger.live() if event.edit is not None]
+    if not live:
+        raise TetherError(f"{ledger.path} has no live edit, so no keys to look at: edit first")
+    if at is None:
+        at = sorted({live[-1 - (len(live) * i) // _POINTS] for i in range(_POINTS)})
+    label = label_of(restrain)
+    model = model if model is not None else ledger.model_or_load(None)
+    rows = []
+    for name in ledger.header.weights if weights is None else weights:
+        numbers, chosen = _keys(ledger, name, keys)
+        for of in ("sum", "edit"):
+            steps = walk(model.original(name), _spans(ledger, name, of, at, live, restrain), chosen.to(model.device))
+            rows += [_row(step, label, name, of, numbers) for step in steps]
+    return rows
+
+
+def _spans(
+    ledger: Ledger, name: str, of: Of, at: Sequence[int], live: Sequence[int], restrain: str | Restraint | None
+) -> Iterator[Span]:
+    """The states between which the bound is taken; none for "edit" where no live edit stands at or before a number."""
+    held: tuple[int, LowRank] | None = None
+
+    def state(n: int) -> LowRank:
+        return (
+            held[1] if held is not None and held[0] == n else ledger.sums(n, restrain, by_event=False).of[name].factors
+        )
+
+    for n in at:
+        if of == "sum":
+            yield Span(n, LowRank.zeros(*ledger.header.weights[name].shape), state(n))
+            continue
+        last = max((edit for edit in live if edit <= n), default=None)
+        if last is not None:
+            before = state(last - 1)
+            after = state(last)
+            held = (last, after)
+            yield Span(last, before, after)
+
+
+def _keys(ledger: Ledger, name: str, limit: int | None) -> tuple[list[int], Tensor]:
+    """Edit numbers and keys (n×q), one a row, of the live edits that change this weight."""
+    events = ledger.live()
+    if limit is not None and limit < len(events):
+        events = [events[(i * len(events)) // limit] for i in range(limit)]
+    numbers, found = [], []
+    for event in events:
+        kept = ledger.vectors(event, "K").get(name)
+        if kept is not None and event.edit is not None:
+            numbers += [event.edit] * len(kept)
+            found.append(kept)
+    if not found:
+        raise TetherError(
+            f"{ledger.path} keeps no keys of {name}: the bound is of the keys of edits; make the ledger with an editor "
+            "that keeps them, such as rome"
+        )
+    return numbers, torch.cat(found)
+
+
+def _row(step: Step, label: str, name: str, of: Of, numbers: Sequence[int]) -> BoundRow:
+    found, constants = step.bound, step.bound.constants
+    first, second, third = found.terms
+    done = torch.tensor(numbers) <= step.edits
+    error, total = found.error.cpu(), found.total.cpu()
+    return BoundRow(
+        step.edits, label, name, of, constants.norm, step.update_norm, constants.kappa, constants.kappa_hat,
+        constants.gamma, Terms(first, second, float(third.max())), float(total.max()),
+        None if found.from_kappa is None else float(found.from_kappa.max()),
+        _errors(error), _some(error[done]), _some(error[~done]), bool((error <= total + 1e-9).all()),
+    )  # fmt: skip
+
+
+def _errors(error: Tensor) -> Errors:
+    return Errors(len(error), float(error.median()), float(error.max()))
+
+
+def _some(error: Tensor) -> Errors | None:
+    return _errors(error) if len(error) else None

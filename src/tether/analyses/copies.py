@@ -1,0 +1,83 @@
+"""Section 4 of the paper: the same edit N times over, whose largest singular value is N-fold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tether.algebra.lowrank import LowRank
+from tether.algebra.spectrum import Spectrum
+from tether.analyses.points import CopiesPoint
+from tether.constraints.prune import Restraint, none, restrain
+from tether.evaluation.abilities.data import ability_data
+from tether.evaluation.abilities.run import PERPLEXITY, AbilityRun, ability_tasks
+from tether.evaluation.metrics.editing import evaluate_editing
+from tether.facts.fact import Fact
+from tether.ledger import Ledger
+from tether.models import EditableModel
+
+COPIES = (1, 2, 5, 10, 20, 50, 100)
+
+
+def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint]) -> list[CopiesPoint]:
+    """N copies of one live edit of the ledger on the unedited model, without a restraint and under each of
+    `restraints`. It is the edit nearest to the middle by norm of those whose fact is said with one copy; without one,
+    the middle one. The perplexity is of the built-in text. Of several weights σ̂_max, δ_max and κ are the largest. Empty
+    where there is no live edit. The model must carry nothing, and is left so."""
+    edits = _from_the_middle(ledger)
+    if not edits:
+        return []
+    edit, fact, update = next((one for one in edits if _efficacy(model, *one) == 100), edits[0])
+    spectra = {name: Spectrum(model.original(name)) for name in update}
+    delta_max = max(_sigma_max(one) for one in update.values())
+    abilities = AbilityRun(model, ability_tasks([PERPLEXITY], ability_data()))
+
+    def measured(carried: dict[str, LowRank]) -> tuple[float | None, float | None]:
+        """Perplexity, and efficacy of the edit's own prompt."""
+        with model.provisional(carried):
+            ppl = abilities.measure()[PERPLEXITY].value
+        return (ppl if math.isfinite(ppl) else None), _efficacy(model, edit, fact, carried)
+
+    points = []
+    for number in COPIES:
+        many = {name: LowRank(number * one.A, one.B) for name, one in update.items()}
+        unrestrained = measured(many)
+        for restraint in dict.fromkeys([none(), *restraints]):
+            held = {name: restrain(one, ledger.header.weights[name].sigma_max, restraint) for name, one in many.items()}
+            acts = any(held[name] is not many[name] for name in many)
+            ppl, efficacy = measured(held) if acts else unrestrained
+            kappa = max(spectra[name].of(one).kappa for name, one in held.items())
+            points.append(
+                CopiesPoint(
+                    copies=number,
+                    restraint=str(restraint),
+                    update_sigma_max=max(_sigma_max(one) for one in held.values()),
+                    delta_max=delta_max,
+                    kappa=kappa if math.isfinite(kappa) else None,
+                    perplexity=ppl,
+                    efficacy=efficacy,
+                )
+            )
+    return points
+
+
+def _efficacy(model: EditableModel, edit: int, fact: Fact, carried: dict[str, LowRank]) -> float | None:
+    """Share of the target's tokens that the model says with `carried`, percent."""
+    with model.provisional(carried):
+        return evaluate_editing(model, [(edit, fact)], metrics=["match"]).summary["match_tokens"]["efficacy"]["value"]
+
+
+def _from_the_middle(ledger: Ledger) -> list[tuple[int, Fact, dict[str, LowRank]]]:
+    """Number, fact (its own prompt alone) and update of every live edit, from the middle one by norm outwards."""
+    found = []
+    for event in ledger.live():
+        if event.edit is not None and event.fact is not None:
+            fact = event.fact.model_copy(update={"paraphrases": (), "locality": (), "instances": ()})
+            found.append((event.edit, fact, ledger.factors(event)))
+    found.sort(key=lambda one: (math.hypot(*(part.norm() for part in one[2].values())), one[0]))
+    middle = len(found) // 2
+    return [found[place] for place in sorted(range(len(found)), key=lambda place: (abs(place - middle), place))]
+
+
+def _sigma_max(update: LowRank) -> float:
+    return float(update.singular_values()[0])

@@ -1,0 +1,176 @@
+"""The demo: a few dozen facts edited into the bundled small model, with and without PRUNE, in minutes on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from tether.editing.run import Progress, edit
+from tether.editors.moments import Corpus, moments, recent_moments
+from tether.editors.settings import settings_for
+from tether.errors import TetherError
+from tether.evaluation import Results, Row, evaluate_ledger, write
+from tether.evaluation.suite import singular
+from tether.facts import Fact, read_facts
+from tether.ledger import ATTEMPTS, Ledger
+from tether.models import EditableModel, load
+from tether.report import write_report
+
+MODEL, METHOD, RESTRAINT, METRIC = "smollm2", "rome", "log:1.2", "match_all"
+_CORPUS = Corpus(path=None, max_tokens=3840, window=128)  # one batch of sampled text
+_FACTS = 44  # of the 64 that come with the package: what a small machine edits and measures in some minutes
+_STRIDE = 4  # edits between two looks at the spectrum
+
+Stage = Literal["load", "moments", "edit", "evaluate", "report"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the demo is: `done` of `total` (tokens of text, facts; 0 and None where it is not counted). `edited` is the
+    session's own progress in the stage `edit`."""
+
+    stage: Stage
+    done: int = 0
+    total: int | None = None
+    edited: Progress | None = None
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One line of the summary; scores in percent, by `match_all`. None: not measured."""
+
+    name: str
+    kappa: float | None
+    perplexity_ratio: float | None
+    efficacy: float | None
+    generalization: float | None
+    locality: float | None
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo left: paths of the ledger, results.json and index.html, and the summary: the unedited model, the
+    edited one, and the edited one under PRUNE. `failed` facts were recorded and left the model as it was."""
+
+    ledger: Path
+    results: Path
+    report: Path
+    edits: int
+    failed: int
+    rows: tuple[DemoRow, ...]
+
+    def table(self) -> str:
+        """The summary as lines of text, without a line end behind the last."""
+        head = ("", "κ", "perplexity", "efficacy", "generalization", "locality")
+        lines = [head] + [
+            (row.name, _text(row.kappa, ".1f"), _text(row.perplexity_ratio, ".2f", "× "), _text(row.efficacy, ".0f"),
+             _text(row.generalization, ".0f"), _text(row.locality, ".0f"))
+            for row in self.rows
+        ]  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+            for line in lines
+        )
+
+
+def demo_facts(limit: int | None = None) -> list[Fact]:
+    """The first `limit` facts that come with the package; None: as many as the demo edits unasked, 44."""
+    with resources.as_file(resources.files("tether") / "data" / "demo_facts.jsonl") as file:
+        facts = read_facts(file)
+    if limit is not None and not 1 <= limit <= len(facts):
+        raise TetherError(f"limit {limit}: the demo has {len(facts)} facts; give a number from 1 to {len(facts)}")
+    return facts[: _FACTS if limit is None else limit]
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    model: EditableModel | None = None,
+    limit: int | None = None,
+    progress: Callable[[Step], None] | None = None,
+) -> DemoResult:
+    """Edit the demo's facts one after another, measure with and without PRUNE, and write the report.
+
+    `model` None loads the bundled one; a given one must be unedited, and carries afterwards what the ledger says, as
+    recorded: the edits under PRUNE. `out` gets `ledger/`, `results.json`, `index.html`; where it holds an interrupted
+    demo, that one goes on. Raises TetherError where its ledger is not one of the demo's.
+    """
+    tell = progress or _silent
+    out = Path(out)
+    facts = demo_facts(limit)
+    if (out / "ledger" / "ledger.json").exists():
+        _check_ours(Ledger.open(out / "ledger"), facts)
+    if model is None:
+        tell(Step("load"))
+        model = load(MODEL)
+    hparams, _ = settings_for(METHOD, model)
+    if recent_moments(model, hparams.layers) is None:
+        tell(Step("moments", 0, _CORPUS.max_tokens))
+        moments(model, hparams.layers, _CORPUS, progress=lambda done, total: tell(Step("moments", done, total)))
+    ledger = edit(
+        model, facts, out=out / "ledger", method=METHOD, restrain=RESTRAINT, seed=0, resume=True,
+        progress=lambda at: tell(Step("edit", at.done, at.total, at)),
+    )  # fmt: skip
+    tell(Step("evaluate"))
+    count = ledger.attempts
+    results = evaluate_ledger(
+        ledger, model, facts, at=[0, count], restraints=["none", RESTRAINT], metrics=("compare", "match"),
+        out=out / "results.json", resume=True,
+    )  # fmt: skip
+    _add_spectra(results, ledger, model, range(_STRIDE, count, _STRIDE))
+    write(results, out / "results.json")
+    tell(Step("report"))
+    title = f"tether demo: {len(ledger.live())} edits of {results.model} with {METHOD}"
+    report = write_report(results, out / "index.html", ledger=ledger, title=title)
+    missed = sum(event.kind == "failed" for event in ledger.events)
+    return DemoResult(ledger.path, out / "results.json", report, len(ledger.live()), missed, _summary(results, count))
+
+
+def _silent(step: Step) -> None:
+    pass
+
+
+def _check_ours(ledger: Ledger, facts: Sequence[Fact]) -> None:
+    """Raise TetherError unless the ledger tried these facts, in this order, from the first on."""
+    tried = [event.fact.sha256 for event in ledger.events if event.kind in ATTEMPTS and event.fact is not None]
+    if tried != [fact.sha256 for fact in facts][: len(tried)]:
+        raise TetherError(
+            f"{ledger.path} holds {len(tried)} edits that are not the first ones of a demo of {len(facts)} facts: "
+            "choose a new folder"
+        )
+
+
+def _add_spectra(results: Results, ledger: Ledger, model: EditableModel, at: Sequence[int]) -> None:
+    """Rows that hold singular values alone, for the numbers of edits that have no row yet."""
+    for restraint in ("none", RESTRAINT):
+        wanted = [count for count in at if (count, restraint) not in {row.key for row in results.rows}]
+        for found in ledger.spectrum(model, at=wanted, restrain=restraint) if wanted else []:
+            results.add(Row(edits=found.edits, restraint=restraint, replayed=False, spectrum=singular([found])), [])
+
+
+def _summary(results: Results, count: int) -> tuple[DemoRow, ...]:
+    by_key = {row.key: row for row in results.rows}
+    start = by_key[0, "none"].abilities["perplexity"].value
+    named = (
+        ("unedited", by_key[0, "none"]),
+        (f"{count} edits", by_key[count, "none"]),
+        (f"{count} edits, PRUNE {RESTRAINT}", by_key[count, RESTRAINT]),
+    )
+    rows = []
+    for name, row in named:
+        (singular,) = row.spectrum.values()
+        value = row.abilities["perplexity"].value
+        ratio = None if value is None or not start else value / start
+        scores = {kind: number.value for kind, number in row.editing[METRIC].items()}
+        rows.append(
+            DemoRow(name, singular.kappa, ratio, scores["efficacy"], scores["generalization"], scores["locality"])
+        )
+    return tuple(rows)
+
+
+def _text(value: float | None, form: str, before: str = "") -> str:
+    return "–" if value is None else before + format(value, form)

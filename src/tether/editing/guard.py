@@ -1,0 +1,162 @@
+"""The paper's restraint as a safety device: a limit on what editing may cost, checked while it goes on.
+
+    tether.edit(model, facts, out="my-edits", guard="perplexity:1.05", guard_every=10)
+
+A guard is an ability and a limit relative to the unedited model: `perplexity:1.05` (at most 1.05 times its perplexity),
+`nli:0.9` (at least 0.9 of its score). It looks after every K-th edit and at the end, and every look is an event of the
+ledger. Where it fails, the run's restraint acts on the sum so far (log:1.2 if it has none); where that is not enough,
+bisection finds the first edit without which, and without all later ones, the ledger holds again; those are undone,
+and the run stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tether.constraints.prune import Restraint
+from tether.errors import TetherError
+from tether.evaluation.abilities.data import ability_data
+from tether.evaluation.abilities.run import PERPLEXITY, AbilityRun, ability_tasks
+from tether.ledger import Ledger
+from tether.models.editable import EditableModel
+
+logger = logging.getLogger(__name__)
+
+
+class GuardStopError(TetherError):
+    """A guard's limit was passed and restraint did not help: the edits that broke it are undone in the ledger."""
+
+
+@dataclass(frozen=True)
+class GuardReading:
+    """The ability now, as a share of the unedited model's, and whether the limit allows it."""
+
+    share: float
+    holds: bool
+
+
+class Guard:
+    """Measures one ability of a model against its unedited self, and acts on a ledger."""
+
+    def __init__(self, model: EditableModel, rule: str, *, every: int = 10, data: str | Path | None = None) -> None:
+        self.ability, self.limit = _parse(rule)
+        self.rule, self.every = rule, every
+        tasks = ability_tasks([self.ability], ability_data(data), quick=True)
+        if len(tasks) != 1:
+            raise TetherError(f"guard {rule!r}: {self.ability} is a group of {len(tasks)} tasks; name one of them")
+        self._run = AbilityRun(model, tasks)
+        with model.unedited():
+            self.start = self._value()
+        if not (math.isfinite(self.start) and self.start > 0):
+            raise TetherError(
+                f"guard {rule!r}: the unedited model's {self.ability} is {self.start:g}, so nothing can be a share of "
+                "it; guard another ability"
+            )
+
+    def _value(self) -> float:
+        (found,) = self._run.measure().values()
+        return float(found.value)
+
+    def read(self) -> GuardReading:
+        """Of the model as it is now, which is not changed."""
+        share = self._value() / self.start
+        return GuardReading(share, share <= self.limit if self.ability == PERPLEXITY else share >= self.limit)
+
+    def due(self, ledger: Ledger, *, at_the_end: bool) -> bool:
+        """Whether a K-th edit, or at the end any, came after the last look. Depends on the ledger alone, so a resumed
+        run looks where an uninterrupted one does."""
+        held = self._held(ledger)
+        return ledger.attempts > held if at_the_end else ledger.attempts // self.every > held // self.every
+
+    def _held(self, ledger: Ledger) -> int:
+        """The number of edits at the last look that this rule passed; -1 where it never looked."""
+        for event in reversed(ledger.events):
+            if event.kind == "guard" and event.record.get("rule") == self.rule and event.record["holds"]:
+                return int(event.record["edits"])
+        return -1
+
+    def begin(self, ledger: Ledger) -> None:
+        """The first look at a ledger, whose model carries its edits. Raises TetherError where it fails already."""
+        if self._held(ledger) >= 0:
+            return
+        reading = self.read()
+        if not reading.holds:
+            raise TetherError(
+                f"guard {self.rule}: the {ledger.attempts} edits of {ledger.path} cost too much already "
+                f"({reading.share:.3f} of the unedited model's); undo some or loosen the guard"
+            )
+        self._note(ledger, reading)
+
+    def _note(self, ledger: Ledger, reading: GuardReading, undone: Sequence[int] = (), **more: Any) -> None:
+        ledger.append_guard(
+            f"guard {self.rule}: {reading.share:.3f} of the unedited model's {self.ability}",
+            {"rule": self.rule, "edits": ledger.attempts, "share": reading.share, "holds": reading.holds, **more},
+            undone,
+        )
+
+    def look(
+        self, ledger: Ledger, restraint: Restraint, restrain: Callable[[Restraint, str], None], model: EditableModel
+    ) -> None:
+        """Look at the model, which carries the ledger's edits. Where the limit is passed, `restrain` the sum with
+        `restraint`; where that is not enough, take edits back and raise GuardStopError. Needs `writing`."""
+        reading = self.read()
+        if not reading.holds and ledger.sums().restrains(restraint):
+            why = f"guard {self.rule}: {reading.share:.3f} of the unedited model's after edit {ledger.attempts}"
+            logger.warning("%s: restraining with %s", why, restraint)
+            restrain(restraint, why)
+            reading = self.read()
+        if reading.holds:
+            self._note(ledger, reading)
+            return
+        now, shares = ledger.attempts, {ledger.attempts: reading.share}
+        edits = [event.edit for event in ledger.live() if event.edit is not None]
+        readings: dict[int, GuardReading] = {}
+
+        def holds(last: int) -> bool:
+            """What the ledger will say with the edits up to `last` alone."""
+            ledger.sums(without={edit for edit in edits if edit > last}).show(model)
+            readings[last] = self.read()
+            shares[last] = readings[last].share
+            return readings[last].holds
+
+        first = first_failing(self._held(ledger), now, holds)
+        undone = [edit for edit in edits if edit >= first]
+        if first - 1 not in readings:
+            holds(first - 1)
+        self._note(ledger, readings[first - 1], undone, first_failing=first, shares=shares)
+        raise GuardStopError(
+            f"guard {self.rule}: {reading.share:.3f} of the unedited model's after edit {now}, under {restraint}; edit "
+            f"{first} is the first that fails it, so {len(undone)} edits from there on are undone in {ledger.path}; "
+            "leave that fact out and --resume, or loosen the guard"
+        )
+
+
+def _parse(rule: str) -> tuple[str, float]:
+    ability, _, text = rule.rpartition(":")
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    sound = 1 < limit < math.inf if ability == PERPLEXITY else 0 < limit <= 1
+    if not ability or not sound:
+        raise TetherError(
+            f"{rule!r} is no guard: write perplexity:1.05 (at most 1.05 times the unedited model's, above 1) or a task "
+            "and the share of its score to keep, as in nli:0.9"
+        )
+    return ability, limit
+
+
+def first_failing(good: int, bad: int, holds: Callable[[int], bool]) -> int:
+    """The first number in (good, bad] whose prefix fails, by bisection: `good` holds, `bad` does not."""
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if holds(middle):
+            good = middle
+        else:
+            bad = middle
+    return bad

@@ -1,0 +1,245 @@
+"""δ: what, added to a block's output at the subject's last token, makes the model say the new object.
+
+One fact or many: the facts of a batch do not see each other, so their δ are found side by side, as the rows of one
+padded batch from which a fact is dropped as soon as it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tether.editors.settings import LatentHparams
+from tether.facts.tokens import EncodedPrompt
+from tether.models.editable import EditableModel
+from tether.models.frozen_prefix import Plain, Rows, Run, Suffix, align, full_forward, head_logits, projection_adds
+
+_PADDED, _PADDED_SHARE = 32, 0.25  # tokens of padding (a step's own cost is about as much), and their share, in a batch
+Group = Sequence[EncodedPrompt]  # one fact's prompts: its contexts with the target behind, the bare one first; KL last
+
+
+@dataclass(frozen=True)
+class Latent:
+    """The optimised δ (float32, size p) and the total loss at every evaluation."""
+
+    delta: Float[Tensor, " p"]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which final hidden states the losses read, as (row, column from the anchor on) pairs, and what they make of them,
+    for the rows of f facts one behind the other."""
+
+    fact_of_row: Int[Tensor, " n"]
+    row: Int[Tensor, " m"]
+    column: Int[Tensor, " m"]
+    target: Int[Tensor, " m"]
+    weight: Float[Tensor, " m"]
+    kl_row: Int[Tensor, " f"]
+    kl_column: Int[Tensor, " f"]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], kl_position: str, device: torch.device) -> Objective:
+        """The losses over the prompts of every fact."""
+        reads, kl = [], []
+        row = 0
+        for prompts in groups:
+            contexts = prompts[:-1]
+            for prompt in contexts:
+                length = len(prompt.ids) - prompt.target_start
+                for position in range(prompt.target_start, len(prompt.ids)):
+                    column = position - 1 - prompt.subject_last
+                    reads.append((row, column, prompt.ids[position], 1 / (len(contexts) * length)))
+                row += 1
+            last = prompts[-1]
+            kl.append((row, 0 if kl_position == "subject" else len(last.ids) - 1 - last.subject_last))
+            row += 1
+        facts = [index for index, prompts in enumerate(groups) for _ in prompts]
+        return cls(
+            torch.tensor(facts, device=device),
+            *(torch.tensor([read[i] for read in reads], device=device) for i in range(4)),
+            *(torch.tensor([read[i] for read in kl], device=device) for i in range(2)),
+        )
+
+    @property
+    def columns(self) -> int:
+        """How many columns from the anchor on the losses read, the last one included."""
+        return max(int(self.column.max()), int(self.kl_column.max())) + 1
+
+    def log_probabilities(self, model: EditableModel, hidden: Float[Tensor, "n s d"]) -> tuple[Tensor, Tensor]:
+        """log P at every read position (m×vocab) and at every fact's KL position (f×vocab), float32; logits nowhere
+        else."""
+        row, column, kl_row, kl_column = (
+            index.to(hidden.device) for index in (self.row, self.column, self.kl_row, self.kl_column)
+        )
+        read = torch.cat([hidden[row, column], hidden[kl_row, kl_column]])
+        log_p = head_logits(model, read).float().log_softmax(-1)
+        return log_p[: len(self.row)], log_p[len(self.row) :]
+
+    def nll(self, log_p: Float[Tensor, "m vocab"]) -> Float[Tensor, " f"]:
+        """Mean over a fact's contexts of NLL(o*)/|o*|."""
+        device = log_p.device
+        each = -log_p.gather(1, self.target.to(device)[:, None])[:, 0] * self.weight.to(device)
+        total = torch.zeros(len(self.kl_row), dtype=each.dtype, device=device)
+        return total.index_add(0, self.fact_of_row[self.row].to(device), each)
+
+
+@dataclass
+class _Adam:
+    """Adam with its usual constants, for rows that start together and leave one by one."""
+
+    lr: float
+    first: Tensor
+    second: Tensor
+    step: int = 0
+
+    def update(self, gradient: Tensor) -> Tensor:
+        """What to add to δ."""
+        self.step += 1
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient.square()
+        mean, square = self.first / (1 - 0.9**self.step), self.second / (1 - 0.999**self.step)
+        return -self.lr * mean / (square.sqrt() + 1e-8)
+
+    def keep(self, index: Tensor) -> None:
+        self.first, self.second = self.first[index], self.second[index]
+
+
+def optimise(
+    model: EditableModel,
+    groups: Sequence[Group],
+    rows: Rows,
+    run: Run,
+    start: Float[Tensor, "f p"],
+    hparams: LatentHparams,
+    *,
+    arithmetic: EditableModel | None = None,
+) -> list[Latent]:
+    """Minimise mean NLL(o*)/|o*| + kl_factor·KL(P_δ ‖ P₀) + v_weight_decay·‖δ‖/‖start‖² over each fact's δ with Adam.
+
+    `rows` are the groups' prompts in order, `run` their full forward; δ is added behind block `run.layer`; `start` is
+    v₀ (ROME) or h (MEMIT) at the bare prompt. At most `v_num_grad_steps` evaluations, so one Adam step fewer; after
+    each step δ is clamped to clamp_norm_factor·‖start‖; below `loss_threshold` a fact is done and its rows are dropped.
+    `arithmetic` is a copy of the model in another dtype for the steps. Gradients are taken with respect to δ alone. The
+    model is not changed.
+    """
+    stepper = arithmetic or model
+    make_step = _stepper(model, stepper, run.layer, frozen=hparams.frozen_prefix)
+    objective = Objective.of(groups, hparams.kl_position, rows.ids.device)
+    step = make_step(rows, run, objective.columns)
+    with torch.no_grad():
+        _, before = objective.log_probabilities(model, run.last)  # P₀
+    norms = start.float().norm(dim=1)
+    delta = torch.zeros_like(start, dtype=torch.float32)
+    adam = _Adam(hparams.v_lr, torch.zeros_like(delta), torch.zeros_like(delta))
+    active = list(range(len(groups)))
+    losses: list[list[float]] = [[] for _ in groups]
+    found: dict[int, Tensor] = {}
+    for evaluation in range(hparams.v_num_grad_steps):
+        delta.requires_grad_(True)
+        log_p, log_kl = objective.log_probabilities(stepper, step(delta[objective.fact_of_row.to(delta.device)]))
+        kl = (log_kl.exp() * (log_kl - before)).sum(1)
+        output = (objective.nll(log_p) + hparams.kl_factor * kl).to(delta.device)
+        loss = output + hparams.v_weight_decay * delta.norm(dim=1) / norms**2
+        last = evaluation == hparams.v_num_grad_steps - 1
+        values = loss.tolist()
+        done = [last or value < hparams.loss_threshold for value in values]
+        for index, fact in enumerate(active):
+            losses[fact].append(values[index])
+            if done[index]:
+                found[fact] = delta[index].detach().clone()
+        if all(done):
+            break
+        (gradient,) = torch.autograd.grad(loss.sum(), delta)
+        delta = delta.detach()
+        if any(done):
+            kept = torch.tensor([not d for d in done], device=delta.device).nonzero()[:, 0]
+            row_index = torch.isin(objective.fact_of_row, kept.to(rows.ids.device)).nonzero()[:, 0]
+            active = [active[i] for i in kept.tolist()]
+            rows, run = rows.select(row_index), run.select(row_index)
+            objective = Objective.of([groups[i] for i in active], hparams.kl_position, rows.ids.device)
+            step = make_step(rows, run, objective.columns)
+            delta, gradient, before, norms = delta[kept], gradient[kept], before[kept.to(before.device)], norms[kept]
+            adam.keep(kept)
+        delta += adam.update(gradient)
+        delta *= (hparams.clamp_norm_factor * norms / delta.norm(dim=1)).clamp(max=1)[:, None]
+    return [Latent(found[i], tuple(losses[i])) for i in range(len(groups))]
+
+
+def _stepper(
+    model: EditableModel, stepper: EditableModel, layer: int, *, frozen: bool
+) -> Callable[[Rows, Run, int], Callable[[Tensor], Tensor]]:
+    adds = projection_adds(model, layer)
+    if not frozen or (layer == 0 and not adds):
+        return lambda rows, run, columns: Plain(stepper, rows, run)
+    return lambda rows, run, columns: Suffix(stepper, rows, run, adds=adds, columns=columns)
+
+
+def within_memory(
+    model: EditableModel, groups: Sequence[Group], layer: int, hparams: LatentHparams, gigabytes: float
+) -> Iterator[list[int]]:
+    """Facts, by index, in micro-batches whose steps keep at most about `gigabytes` for the backward pass (one fact at
+    least). Facts of like lengths go together, so that little is padded; what a token costs is measured on the longest
+    fact."""
+
+    def size(fact: int) -> tuple[int, int, int]:
+        """Columns the losses read, columns before the anchor, rows."""
+        prompts = groups[fact]
+        reads = Objective.of([prompts], hparams.kl_position, torch.device("cpu")).columns
+        return reads, max(prompt.subject_last for prompt in prompts), len(prompts)
+
+    if len(groups) == 1:
+        yield [0]
+        return
+    sizes = [size(fact) for fact in range(len(groups))]
+    order = sorted(range(len(groups)), key=sizes.__getitem__)
+    columns, before, n = sizes[order[-1]]
+    saved, cached = _bytes_of_a_step(model, groups[order[-1]], layer, hparams)
+    of_column, of_prefix = saved / (n * columns), cached / max(1, n * before)
+    batch: list[int] = []
+    for fact in order:
+        members = [sizes[i] for i in (*batch, fact)]
+        n, before = sum(rows for _, _, rows in members), max(before for _, before, _ in members)
+        tokens = n * sizes[fact][0]  # the widest comes last
+        padding = tokens - sum(columns * rows for columns, _, rows in members)
+        too_large = tokens * of_column + n * before * of_prefix > gigabytes * 1e9
+        if batch and (too_large or padding > max(_PADDED, tokens * _PADDED_SHARE)):
+            yield batch
+            batch = []
+        batch.append(fact)
+    yield batch
+
+
+def _bytes_of_a_step(model: EditableModel, group: Group, layer: int, hparams: LatentHparams) -> tuple[int, int]:
+    """Bytes one fact's step keeps for its backward pass, and those of its cached prefix."""
+    rows = align(group, model.device)
+    run = full_forward(model, rows, layer)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.hf.parameters()}
+    kept: dict[int, int] = {}
+
+    def see(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # an output that its own node keeps would never be freed
+
+    objective = Objective.of([group], hparams.kl_position, model.device)
+    step = _stepper(model, model, layer, frozen=hparams.frozen_prefix)(rows, run, objective.columns)
+    delta = torch.zeros(1, model.hidden_size, device=model.device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        log_p, log_kl = objective.log_probabilities(model, step(delta[objective.fact_of_row]))
+        held = objective.nll(log_p).sum() + log_kl.sum()
+    del held
+    cached = sum(2 * layer.keys.untyped_storage().nbytes() for layer in run.cache.layers)
+    return sum(kept.values()), cached
+
+
+def rows_of(groups: Sequence[Group]) -> list[tuple[int, int]]:
+    """First and last-plus-one row of every group."""
+    return list(pairwise(accumulate((len(group) for group in groups), initial=0)))

@@ -1,0 +1,222 @@
+"""What a hypernetwork is trained on: the texts of every fact, and what the blocks below the edited ones make of them.
+
+Nothing below the first edited block ever changes, so every text runs through those blocks once; what comes out lies
+memory-mapped on disk, in the cache, and training runs the blocks above it and the head alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import functional_call
+
+from tether.algebra.lowrank import LowRank
+from tether.editors.mend.network import edited_weights
+from tether.errors import TetherError
+from tether.facts.fact import Fact
+from tether.facts.tokens import Continuation, padded, tokenize, too_long
+from tether.models.editable import EditableModel
+from tether.models.frozen_prefix import head_logits
+from tether.models.upper_blocks import blocks_return_tuples, entered_at, final_hidden, lower_states
+from tether.storage.cache import built_folder, cache_dir
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1  # part of the cache key: raise it when the same model and texts give other states
+_ROWS = 16  # texts a forward
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One fact: the text of the edit, the one that L_e reads (a paraphrase where there is one, else the edit's own),
+    and the unrelated one that L_loc reads. The targets of a text are its tokens from `start` on; where there are none
+    (`start == len(ids)`), its last token is read."""
+
+    edit: Continuation
+    again: Continuation
+    loc: Continuation
+
+    @property
+    def texts(self) -> tuple[Continuation, Continuation, Continuation]:
+        return self.edit, self.again, self.loc
+
+
+def examples(model: EditableModel, facts: Sequence[Fact]) -> list[Example]:
+    """The examples of facts, in order. A fact without a locality prompt borrows the next fact's prompt. Facts with
+    a text the model has no positions for are left out with a warning."""
+    pairs: list[tuple[str, str | None]] = []
+    for index, fact in enumerate(facts):
+        other = facts[(index + 1) % len(facts)]
+        near = fact.locality[0] if fact.locality else None
+        pairs.append((fact.text, fact.target_new))
+        pairs.append((fact.paraphrases[0] if fact.paraphrases else fact.text, fact.target_new))
+        pairs.append((near.prompt, near.target) if near else (other.text, other.target_true))
+    found = dict(zip(pairs, _tokenized(model, pairs), strict=True))
+    kept = []
+    for index in range(len(facts)):
+        example = Example(*(found[pair] for pair in pairs[3 * index : 3 * index + 3]))
+        problem = too_long(model.limit, facts[index].text, [text.ids for text in example.texts])
+        if problem:
+            logger.warning("left out: %s", problem)
+        else:
+            kept.append(example)
+    if not kept:
+        raise TetherError("no record is short enough for the model: give other training data")
+    return kept
+
+
+def _tokenized(model: EditableModel, pairs: Sequence[tuple[str, str | None]]) -> list[Continuation]:
+    """As `tokenize`; a prompt without a continuation has no target."""
+    with_target = iter(tokenize(model.tokenizer, [(prompt, text) for prompt, text in pairs if text is not None]))
+    found = []
+    for prompt, text in pairs:
+        if text is not None:
+            found.append(next(with_target))
+        else:
+            ids = tuple(model.tokenizer(prompt)["input_ids"])
+            found.append(Continuation(ids, len(ids)))
+    return found
+
+
+class States:
+    """Of every text: the input of block `first` at its tokens; of the unrelated texts also the final hidden states
+    where the loss reads them. In the model's dtype, memory-mapped from the cache folder, where they are made once."""
+
+    def __init__(
+        self, model: EditableModel, first: int, listed: Sequence[Example], *, cache: Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.first, self.dtype, self.width = first, model.dtype, model.hidden_size
+        texts = sorted(
+            {text for example in listed for text in example.texts}, key=lambda t: (len(t.ids), t.ids, t.start)
+        )
+        unrelated = {example.loc for example in listed}
+        self._entries: dict[Ids, int] = {}
+        self._finals: dict[Continuation, int] = {}
+        rows = 0
+        for text in texts:
+            if text.ids not in self._entries:
+                self._entries[text.ids] = rows
+                rows += len(text.ids)
+        for text in texts:
+            if text in unrelated:
+                self._finals[text] = rows
+                rows += len(reads(text))
+        described = json.dumps({
+            "version": _VERSION, "model": model.fingerprint(), "dtype": str(model.dtype), "first": first,
+            "texts": [[text.ids, text.start, text in unrelated] for text in texts],
+        })  # fmt: skip
+        key = hashlib.sha256(described.encode()).hexdigest()[:32]
+        folder = (cache_dir() if cache is None else cache) / "states" / key
+
+        def build(into: Path) -> None:
+            self._build(model, into / "states.bin", rows, progress)
+
+        size = rows * self.width
+        file = built_folder(folder, build) / "states.bin"
+        self._all = torch.from_file(str(file), shared=False, size=size, dtype=self.dtype).view(rows, self.width)
+
+    def entry(self, text: Continuation) -> Float[Tensor, "t d"]:
+        """The input of block `first` at the text's tokens."""
+        start = self._entries[text.ids]
+        return self._all[start : start + len(text.ids)]
+
+    def final(self, text: Continuation) -> Float[Tensor, "m d"]:
+        """The unedited model's final hidden states where an unrelated text is read."""
+        start = self._finals[text]
+        return self._all[start : start + len(reads(text))]
+
+    def _build(self, model: EditableModel, file: Path, rows: int, progress: Callable[[int, int], None] | None) -> None:
+        with file.open("wb") as handle:
+            handle.truncate(rows * self.width * self.dtype.itemsize)
+        held = torch.from_file(str(file), shared=True, size=rows * self.width, dtype=self.dtype).view(rows, self.width)
+        finals: dict[Ids, list[Continuation]] = {}
+        for text in self._finals:
+            finals.setdefault(text.ids, []).append(text)
+        order = sorted(self._entries, key=lambda ids: (ids in finals, len(ids)))
+        done = 0
+        for chunk in _alike(order, lambda ids: (ids in finals, len(ids))):
+            ids = torch.tensor(chunk, device=model.device)
+            entry, last = self._run(model, ids, whole=chunk[0] in finals)
+            for row, each in enumerate(chunk):
+                start = self._entries[each]
+                held[start : start + len(each)] = entry[row].cpu()
+                for text in finals.get(each, ()):
+                    at = self._finals[text]
+                    read = reads(text)
+                    held[at : at + len(read)] = last[row, read].cpu()
+            done += len(chunk)
+            if progress:
+                progress(done, len(order))
+
+    def _run(self, model: EditableModel, ids: Int[Tensor, "n t"], *, whole: bool) -> tuple[Tensor, Tensor]:
+        """Input of block `first` and, where `whole`, the final hidden states."""
+        with torch.no_grad():
+            entry = lower_states(model, ids, self.first)
+            if not whole:
+                return entry, entry
+            with entered_at(model, entry, self.first, blocks_return_tuples(model)):
+                return entry, final_hidden(model, ids, torch.ones_like(ids))
+
+
+def reads(text: Continuation) -> list[int]:
+    """The positions whose next token a loss reads."""
+    return list(range(text.start - 1, len(text.ids) - 1)) or [len(text.ids) - 1]
+
+
+def _alike(items: Sequence[Ids], key: Callable[[Ids], object]) -> list[list[Ids]]:
+    """Neighbours with equal keys, at most `_ROWS` together."""
+    chunks: list[list[Ids]] = []
+    for item in items:
+        if chunks and len(chunks[-1]) < _ROWS and key(chunks[-1][0]) == key(item):
+            chunks[-1].append(item)
+        else:
+            chunks.append([item])
+    return chunks
+
+
+class Reader:
+    """Logits where the losses read texts, of the model with any updates on top: by the upper blocks from `states` and
+    the head on the positions read, or, without `states`, by whole forwards with dense W + ΔW (the reference)."""
+
+    def __init__(self, model: EditableModel, states: States | None) -> None:
+        self.model, self.states = model, states
+        self._tuples = blocks_return_tuples(model)
+
+    def logits(
+        self, texts: Sequence[Continuation], updates: Mapping[str, LowRank] | None = None
+    ) -> list[Float[Tensor, "m vocab"]]:
+        """Of every text, at the positions `reads` names; differentiable in the factors of `updates`."""
+        model, states = self.model, self.states
+        ids, mask = padded([text.ids for text in texts], model.device)
+        at = [reads(text) for text in texts]
+        row_of = [row for row, read in enumerate(at) for _ in read]
+        column_of = [column for read in at for column in read]
+        sizes = [len(read) for read in at]
+        if states is None:
+            given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+            logits = functional_call(model.hf, edited_weights(model, updates or {}), kwargs=given).logits
+            return list(logits[row_of, column_of].split(sizes))
+        entry = torch.zeros(*ids.shape, states.width, dtype=states.dtype)
+        for row, text in enumerate(texts):
+            entry[row, : len(text.ids)] = states.entry(text)
+        with entered_at(model, entry.to(model.device), states.first, self._tuples):
+            hidden = final_hidden(model, ids, mask, updates)
+        return list(head_logits(model, hidden[row_of, column_of]).split(sizes))
+
+    def before(self, text: Continuation) -> Float[Tensor, "m vocab"]:
+        """The unedited model's logits where an unrelated text is read; no gradient."""
+        with torch.no_grad():
+            if self.states is None:
+                return self.logits([text])[0]
+            return head_logits(self.model, self.states.final(text).to(self.model.device))

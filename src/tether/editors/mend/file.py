@@ -1,0 +1,163 @@
+"""The file of a trained editor: safetensors with the network, and as JSON in its header everything it belongs to.
+
+save_trained("mend.safetensors", network, record)
+trained = open_trained("mend.safetensors", model)          # refuses another model
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from tether.editors.mend.network import Hypernetwork
+from tether.editors.settings import MendHparams, read_settings
+from tether.errors import TetherError, first_line
+from tether.models.editable import EditableModel
+from tether.storage.atomic import write_atomically
+
+_KEY = "tether"  # of the JSON in the file's header
+
+
+class Look(BaseModel):
+    """One look during training: edits trained on so far; means over the training edits since the last look and over
+    the validation edits; `accuracy` is the share of target tokens that are the argmax after the edit, `kept` of the
+    tokens read on unrelated inputs those whose argmax the edit did not change (both of validation)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    train_edit: float | None
+    train_loc: float | None
+    loss: float
+    edit: float
+    loc: float
+    accuracy: float
+    kept: float
+
+
+class DataRecord(BaseModel):
+    """A file that was trained or validated on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sha256: str
+    records: int
+
+
+class TrainedRecord(BaseModel):
+    """What a trained editor belongs to: the model (id, fingerprint of the edited weights), the data, the settings, and
+    how the training went. `step` is that of the parameters in the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    method: Literal["mend"] = "mend"
+    model: str
+    fingerprint: str
+    weights: dict[str, tuple[int, int]]
+    settings: MendHparams
+    train: DataRecord
+    val: DataRecord
+    step: int = 0
+    curve: tuple[Look, ...] = ()
+    versions: dict[str, str]
+
+    def best(self) -> Look:
+        """The look with the lowest validation loss, the first of equals."""
+        return min(self.curve, key=lambda look: look.loss if math.isfinite(look.loss) else math.inf)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An opened file: the network in float32 on the CPU, what it belongs to, the file's sha256."""
+
+    network: Hypernetwork
+    record: TrainedRecord
+    sha256: str
+    path: Path
+
+    def settings(self, file: Path | None) -> MendHparams:
+        """The settings it was trained with; a file's values go over those of an edit."""
+        kept = self.record.settings
+        if file is None:
+            return kept
+        given = read_settings(file)
+        unknown = [key for key in given if key not in kept.of_an_edit]
+        if unknown:
+            raise TetherError(
+                f"setting {unknown[0]} comes with the trained editor {self.path}: a settings file may hold "
+                f"{', '.join(sorted(kept.of_an_edit))}; train another editor to change it"
+            )
+        try:
+            return MendHparams.model_validate({**kept.model_dump(), **given})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise TetherError(f"setting {first['loc'][0]} = {first.get('input')!r}: {first['msg']}") from None
+
+
+def save_trained(path: Path, network: Hypernetwork, record: TrainedRecord) -> None:
+    """Write the file, whole or not at all; the same bytes for the same content."""
+    write_tensors(path, dict(network.state_dict()), record.model_dump(mode="json"))
+
+
+def open_trained(path: str | Path, model: EditableModel) -> Trained:
+    """Open a trained editor for a model. Raises TetherError for a file that is none, and for another model."""
+    path = Path(path)
+    tensors, content = read_tensors(path)
+    try:
+        record = TrainedRecord.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its header"
+        raise TetherError(f"{path} is no trained editor of this tether: {where}: {first['msg']}") from None
+    check_model(path, record, model)
+    network = Hypernetwork(record.weights, record.settings)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise TetherError(
+            f"{path} does not hold the network it describes ({first_line(error)}): train it again"
+        ) from None
+    network.requires_grad_(False)
+    return Trained(network, record, hashlib.sha256(path.read_bytes()).hexdigest(), path)
+
+
+def check_model(path: Path, record: TrainedRecord, model: EditableModel) -> None:
+    """Raise TetherError unless the weights to be edited are those the editor was trained for."""
+    try:
+        found = model.fingerprint(list(record.weights))
+    except (AttributeError, TetherError):
+        found = "another layout"
+    if found != record.fingerprint:
+        raise TetherError(
+            f"{model.id} is not the model of {path}: its weights have fingerprint {found[:12]}, the editor "
+            f"{record.fingerprint[:12]}; it was trained for {record.model!r}, train one for this model"
+        )
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+    """Tensors and a JSON object as one safetensors file, whole or not at all."""
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(plain, metadata={_KEY: json.dumps(content, ensure_ascii=False)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            content = json.loads((handle.metadata() or {})[_KEY])
+            return {name: torch.clone(handle.get_tensor(name)) for name in handle.keys()}, content  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        what = "has no description in its header" if isinstance(error, KeyError) else first_line(error)
+        raise TetherError(f"{path} is no trained editor ({what}): name a file that `tether train-mend` wrote") from None

@@ -1,0 +1,239 @@
+"""MEND (Mitchell et al., 2022): a trained network turns the gradient of one fact into an edit.
+
+The gradient of a weight W (p×q) under the loss of one fact is a sum over tokens, Σ_t δ_t x_tᵀ, of the layer's inputs x
+and the gradients δ at its outputs. A network maps every pair to a pseudo pair, and
+
+    ΔW = −α_w Σ_t δ̃_t x̃_tᵀ        (factors A = −α_w δ̃ᵀ, B = x̃: rank at most the number of tokens)
+
+    z ← [(x − μ_x)/σ_x, (δ − μ_δ)/σ_δ];      twice:  z ← z + ReLU(s ⊙ (U V z + b) + o);      [x̃, δ̃] ← z
+
+U, V and b are shared by weights of one shape; s, o, α, μ and σ are a weight's own. At the start U = b = o = 0 and
+s = 1: the network hands its input on, and the edit is a step down the gradient of the normalised pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tether.algebra.lowrank import LowRank
+from tether.editors.base import Context, EditFailedError, EditSkippedError, Proposal
+from tether.editors.settings import MendHparams
+from tether.errors import TetherError
+from tether.facts.fact import Fact
+from tether.facts.tokens import EncodedPrompt, encode, too_long
+from tether.models.editable import EditableModel
+from tether.models.frozen_prefix import head_logits, hooks
+from tether.models.upper_blocks import final_hidden
+
+_FLOOR = 1e-3  # of the mean σ: no component is divided by less, so one that hardly varied does not blow up
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The non-zero tokens of one weight's gradient Σ_t δ_t x_tᵀ, float32, one token a row."""
+
+    x: Float[Tensor, "t q"]
+    delta: Float[Tensor, "t p"]
+
+
+# --- the gradient of a fact -----------------------------------------------------------------------------------------
+
+
+def mlp_weights(model: EditableModel, layers: Sequence[int]) -> list[str]:
+    """The weights MEND edits: all MLP weights of these blocks."""
+    return [name for layer in layers for name in model.mlp_weight_names(layer)]
+
+
+def gradient_pairs(
+    model: EditableModel, names: Sequence[str], loss: Callable[[], Tensor]
+) -> tuple[float, dict[str, Pairs]]:
+    """The loss of one forward of the model (`loss` runs it) and, by weight, the pairs of its gradient. One backward
+    pass down to the lowest of the weights; no gradient of a weight is formed, nothing is changed."""
+    inputs: dict[str, Tensor] = {}
+    probes: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def see(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            inputs[name] = args[0].detach()
+            probes[name] = torch.zeros_like(output, requires_grad=True)
+            return output + probes[name]
+
+        return see
+
+    modules = {name: model.hf.get_submodule(name.removesuffix(".weight")) for name in names}
+    with torch.enable_grad(), hooks(*(m.register_forward_hook(watch(name)) for name, m in modules.items())):
+        value = loss()
+    gradients = torch.autograd.grad(value, [probes[name] for name in names])
+    pairs = {}
+    for name, gradient in zip(names, gradients, strict=True):
+        x = inputs[name].reshape(-1, inputs[name].shape[-1]).float()
+        delta = gradient.reshape(-1, gradient.shape[-1]).float()
+        kept = (x != 0).any(1) & (delta != 0).any(1)
+        pairs[name] = Pairs(x[kept], delta[kept])
+    return value.item(), pairs
+
+
+def target_nll(logits: Float[Tensor, "m vocab"], targets: Int[Tensor, " m"]) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood of the target tokens, float32."""
+    return nn.functional.cross_entropy(logits.float(), targets)
+
+
+# --- the network ----------------------------------------------------------------------------------------------------
+
+
+class _Shared(nn.Module):
+    """The network of the `n` weights of one shape (p×q)."""
+
+    def __init__(self, p: int, q: int, n: int, hparams: MendHparams, generator: torch.Generator) -> None:
+        super().__init__()
+        width, inner = p + q, min(hparams.rank, p + q)
+        self.split, self.last_relu = q, hparams.last_relu
+        self.U = nn.Parameter(torch.zeros(2, width, inner))
+        self.V = nn.Parameter(hparams.v_std * torch.randn(2, inner, width, generator=generator))
+        self.b = nn.Parameter(torch.zeros(2, width))
+        self.s = nn.Parameter(torch.ones(n, 2, width))
+        self.o = nn.Parameter(torch.zeros(n, 2, width))
+
+    def forward(self, z: Float[Tensor, "t d"], weight: Int[Tensor, " t"]) -> tuple[Tensor, Tensor]:
+        """(x̃, δ̃) of normalised pairs; `weight` says whose each row is."""
+        for k in (0, 1):
+            added = self.s[weight, k] * (z @ self.V[k].mT @ self.U[k].mT + self.b[k]) + self.o[weight, k]
+            # Not relu, whose gradient at 0 is 0: at the start every sum is 0, and it would stay there.
+            z = z + (added.clamp(min=0) if k == 0 or self.last_relu else added)
+        return z[:, : self.split], z[:, self.split :]
+
+
+class Hypernetwork(nn.Module):
+    """What maps the gradients of the weights named in `shapes` (name -> (p, q)) to their edits, in float32. Until
+    `measure` has been called nothing is normalised (μ = 0, σ = 1)."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], hparams: MendHparams) -> None:
+        super().__init__()
+        self.names = list(shapes)
+        generator = torch.Generator().manual_seed(hparams.seed)
+        groups: dict[tuple[int, int], list[str]] = {}
+        for name, shape in shapes.items():
+            groups.setdefault(shape, []).append(name)
+        self.groups = list(groups.values())
+        self.shared = nn.ModuleList(
+            _Shared(p, q, len(names), hparams, generator) for (p, q), names in groups.items()
+        )  # fmt: skip
+        self.alpha = nn.Parameter(torch.full((len(shapes),), hparams.edit_lr))
+        for index, (p, q) in enumerate(shapes.values()):
+            self.register_buffer(f"mean_{index}", torch.zeros(p + q))
+            self.register_buffer(f"std_{index}", torch.ones(p + q))
+
+    def normalised(self, name: str, pairs: Pairs) -> Float[Tensor, "t d"]:
+        """z of a weight's pairs: x in the first q columns, δ in the others."""
+        index = self.names.index(name)
+        z = torch.cat([pairs.x, pairs.delta], 1).to(self.alpha.device)
+        return (z - self.get_buffer(f"mean_{index}")) / self.get_buffer(f"std_{index}")
+
+    def forward(self, pairs: Mapping[str, Pairs]) -> dict[str, LowRank]:
+        """The edit of every weight as factors A (p×t) and B (t×q), differentiable in the parameters."""
+        updates = {}
+        for names, shared in zip(self.groups, self.shared, strict=True):
+            rows = [self.normalised(name, pairs[name]) for name in names]
+            sizes = [len(each) for each in rows]
+            weight = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(sizes)).to(self.alpha.device)
+            x, delta = shared(torch.cat(rows), weight)
+            for name, its_x, its_delta in zip(names, x.split(sizes), delta.split(sizes), strict=True):
+                updates[name] = LowRank(-self.alpha[self.names.index(name)] * its_delta.mT, its_x)
+        return {name: updates[name] for name in self.names}
+
+    def measure(self, examples: Iterable[Mapping[str, Pairs]]) -> None:
+        """Set μ and σ of every weight to those of the pairs of all examples, merged one by one (in float64)."""
+        held: dict[str, tuple[int, Tensor, Tensor]] = {}  # rows, mean, sum of squared deviations
+        for pairs in examples:
+            for name, its in pairs.items():
+                z = torch.cat([its.x, its.delta], 1).double()
+                if not len(z):
+                    continue
+                new = (len(z), z.mean(0), (z - z.mean(0)).square().sum(0))
+                held[name] = _merge(held[name], new) if name in held else new
+        for index, name in enumerate(self.names):
+            if name not in held or held[name][0] < 2:
+                raise TetherError(f"{name} has no gradient in the training records: give more training records")
+            n, mean, squares = held[name]
+            std = (squares / (n - 1)).sqrt()
+            q = self.shared[self._group(name)].split
+            std = torch.cat([part.clamp_min(max(_FLOOR * float(part.mean()), 1e-30)) for part in (std[:q], std[q:])])
+            self.get_buffer(f"mean_{index}").copy_(mean)
+            self.get_buffer(f"std_{index}").copy_(std)
+
+    def _group(self, name: str) -> int:
+        return next(i for i, names in enumerate(self.groups) if name in names)
+
+
+def _merge(a: tuple[int, Tensor, Tensor], b: tuple[int, Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
+    """Count, mean and squared deviations of two sets of rows together."""
+    n, shift = a[0] + b[0], b[1] - a[1]
+    return n, a[1] + shift * (b[0] / n), a[2] + b[2] + shift.square() * (a[0] * b[0] / n)
+
+
+def edited_weights(model: EditableModel, updates: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """W + ΔW by weight name, in the model's dtype and as the layout stores them, differentiable in the factors; the
+    model is not changed."""
+    found = {}
+    for name, update in updates.items():
+        weight = model.weight(name)
+        edited = (weight.float() + update.to_dense().to(weight.device)).to(weight.dtype)
+        found[name] = edited.mT if model.is_transposed(name) else edited
+    return found
+
+
+# --- the editor -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Mend:
+    """Edits with a trained network: one backward pass a fact."""
+
+    def weights(self, model: EditableModel, hparams: MendHparams) -> list[str]:
+        return mlp_weights(model, hparams.layers)
+
+    def propose(self, model: EditableModel, fact: Fact, context: Context) -> Proposal:
+        """The network's edit for the gradient of −log P(target_new | prompt), on the model as it is now; `vectors`
+        holds the keys K (t×q): the inputs x_t of every weight."""
+        hparams: MendHparams = context.hparams
+        if context.trained is None:
+            raise TetherError("mend edits with a trained network: give one (`tether train-mend` makes it)")
+        network: Hypernetwork = context.trained
+        prompt = encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)
+        problem = too_long(model.limit, fact.text, [prompt.ids])
+        if problem:
+            raise EditFailedError(problem)
+
+        def loss() -> Tensor:
+            return _nll(model, prompt)
+
+        before, pairs = gradient_pairs(model, network.names, loss)
+        record = {"loss_first": before, "steps": 1.0}
+        if before < hparams.loss_threshold:
+            raise EditSkippedError(f"the model already says {fact.text!r} -> {fact.target_new!r}", record)
+        with torch.no_grad():
+            updates = {name: update.to(model.device) for name, update in network.to(model.device)(pairs).items()}
+            if not all(bool(u.A.isfinite().all() and u.B.isfinite().all()) for u in updates.values()):
+                raise EditFailedError(f"{fact.text!r} -> {fact.target_new!r}: the update is not finite", record)
+            with model.provisional(updates):
+                record["loss_last"] = loss().item()
+        if hparams.drop_rising and not record["loss_last"] < before:
+            raise EditFailedError(
+                f"{fact.text!r} -> {fact.target_new!r}: the loss went from {before:.3g} to {record['loss_last']:.3g}; "
+                "undo some of the edits before it, or train the editor for longer",
+                record,
+            )
+        return Proposal(updates, {f"{name}/K": its.x for name, its in pairs.items()}, record)
+
+
+def _nll(model: EditableModel, prompt: EncodedPrompt) -> Tensor:
+    """Of the target tokens; logits are made where they are read alone."""
+    ids = torch.tensor([prompt.ids], device=model.device)
+    hidden = final_hidden(model, ids, torch.ones_like(ids))
+    read = hidden[0, prompt.target_start - 1 : -1]
+    return target_nll(head_logits(model, read), ids[0, prompt.target_start :])

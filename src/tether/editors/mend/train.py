@@ -1,0 +1,391 @@
+"""Training MEND's network (Mitchell et al., 2022).
+
+One step, for one fact: the gradient of its edit, through the network, is ΔW; then
+
+    L = c_edit · L_e(W + ΔW) + c_loc · KL(P_W ‖ P_{W+ΔW})
+
+with L_e the loss of the new answer to another wording and the KL on an unrelated text, and the gradient of L with
+respect to the network alone. The model never changes: ΔW x is added to W x on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import ValidationError
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from tether.editors.mend.examples import Example, Reader, States, examples
+from tether.editors.mend.file import (
+    DataRecord,
+    Look,
+    Trained,
+    TrainedRecord,
+    check_model,
+    open_trained,
+    read_tensors,
+    save_trained,
+    write_tensors,
+)
+from tether.editors.mend.network import Hypernetwork, Pairs, gradient_pairs, mlp_weights, target_nll
+from tether.editors.settings import MendHparams, settings_for
+from tether.errors import TetherError
+from tether.facts.formats import read_training_facts
+from tether.models.editable import EditableModel
+from tether.storage.atomic import check_writable
+from tether.storage.versions import versions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training is: edits done of all, means of the losses since the last look, the look just taken (None
+    between looks), seconds left if it goes on to the last step."""
+
+    step: int
+    steps: int
+    train_edit: float | None
+    train_loc: float | None
+    look: Look | None
+    eta: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training gave: the trained editor as it lies in the file, and the floating-point operations of one step,
+    network included, as trained and by whole forwards of the model with logits everywhere."""
+
+    trained: Trained
+    flops: int
+    flops_whole: int
+    stopped_early: bool
+
+    @property
+    def work_ratio(self) -> float:
+        return self.flops / self.flops_whole
+
+
+def train_mend(
+    model: EditableModel,
+    train: str | Path,
+    val: str | Path,
+    out: str | Path,
+    *,
+    steps: int | None = None,
+    settings: str | Path | None = None,
+    layers: Sequence[int] | None = None,
+    train_limit: int | None = None,
+    resume: bool = False,
+    cache: str | Path | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
+    prepared: Callable[[int, int], None] | None = None,
+) -> Training:
+    """Train MEND's network for a model and write the one with the lowest validation loss to `out`.
+
+    `train` and `val` are files of facts, in any format that `edit` reads. `steps` (edits in all) goes over the
+    settings, `train_limit` takes the first records. Training stops at `steps`, or when `patience` looks in a
+    row were no better.
+    Beside `out`, `<out>.training` holds the whole state at the last look: with `resume`, a training that was killed,
+    stopped, or is to have more steps goes on from there and ends with the bytes of one never interrupted (same machine
+    and thread count); with `lr_end` below 1 that holds for the same `steps` alone, since rates fall towards the last.
+    `prepared` hears how many texts went through the lower blocks. The model must be unedited and is not changed.
+    Raises TetherError for bad data, another model, a place that cannot be written, a loss that is not finite.
+    """
+    if model.edited:
+        raise TetherError("the model carries edits: an editor is trained for the unedited model (load it again)")
+    out = Path(out)
+    check_writable(out)
+    hparams: MendHparams
+    hparams, _ = settings_for(
+        "mend", model, file=None if settings is None else Path(settings),
+        layers=None if layers is None else tuple(layers),
+    )  # fmt: skip
+    if steps is not None:
+        if steps < hparams.accumulate:
+            raise TetherError(
+                f"steps {steps}: an optimiser's step takes {hparams.accumulate} edits; give at least that"
+            )
+        hparams = hparams.model_copy(update={"steps": steps})
+    state = out.with_name(out.name + ".training")
+    if not resume and (out.exists() or state.exists()):
+        remedy = "go on with it (resume) or choose another name" if state.exists() else "choose another name"
+        raise TetherError(f"{out if out.exists() else state} exists: {remedy}")
+    if resume and out.exists() and not state.exists() and (done := open_trained(out, model).record.step):
+        raise TetherError(
+            f"{out} is trained for {done} steps, and {state}, from which it would go on, is not there: bring it back, "
+            "or choose another name"
+        )
+    training = _Training(
+        model, hparams, _Data.read(model, train, train_limit), _Data.read(model, val, hparams.validation), out, state,
+        None if cache is None else Path(cache), progress, prepared,
+    )  # fmt: skip
+    return training.go()
+
+
+@dataclass(frozen=True)
+class _Data:
+    record: DataRecord
+    examples: list[Example]
+
+    @classmethod
+    def read(cls, model: EditableModel, path: str | Path, limit: int | None) -> _Data:
+        path = Path(path)
+        facts = read_training_facts(path)[:limit]
+        listed = examples(model, facts)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return cls(DataRecord(name=path.name, sha256=digest, records=len(listed)), listed)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of one edit: L_e and L_loc (differentiable), how many target tokens the edited model says of how many, and how
+    many tokens read on the unrelated text kept their argmax of how many."""
+
+    edit: Float[Tensor, ""]
+    loc: Float[Tensor, ""]
+    said: tuple[int, int]
+    kept: tuple[int, int]
+
+    def total(self, hparams: MendHparams) -> Float[Tensor, ""]:
+        return hparams.c_edit * self.edit + hparams.c_loc * self.loc
+
+
+def example_pairs(model: EditableModel, names: Sequence[str], reader: Reader, example: Example) -> dict[str, Pairs]:
+    """The gradient of one example's edit."""
+    targets = _targets(example.edit, model)
+    return gradient_pairs(model, names, lambda: target_nll(reader.logits([example.edit])[0], targets))[1]
+
+
+def edit_losses(
+    model: EditableModel, network: Hypernetwork, reader: Reader, example: Example, pairs: dict[str, Pairs]
+) -> Losses:
+    """The losses of one example's edit, differentiable in the network."""
+    again, after = reader.logits([example.again, example.loc], network(pairs))
+    before = reader.before(example.loc).float().log_softmax(-1)
+    targets = _targets(example.again, model)
+    log_after = after.float().log_softmax(-1)
+    kl = (before.exp() * (before - log_after)).sum(-1).mean()
+    said = int((again.argmax(-1) == targets).sum())
+    kept = int((log_after.argmax(-1) == before.argmax(-1)).sum())
+    return Losses(target_nll(again, targets), kl, (said, len(targets)), (kept, len(before)))
+
+
+def _targets(text: Any, model: EditableModel) -> Tensor:
+    return torch.tensor(text.ids[text.start :], device=model.device)
+
+
+class _Training:
+    """One call of `train_mend`."""
+
+    def __init__(
+        self, model: EditableModel, hparams: MendHparams, train: _Data, val: _Data, out: Path, state: Path,
+        cache: Path | None, progress: Callable[[TrainingProgress], None] | None,
+        prepared: Callable[[int, int], None] | None,
+    ) -> None:  # fmt: skip
+        self.model, self.hparams, self.train, self.val = model, hparams, train, val
+        self.out, self.state, self.progress = out, state, progress
+        self.names = mlp_weights(model, hparams.layers)
+        first = hparams.layers[0]
+        states = None
+        if hparams.frozen_blocks and first > 0:
+            states = States(model, first, [*train.examples, *val.examples], cache=cache, progress=prepared)
+        self.reader = Reader(model, states)
+        shapes = {name: (model.weight(name).shape[0], model.weight(name).shape[1]) for name in self.names}
+        self.network = Hypernetwork(shapes, hparams).to(model.device)
+        nets = [p for name, p in self.network.named_parameters() if name != "alpha"]
+        self.rates = (hparams.lr, hparams.lr_lr)
+        self.optimizer = torch.optim.Adam([
+            {"params": nets, "lr": hparams.lr}, {"params": [self.network.alpha], "lr": hparams.lr_lr},
+        ])  # fmt: skip
+        self.record = TrainedRecord(
+            model=model.id, fingerprint=model.fingerprint(self.names), weights=shapes, settings=hparams,
+            train=train.record, val=val.record, versions=versions(),
+        )  # fmt: skip
+        self.since: list[tuple[float, float]] = []  # losses of the steps since the last look
+        self.last_step = hparams.steps - hparams.steps % hparams.accumulate
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def go(self) -> Training:
+        if self.state.exists():
+            self._restore()
+        else:
+            chosen = [self.train.examples[i] for i in _shuffled(len(self.train.examples), self.hparams.seed, 0)]
+            self.network.measure(self._pairs(example) for example in chosen[: self.hparams.statistics])
+            self._look(0)
+        started, begun = time.monotonic(), self.record.step
+        step = begun
+        while step < self.last_step and not self._tired():
+            self._set_rates(step)
+            for _ in range(self.hparams.accumulate):
+                self._edit(step)
+                step += 1
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            eta = (time.monotonic() - started) / (step - begun) * (self.last_step - step)
+            due = step % self.hparams.validate_every == 0 or step == self.last_step
+            if due:
+                self._look(step, eta)
+            elif self.progress:
+                self.progress(TrainingProgress(step, self.last_step, *self._means(), None, eta))
+        self._finish()
+        return Training(
+            open_trained(self.out, self.model), *self._work(), stopped_early=self.record.step < self.last_step
+        )
+
+    def _set_rates(self, step: int) -> None:
+        """On the line from the settings' rates at step 0 to `lr_end` of them at the last step."""
+        share = 1 - (1 - self.hparams.lr_end) * step / self.last_step
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share
+
+    def _edit(self, step: int) -> None:
+        """Forward and backward of one edit; gradients add up in the network."""
+        n = len(self.train.examples)
+        example = self.train.examples[_shuffled(n, self.hparams.seed, step // n)[step % n]]
+        losses = edit_losses(self.model, self.network, self.reader, example, self._pairs(example))
+        (losses.total(self.hparams) / self.hparams.accumulate).backward()
+        values = losses.edit.item(), losses.loc.item()
+        if not all(map(math.isfinite, values)):
+            raise TetherError(f"the losses of step {step + 1} are {values[0]:g} and {values[1]:g}: give a smaller lr")
+        self.since.append(values)
+
+    def _pairs(self, example: Example) -> dict[str, Pairs]:
+        return example_pairs(self.model, self.names, self.reader, example)
+
+    def _means(self) -> tuple[float | None, float | None]:
+        if not self.since:
+            return None, None
+        edit, loc = (math.fsum(values) / len(self.since) for values in zip(*self.since, strict=True))
+        return edit, loc
+
+    def _tired(self) -> bool:
+        """Whether the last `patience` looks were no better than one before them."""
+        best = self.record.best().step
+        return sum(look.step > best for look in self.record.curve) >= self.hparams.patience
+
+    # --- looks and files ----------------------------------------------------------------------------------------
+
+    def _look(self, step: int, eta: float = math.nan) -> None:
+        """Validate, then write the editor if it is the best so far, then the state. A kill between the two leaves an
+        editor of a look that the state does not know: resumed, it comes to the same look and writes the same bytes."""
+        means = self._means()
+        look = validate(self.model, self.network, self.reader, self.val.examples, self.hparams, step)
+        look = look.model_copy(update={"train_edit": means[0], "train_loc": means[1]})
+        self.record = self.record.model_copy(update={"step": step, "curve": (*self.record.curve, look)})
+        if self.record.best().step == step:
+            save_trained(self.out, self.network, self.record)
+        self._save()
+        self.since = []
+        if self.progress:
+            self.progress(TrainingProgress(step, self.last_step, *means, look, eta))
+
+    def _finish(self) -> None:
+        """The best parameters with the whole curve."""
+        tensors, content = read_tensors(self.out)
+        curve = self.record.model_dump(mode="json")["curve"]
+        best = self.record.best().step
+        if content.get("step") != best:
+            raise TetherError(
+                f"{self.out} is not of step {best}, the best of {self.state}: remove both and train again"
+            )
+        content = {**self.record.model_dump(mode="json"), "step": best, "curve": curve}
+        write_tensors(self.out, tensors, content)
+
+    def _save(self) -> None:
+        tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            for part, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"adam/{part}/{name}"] = value
+        write_tensors(self.state, tensors, self.record.model_dump(mode="json"))
+
+    def _restore(self) -> None:
+        tensors, content = read_tensors(self.state)
+        try:
+            record = TrainedRecord.model_validate(content)
+        except ValidationError as error:
+            raise TetherError(f"{self.state} is no training of this tether ({error.errors()[0]['msg']})") from None
+        check_model(self.state, record, self.model)
+        free = {"steps": self.hparams.steps, "patience": self.hparams.patience}
+        if record.settings.model_copy(update=free) != self.hparams:
+            changed = [
+                name for name in MendHparams.model_fields
+                if name not in free and getattr(record.settings, name) != getattr(self.hparams, name)
+            ]  # fmt: skip
+            name = changed[0]
+            raise TetherError(
+                f"{name} {getattr(self.hparams, name)}: the training in {self.state} has "
+                f"{getattr(record.settings, name)}; give the same, only steps and patience may change"
+            )
+        for what, mine, its in (("train", self.train.record, record.train), ("val", self.val.record, record.val)):
+            if (mine.sha256, mine.records) != (its.sha256, its.records):
+                raise TetherError(
+                    f"{what} {mine.name} is not the {its.name} this training began with: give the same file"
+                )
+        self.record = record.model_copy(update={"settings": self.hparams})
+        self.network.load_state_dict({k.removeprefix("network/"): v for k, v in tensors.items() if k[:8] == "network/"})
+        for name, parameter in self.network.named_parameters():
+            parts = {k.split("/")[1]: v for k, v in tensors.items() if k.startswith("adam/") and k.endswith(f"/{name}")}
+            if parts:
+                self.optimizer.state[parameter] = {
+                    part: value if part == "step" else value.to(parameter.device) for part, value in parts.items()
+                }
+        logger.info("going on from step %d of %s", record.step, self.state)
+
+    def _work(self) -> tuple[int, int]:
+        """Floating-point operations of a step on the first training example, as trained and the whole way."""
+        counts = []
+        example = self.train.examples[0]
+        for reader in (self.reader, Reader(self.model, None)):
+            with FlopCounterMode(display=False) as counter:
+                pairs = example_pairs(self.model, self.names, reader, example)
+                edit_losses(self.model, self.network, reader, example, pairs).total(self.hparams).backward()
+            counts.append(counter.get_total_flops())
+        self.optimizer.zero_grad(set_to_none=True)
+        return counts[0], counts[1]
+
+
+def validate(
+    model: EditableModel, network: Hypernetwork, reader: Reader, listed: Sequence[Example], hparams: MendHparams,
+    step: int = 0,
+) -> Look:  # fmt: skip
+    """Every example edited alone: means over the examples of the losses and, token by token, of what is said and
+    kept. Changes nothing."""
+    found = list(_validated(model, network, reader, listed))
+    edit, loc = (math.fsum(getattr(each, what).item() for each in found) / len(found) for what in ("edit", "loc"))
+    said, kept = ([getattr(each, what) for each in found] for what in ("said", "kept"))
+    return Look(
+        step=step, train_edit=None, train_loc=None, loss=hparams.c_edit * edit + hparams.c_loc * loc, edit=edit,
+        loc=loc, accuracy=_share(said), kept=_share(kept),
+    )  # fmt: skip
+
+
+def _share(counts: Sequence[tuple[int, int]]) -> float:
+    return sum(n for n, _ in counts) / sum(n for _, n in counts)
+
+
+def _validated(
+    model: EditableModel, network: Hypernetwork, reader: Reader, listed: Sequence[Example]
+) -> Iterator[Losses]:
+    for example in listed:
+        pairs = example_pairs(model, network.names, reader, example)
+        with torch.no_grad():
+            yield edit_losses(model, network, reader, example, pairs)
+
+
+def _shuffled(n: int, seed: int, epoch: int) -> list[int]:
+    """The order of the examples in an epoch."""
+    mixed = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")
+    return torch.randperm(n, generator=torch.Generator().manual_seed(mixed)).tolist()

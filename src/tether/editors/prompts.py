@@ -1,0 +1,47 @@
+"""What the editors that optimise δ share: the prompts a fact is read in, and when it counts as failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tether.editors.base import EditFailedError, EditSkippedError
+from tether.editors.delta import Latent
+from tether.editors.settings import LatentHparams
+from tether.facts.fact import Fact
+from tether.facts.tokens import EncodedPrompt, encode, too_long
+from tether.models.editable import EditableModel
+
+
+def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -> list[EncodedPrompt]:
+    """The bare prompt first, then behind each prefix, with the target; the KL prompt last. Raises TetherError where the
+    subject or target has no token, or the model not enough positions."""
+    prompts = [
+        encode(model.tokenizer, fact.prompt, fact.subject, prefix=prefix, target=fact.target_new)
+        for prefix in ("", *prefixes)
+    ]
+    prompts.append(encode(model.tokenizer, "{} is a", fact.subject))
+    problem = too_long(model.limit, fact.text, [prompt.ids for prompt in prompts])
+    if problem:
+        raise EditFailedError(problem)
+    return prompts
+
+
+def failure(fact: Fact, latent: Latent, hparams: LatentHparams, record: dict[str, float]) -> EditFailedError | None:
+    """Why an optimised fact is not edited: the model says it already, or its loss did not fall; None for a good one."""
+    losses = latent.losses
+    if len(losses) == 1 and losses[0] < hparams.loss_threshold:
+        return EditSkippedError(f"the model already says {fact.text!r} -> {fact.target_new!r}", record)
+    if not losses[-1] < losses[0]:
+        return EditFailedError(
+            f"{fact.text!r} -> {fact.target_new!r}: the loss went from {losses[0]:.3g} to {losses[-1]:.3g}; try a "
+            "smaller v_lr or another layer",
+            record,
+        )
+    limit = hparams.drop_above
+    if limit is not None and losses[-1] > limit:
+        return EditFailedError(
+            f"{fact.text!r} -> {fact.target_new!r}: the loss is still {losses[-1]:.3g}, above drop_above {limit:g}; "
+            "give it more v_num_grad_steps",
+            record,
+        )
+    return None

@@ -1,0 +1,40 @@
+"""Measuring a model: what its edits did, and what it still can do."""
+
+from tether.evaluation.abilities.data import AbilityData, ability_data
+from tether.evaluation.abilities.perplexity import Perplexity, builtin_text, perplexity
+from tether.evaluation.abilities.run import ABILITIES, QUICK_ITEMS, measure_abilities
+from tether.evaluation.abilities.task import AbilityResult
+from tether.evaluation.metrics.editing import METRICS, Baseline, EditingResult, evaluate_editing, measure_baseline
+from tether.evaluation.results import Results, Row, YesShare, read, write
+from tether.evaluation.scores import Score, greedy, score
+from tether.evaluation.statistics.compare import Comparison, compare
+from tether.evaluation.suite import evaluate, evaluate_ledger
+
+__all__ = [
+    "ABILITIES",
+    "METRICS",
+    "QUICK_ITEMS",
+    "AbilityData",
+    "AbilityResult",
+    "YesShare",
+    "Baseline",
+    "Comparison",
+    "EditingResult",
+    "Perplexity",
+    "Results",
+    "Row",
+    "Score",
+    "ability_data",
+    "builtin_text",
+    "compare",
+    "evaluate",
+    "evaluate_editing",
+    "evaluate_ledger",
+    "greedy",
+    "measure_abilities",
+    "measure_baseline",
+    "perplexity",
+    "read",
+    "score",
+    "write",
+]

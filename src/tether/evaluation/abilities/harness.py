@@ -1,0 +1,261 @@
+"""Tasks of lm-evaluation-harness as abilities: those that come with tether, and any other by its own name.
+
+lm-eval is imported when a task is first needed, so that what the cache knows costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tether.errors import TetherError
+from tether.evaluation.abilities.data import AbilityData
+from tether.evaluation.abilities.task import AbilityResult, Work
+from tether.evaluation.abilities.tasks import FOLDER, TaskFile
+from tether.evaluation.abilities.tasks.documents import read
+from tether.evaluation.statistics.mean import Record
+from tether.models.editable import EditableModel
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # raise it with every change of how a task is asked or scored: cached results are then measured anew
+
+_LOCAL_LOADERS = ("json", "csv", "text", "parquet", "arrow")
+_FEWSHOT_SEED = 1234  # the harness's own
+
+
+class _HarnessTask(ABC):
+    """A task of the harness. Its score is the mean, over items, of a metric from 0 to 1, shown in percent."""
+
+    name: str
+    version: str
+    data_sha256: str
+    items: int
+
+    @property
+    @abstractmethod
+    def loaded(self) -> Any:
+        """The harness's Task, with its data."""
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """The metric that is the score."""
+
+    def measure(self, model: EditableModel) -> AbilityResult:
+        """Of the model as it is now, which is not changed."""
+        from tether.evaluation.abilities.harness_model import HarnessModel
+
+        with quiet():
+            return self.measure_with(HarnessModel(model))
+
+    def measure_with(self, lm: Any) -> AbilityResult:
+        """Of anything that answers as the harness's `LM` does."""
+        from lm_eval.evaluator import evaluate
+
+        with quiet():
+            found = evaluate(
+                lm=lm, task_dict={"tasks": {self.name: self.loaded}}, limit=self.items, bootstrap_iters=0,
+                log_samples=True,
+            )  # fmt: skip
+        samples = found["samples"][self.name]
+        first = samples[0]["filter"]
+        return self._result([sample for sample in samples if sample["filter"] == first])
+
+    def work(self, model: EditableModel) -> Work:
+        """The tokens of all prompts (a prompt with several continuations once) and the new ones."""
+        from tether.evaluation.abilities.harness_model import HarnessModel
+
+        with quiet():
+            lm = HarnessModel(model)
+            self.loaded.build_all_requests(limit=self.items, rank=0, world_size=1)
+            requests = self.loaded.instances
+            asked = dict.fromkeys(request.args[0] for request in requests)
+            read_at_once = sum(len(lm.tok_encode(text)) for text in asked)
+            if self.loaded.OUTPUT_TYPE != "generate_until":
+                return Work(read_at_once + sum(len(lm.tok_encode(request.args[-1])) for request in requests))
+            work = Work(read_at_once)
+            for batch in lm.generation_batches(requests):
+                new = lm.new_tokens(requests[batch[0]])
+                work += Work(steps=new, rows=new * len(batch))
+            return work
+
+    def _result(self, samples: Sequence[Mapping[str, Any]]) -> AbilityResult:
+        records = [self._record(sample) for sample in samples]
+        values = [record["value"] for record in records]
+        if not all(0 <= value <= 1 for value in values):
+            raise TetherError(f"{self.name}: its {self.metric} is no number from 0 to 1: choose another task")
+        n = len(values)
+        mean = math.fsum(values) / n
+        spread = math.fsum((value - mean) ** 2 for value in values)
+        stderr = 100 * math.sqrt(spread / (n - 1) / n) if n > 1 else None
+        return AbilityResult(100 * mean, n, stderr, "percent", records)
+
+    def _record(self, sample: Mapping[str, Any]) -> Record:
+        target, said = sample["target"], sample["filtered_resps"]
+        if isinstance(target, int) and self.loaded.OUTPUT_TYPE == "multiple_choice":
+            target = self.loaded.doc_to_choice(sample["doc"])[target]
+        record: Record = {
+            "ability": self.name,
+            "item": sample["doc_id"],
+            "value": float(sample[self.metric]),
+            "target": target if isinstance(target, str | int | list) else str(target),
+        }
+        if self.loaded.OUTPUT_TYPE == "generate_until":
+            return {**record, "answer": said[0]}
+        likelihoods = [float(found[0]) for found in said]
+        return {**record, "log_likelihoods": [ll if math.isfinite(ll) else None for ll in likelihoods]}
+
+
+class PackagedTask(_HarnessTask):
+    """One of the tasks that come with tether. `limit` None takes the task's own size."""
+
+    metric = "score"
+
+    def __init__(self, file: TaskFile, data: AbilityData, limit: int | None) -> None:
+        documents = read(file.kind, data.folder, hub=data.hub)
+        self.name = file.name
+        self.version = f"{file.version}-{_harness_version()}"
+        self.data_sha256 = _sha256(documents)
+        self.items = min(file.size if limit is None else limit, len(documents))
+        self._data = data
+
+    @cached_property
+    def loaded(self) -> Any:
+        from lm_eval.tasks import TaskManager
+
+        folder = self._data.folder
+        metadata = {"folder": None if folder is None else str(folder), "hub": self._data.hub}
+        with quiet():
+            manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=metadata)
+            return manager.load([self.name])["tasks"][self.name]
+
+
+class NamedTask(_HarnessTask):
+    """A task of the harness's own, or of a YAML file, loaded already. `limit` None takes all its items."""
+
+    def __init__(self, name: str, loaded: Any, limit: int | None) -> None:
+        self.name = name
+        self._loaded = loaded
+        loaded.set_fewshot_seed(seed=_FEWSHOT_SEED)
+        documents = list(loaded.eval_docs)
+        described = json.dumps(loaded.dump_config(), sort_keys=True, default=str)
+        self.version = f"{loaded.VERSION}-{hashlib.sha256(described.encode()).hexdigest()}-{_harness_version()}"
+        self.data_sha256 = _sha256(documents)
+        self.items = len(documents) if limit is None else min(limit, len(documents))
+        self.metric  # noqa: B018 - a task without one is refused now, not after an hour
+
+    @property
+    def loaded(self) -> Any:
+        return self._loaded
+
+    @cached_property
+    def metric(self) -> str:
+        """The first metric that is a mean over items and better when higher."""
+        from lm_eval.api.registry import get_aggregation
+
+        mean, better = get_aggregation("mean"), self._loaded.higher_is_better()
+        for name, aggregation in self._loaded.aggregation().items():
+            if aggregation is mean and better.get(name):
+                return str(name)
+        raise TetherError(
+            f"{self.name!r} has no score that is a mean over its items (it has "
+            f"{', '.join(map(str, self._loaded.aggregation()))}): choose another task"
+        )
+
+
+def named_tasks(name: str, *, hub: bool, limit: int | None) -> list[NamedTask]:
+    """The tasks of a name the harness knows (one, or those of a group or tag), or of a YAML file; none for another
+    name, or without the harness. Raises TetherError for data that lie on the hub unless `hub` allows it."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        return []
+    with quiet():
+        manager = TaskManager(include_defaults=not Path(name).is_file())
+        try:
+            away = None if hub else next(_on_the_hub(manager, name), None)
+        except KeyError:
+            return []
+        if away is not None:
+            raise TetherError(
+                f"{name!r} reads its data from the hub ({away}): add --abilities-data hub to allow the download"
+            )
+        try:
+            found = manager.load([name])["tasks"]
+        except (OSError, ValueError, ImportError, ConnectionError) as error:
+            raise TetherError(f"task {name!r} cannot be loaded ({error}): mend that, or leave it out") from error
+        return [NamedTask(str(task), loaded, limit) for task, loaded in found.items()]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the harness's bars and notes inside the block, and without its second reading of our data telling again
+    what the first told. Errors still come."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "tether.evaluation.abilities.tasks")]
+    levels = [found.level for found in loggers]
+    for found in loggers:
+        found.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):  # bars look up sys.stderr; handlers of logging keep the one they have
+            yield
+    finally:
+        for found, level in zip(loggers, levels, strict=True):
+            found.setLevel(level)
+
+
+def _on_the_hub(manager: Any, name: str) -> Iterator[str]:
+    """The data sets of a task, group or tag that are not local files. KeyError for an unknown name."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    entry = manager.task_index.get(name)
+    if entry is None and not Path(name).is_file():
+        raise KeyError(name)
+    file = Path(name) if entry is None else entry.yaml_path
+    if file is None:  # a tag
+        for child in sorted(entry.tags):
+            yield from _on_the_hub(manager, child)
+        return
+    content = load_yaml(file, resolve_func=False)
+    children = content.get("task")
+    if isinstance(children, list):
+        for child in children:
+            known = child if isinstance(child, str) else child.get("task", child.get("group"))
+            if isinstance(known, str) and known in manager.task_index:
+                yield from _on_the_hub(manager, known)
+            else:
+                yield str(known)
+        return
+    path = content.get("dataset_path")
+    if path is None and "custom_dataset" in content:
+        return
+    if path not in _LOCAL_LOADERS and not Path(str(path)).exists():
+        yield str(path or name)
+
+
+def _harness_version() -> str:
+    """Of what asks and scores beside the task's own files."""
+    try:
+        harness = version("lm_eval")
+    except PackageNotFoundError:
+        raise TetherError(
+            "the general abilities need lm-evaluation-harness, which is not installed: pip install 'tether[abilities]'"
+        ) from None
+    return f"lm-eval {harness}-{VERSION}"
+
+
+def _sha256(documents: Iterable[Mapping[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(json.dumps(document, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+    return digest.hexdigest()

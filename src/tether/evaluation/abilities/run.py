@@ -1,0 +1,164 @@
+"""What the model could do before: general abilities, by name.
+
+`perplexity` of plain text needs nothing. The others are tasks of lm-evaluation-harness: those that come with tether
+(`tether.evaluation.abilities.tasks`), and any other by the harness's own name or by a YAML file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from tether.errors import TetherError
+from tether.evaluation.abilities.cache import AbilityCache
+from tether.evaluation.abilities.data import AbilityData, ability_data
+from tether.evaluation.abilities.estimate import Speed, in_words, probe
+from tether.evaluation.abilities.harness import PackagedTask, named_tasks
+from tether.evaluation.abilities.perplexity import VERSION, perplexity
+from tether.evaluation.abilities.task import AbilityResult, AbilityTask, Work
+from tether.evaluation.abilities.tasks import task_file, task_names
+from tether.models.editable import EditableModel
+
+logger = logging.getLogger(__name__)
+
+PERPLEXITY = "perplexity"
+ABILITIES = (PERPLEXITY, *task_names())
+QUICK_ITEMS = 40
+
+
+class PerplexityTask:
+    """`perplexity` of a text."""
+
+    name = PERPLEXITY
+    items = 0
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self.version = str(VERSION)
+        self.data_sha256 = hashlib.sha256(text.encode()).hexdigest()
+
+    def work(self, model: EditableModel) -> Work:
+        """Every token is read once."""
+        return Work(read=len(model.tokenizer(self._text, verbose=False)["input_ids"]))
+
+    def measure(self, model: EditableModel) -> AbilityResult:
+        """Of the model as it is now, which is not changed."""
+        found = perplexity(model, self._text)
+        records = [{"ability": self.name, **record} for record in found.records]
+        return AbilityResult(found.value, found.n, found.stderr, "ppl", records)
+
+
+def ability_tasks(
+    names: Sequence[str], data: AbilityData, *, limit: int | None = None, quick: bool = False
+) -> tuple[AbilityTask, ...]:
+    """The tasks of `names`, in order, each once.
+
+    A task takes its first `limit` items; None: QUICK_ITEMS for `quick`, else the task's own size. The perplexity always
+    takes its whole text. Raises TetherError for an unknown name, data that are missing or damaged, a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise TetherError(f"limit {limit}: a task needs at least 1 item")
+    wanted = limit if limit is not None or not quick else QUICK_ITEMS
+    tasks: dict[str, AbilityTask] = {}
+    for name in dict.fromkeys(names):
+        for task in _tasks(name, data, wanted):
+            tasks.setdefault(task.name, task)
+    return tuple(tasks.values())
+
+
+def _tasks(name: str, data: AbilityData, limit: int | None) -> Sequence[AbilityTask]:
+    if name == PERPLEXITY:
+        return [PerplexityTask(data.text)]
+    if name in ABILITIES:
+        return [PackagedTask(task_file(name), data, limit)]
+    found = named_tasks(name, hub=data.hub, limit=limit)
+    if not found:
+        raise TetherError(
+            f"{name!r} is no ability that can be measured: choose from {', '.join(ABILITIES)}, or name a task of "
+            "lm-evaluation-harness"
+        )
+    return found
+
+
+class AbilityRun:
+    """The abilities of one model, measured again and again while its edits change.
+
+    What the cache knows is taken from there, and every task goes there as soon as it is done, so that an interrupted
+    run goes on with the next task. How long it will take is told before anything is measured.
+    """
+
+    def __init__(self, model: EditableModel, tasks: Sequence[AbilityTask], cache: AbilityCache | None = None) -> None:
+        self._model, self._tasks = model, tuple(tasks)
+        self._cache = cache or AbilityCache(model)
+        self._told = False
+
+    def measure(self, rows_left: int = 1) -> dict[str, AbilityResult]:
+        """Every ability of the model as it is now, which is not changed. `rows_left`, this one included, is for saying
+        how long it will take."""
+        known = {task.name: self._cache.get(task) for task in self._tasks}
+        todo = [task for task in self._tasks if known[task.name] is None]
+        if any(task.name != PERPLEXITY for task in todo):
+            self._tell(todo, rows_left)
+        for task in todo:
+            started = time.perf_counter()
+            found = task.measure(self._model)
+            self._cache.put(task, found)
+            known[task.name] = found
+            logger.info("%s: %s, %s", task.name, in_figures(found), in_words(time.perf_counter() - started))
+        return {name: found for name, found in known.items() if found is not None}
+
+    @cached_property
+    def _speed(self) -> Speed:
+        return probe(self._model)
+
+    @cached_property
+    def _seconds(self) -> dict[str, float]:
+        """Of every task, for one row."""
+        return {task.name: self._speed.seconds(task.work(self._model)) for task in self._tasks}
+
+    def _tell(self, todo: Sequence[AbilityTask], rows_left: int) -> None:
+        row = sum(self._seconds[task.name] for task in todo)
+        if self._told:
+            logger.info("general abilities: %s for this row", in_words(row))
+            return
+        self._told = True
+        parts = (f"{task.name} ({task.items or 'all'} items, {in_words(self._seconds[task.name])})" for task in todo)
+        logger.info("general abilities of a row: %s", ", ".join(parts))
+        total = row + (rows_left - 1) * sum(self._seconds.values())
+        rows = f"{rows_left} row{'s' * (rows_left > 1)}"
+        logger.info("%s for %s, less where they were measured before", in_words(total), rows)
+        fewest = min(task.items for task in todo if task.items)
+        logger.info(
+            "with %d items the standard error of a percentage is up to %.1f points", fewest, 50 / math.sqrt(fewest)
+        )
+
+
+def in_figures(found: AbilityResult) -> str:
+    """value ± standard error (n)."""
+    error = "" if found.stderr is None else f" ± {found.stderr:.2g}"
+    return f"{found.value:.1f}{error} {'%' if found.unit == 'percent' else 'ppl'} (n {found.n})"
+
+
+def described(tasks: Sequence[AbilityTask]) -> dict[str, Any]:
+    """What the numbers of every task depend on, for the settings of a results file."""
+    return {
+        task.name: {"version": task.version, "data_sha256": task.data_sha256, "items": task.items} for task in tasks
+    }
+
+
+def measure_abilities(
+    model: EditableModel,
+    names: Sequence[str],
+    data: AbilityData | None = None,
+    *,
+    limit: int | None = None,
+    quick: bool = False,
+) -> dict[str, AbilityResult]:
+    """The abilities `names` of the model as it is now, which is not changed. `data` None: the small sets that come
+    along; the rest as in `ability_tasks`."""
+    return AbilityRun(model, ability_tasks(names, data or ability_data(), limit=limit, quick=quick)).measure()

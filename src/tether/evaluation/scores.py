@@ -1,0 +1,190 @@
+"""The one scorer: teacher-forced log-likelihoods of continuations, batched, and greedy continuations.
+
+    score(model, [("The capital of France is", "Paris"), ("The capital of France is", "Rome")])
+
+Texts that start alike share a forward: a model that reads from left to right computes the same for one text and for any
+that begins with it, so two one-token candidates of a prompt cost one row, and logits are made only where they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+from tether.errors import TetherError
+from tether.facts.tokens import Continuation, padded, tokenize
+from tether.models.editable import EditableModel
+from tether.models.frozen_prefix import head_logits
+
+BATCH_TOKENS = 4096  # tokens of a forward, padding included
+_HEAD_ROWS = 256  # positions the head is applied to at once: 256 × 256k logits in float32 are 256 MB
+
+
+@dataclass(frozen=True)
+class Score:
+    """A continuation behind its prompt: its log-likelihood (natural, summed over `n_tokens`), and at each of its
+    positions the model's own choice given the true tokens before it, and whether that is the true token."""
+
+    log_likelihood: float
+    n_tokens: int
+    argmax_correct: tuple[bool, ...]
+    argmax_ids: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """The length-normalised log-likelihood."""
+        return self.log_likelihood / self.n_tokens
+
+
+def score(model: EditableModel, pairs: Sequence[tuple[str, str]], *, batch_tokens: int = BATCH_TOKENS) -> list[Score]:
+    """The Score of every (prompt, continuation), in order, of the model as it is now; float32 log-softmax.
+
+    "prompt continuation" is tokenised as one text with the tokenizer's default special tokens (those behind the text
+    are cut off); the tokens that reach beyond the prompt's end are scored. Changes nothing. Raises TetherError for a
+    continuation without tokens, a prompt without any, and a tokenizer without character offsets.
+    """
+    unique = list(dict.fromkeys(pairs))
+    scores = score_ids(model, tokenize(model.tokenizer, unique), batch_tokens=batch_tokens)
+    by_pair = dict(zip(unique, scores, strict=True))
+    return [by_pair[pair] for pair in pairs]
+
+
+@torch.inference_mode()
+def score_ids(
+    model: EditableModel, continuations: Sequence[Continuation], *, batch_tokens: int = BATCH_TOKENS
+) -> list[Score]:
+    """`score` for texts that are token ids already."""
+    scores: list[Score | None] = [None] * len(continuations)
+    for rows in _batches(_shared_rows(continuations), batch_tokens):
+        reads = [(row, index) for row, (_, served) in enumerate(rows) for index in served]
+        # Every (row, column) that is read, once, however many continuations read it.
+        places: dict[tuple[int, int], int] = {}
+        wanted: list[tuple[int, int]] = []  # (place, token) of every scored token, continuation after continuation
+        for row, index in reads:
+            text = continuations[index]
+            for column in range(text.start, len(text.ids)):
+                place = places.setdefault((row, column - 1), len(places))
+                wanted.append((place, text.ids[column]))
+        likelihoods, best = _read(model, [ids for ids, _ in rows], list(places), wanted)
+        done = 0
+        for _, index in reads:
+            text = continuations[index]
+            count = len(text.ids) - text.start
+            argmax = tuple(best[place] for place, _ in wanted[done : done + count])
+            correct = tuple(a == t for a, t in zip(argmax, text.ids[text.start :], strict=True))
+            scores[index] = Score(sum(likelihoods[done : done + count]), count, correct, argmax)
+            done += count
+    return [found for found in scores if found is not None]
+
+
+def _shared_rows(continuations: Sequence[Continuation]) -> list[tuple[tuple[int, ...], list[int]]]:
+    """The fewest input rows (a text without its last token) that serve all, each with the indices it serves.
+
+    In lexicographic order whatever starts with a row follows it at once, so comparing neighbours finds every prefix.
+    """
+    served: dict[tuple[int, ...], list[int]] = {}
+    for index, text in enumerate(continuations):
+        served.setdefault(text.ids[:-1], []).append(index)
+    rows: list[tuple[tuple[int, ...], list[int]]] = []
+    for ids in sorted(served, reverse=True):
+        if rows and rows[-1][0][: len(ids)] == ids:
+            rows[-1][1].extend(served[ids])
+        else:
+            rows.append((ids, list(served[ids])))
+    return rows
+
+
+def _batches(
+    rows: list[tuple[tuple[int, ...], list[int]]], batch_tokens: int
+) -> Iterator[list[tuple[tuple[int, ...], list[int]]]]:
+    """Rows of like length together, at most `batch_tokens` with padding (a longer row comes alone)."""
+    batch: list[tuple[tuple[int, ...], list[int]]] = []
+    for row in sorted(rows, key=lambda row: len(row[0]), reverse=True):
+        if batch and (len(batch) + 1) * len(batch[0][0]) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _read(
+    model: EditableModel, rows: list[tuple[int, ...]], places: list[tuple[int, int]], wanted: list[tuple[int, int]]
+) -> tuple[list[float], list[int]]:
+    """One forward over `rows`: the log-probability of every wanted (place, token), and the argmax at every place."""
+    ids, mask = padded(rows, model.device)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    hidden = model.base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+    at = torch.tensor(places, device=hidden.device)
+    hidden = hidden[at[:, 0], at[:, 1]]
+    queries = torch.tensor(wanted)
+    likelihoods = torch.empty(len(wanted), dtype=torch.float32)
+    best: list[int] = []
+    for first in range(0, len(places), _HEAD_ROWS):
+        logits = head_logits(model, hidden[first : first + _HEAD_ROWS]).float()
+        best += logits.argmax(dim=-1).tolist()
+        here = (queries[:, 0] >= first) & (queries[:, 0] < first + _HEAD_ROWS)
+        place, token = (queries[here] - torch.tensor([first, 0])).to(logits.device).unbind(1)
+        likelihoods[here] = (logits[place, token] - logits.logsumexp(dim=-1)[place]).cpu()
+    return likelihoods.tolist(), best
+
+
+@torch.inference_mode()
+def greedy(
+    model: EditableModel, prompts: Sequence[str], max_new_tokens: int, *, batch_tokens: int = BATCH_TOKENS
+) -> list[str]:
+    """The text each prompt is continued with, always by the likeliest token, to the end of text or `max_new_tokens`.
+
+    The tokenizer's special tokens stand before the prompt as in `score`; none are in the result. The checkpoint's own
+    generation settings (sampling, penalties, lengths) play no part; they are the model's again afterwards.
+    """
+    unique = list(dict.fromkeys(prompts))
+    rows = dict(zip(unique, _prompt_ids(model.tokenizer, unique), strict=True))
+    order = sorted(unique, key=lambda prompt: len(rows[prompt]), reverse=True)
+    texts: dict[str, str] = {}
+    kept = model.hf.generation_config
+    plain = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=model.tokenizer.eos_token_id if kept.eos_token_id is None else kept.eos_token_id,
+        pad_token_id=pad_token(model),
+    )
+    model.hf.generation_config = plain  # generate() fills what it is not told from here
+    try:
+        while order:
+            width = len(rows[order[0]]) + max_new_tokens
+            batch, order = order[: max(1, batch_tokens // width)], order[max(1, batch_tokens // width) :]
+            ids, mask = padded([rows[prompt] for prompt in batch], model.device, left=True)
+            output = model.hf.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+            new = model.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+            texts.update(zip(batch, new, strict=True))
+    finally:
+        model.hf.generation_config = kept
+    return [texts[prompt] for prompt in prompts]
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Ids of each prompt, special tokens behind the text cut off."""
+    if not prompts:
+        return []
+    encoding = tokenizer(list(prompts), return_special_tokens_mask=True, verbose=False)
+    rows = []
+    for prompt, ids, special in zip(prompts, encoding["input_ids"], encoding["special_tokens_mask"], strict=True):
+        length = len(ids)
+        while length > 1 and special[length - 1]:
+            length -= 1
+        if not length:
+            raise TetherError(f"prompt {prompt!r} has no token: write a prompt")
+        rows.append(tuple(ids[:length]))
+    return rows
+
+
+def pad_token(model: EditableModel) -> int:
+    """What finished rows are filled with: a special token, so that decoding drops it."""
+    tokenizer = model.tokenizer
+    known = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id]
+    return next((token for token in known if token is not None), 0)

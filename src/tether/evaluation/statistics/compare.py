@@ -1,0 +1,252 @@
+"""Rows of a results file against each other, on the same items: which differences are more than chance?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from tether.constraints.prune import parse
+from tether.errors import TetherError
+from tether.evaluation.metrics.editing import KINDS
+from tether.evaluation.results import Results, Row
+from tether.evaluation.statistics.mean import Record
+from tether.evaluation.statistics.paired import Paired, holm, kept, paired
+
+LEVEL = 0.05
+EDITING = ("compare", "match_tokens", "match_all")  # the editing metrics that can be compared
+
+RowKey = tuple[int, str]
+Values = dict[int, float]  # item (of editing metrics: edit) -> points of percent, or nats a token
+Items = dict[tuple[RowKey, str], Values]  # by row and ability, or `metric kind`
+_LARGEST = 700.0  # whose exponential is finite
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The share of the unedited model's score that a row has, in percent, and its standard error. For the perplexity:
+    the ratio to the unedited model's, in percent."""
+
+    percent: float
+    stderr: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One ability of one row against a baseline row, on the `test.n` items both have; or one editing metric, `ability`
+    being its name and kind of prompts (`compare locality`) and the items the facts, each the mean of its prompts.
+
+    `test` is of row − baseline: in points of percent, or (perplexity) in nats a token, mean over windows of text, where
+    less is better. `p` is the paired t-test's, `p_holm` the same corrected for all comparisons made together. `kept`
+    and `baseline_kept` are shares of the unedited row, where there is one and it scored anything; None for the metrics
+    that edits raise.
+    """
+
+    ability: str
+    unit: str
+    row: RowKey
+    baseline: RowKey
+    value: float
+    baseline_value: float
+    test: Paired
+    p_holm: float | None
+    kept: Kept | None
+    baseline_kept: Kept | None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the corrected p is below LEVEL."""
+        return self.p_holm is not None and self.p_holm < LEVEL
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.row[0] == self.baseline[0]:
+            where, names = f"{self.row[0]} edits", [_restraint(key[1]) for key in (self.row, self.baseline)]
+        else:
+            where, names = _restraint(self.row[1]), [_checkpoint(key[0]) for key in (self.row, self.baseline)]
+        shares = self.kept, self.baseline_kept
+        told = [
+            self._side(name, value, share, first=share is not None and share is next(s for s in shares if s))
+            for name, value, share in zip(names, (self.value, self.baseline_value), shares, strict=True)
+        ]
+        return f"{self.ability}, {where}: {'; '.join(told)}; {self._chance()}"
+
+    def _side(self, name: str, value: float, share: Kept | None, *, first: bool) -> str:
+        of = "perplexity" if self.unit == "ppl" else "score"
+        if share is None:
+            return f"{name}: {of} {value:.1f}"
+        verb = "has" if self.unit == "ppl" else "keeps"
+        digits = 0 if share.stderr >= 1 else 1
+        shown = f"{share.percent:.{digits}f} ± {share.stderr:.{digits}f} %"
+        return f"{name} {verb} {shown}" + (f" of the unedited {of}" if first else "")
+
+    def _chance(self) -> str:
+        if self.p_holm is None:
+            return "a single item says nothing"
+        p = "p < 0.001" if self.p_holm < 0.001 else f"p = {self.p_holm:.2g}"
+        said = p if self.significant else f"no significant difference ({p})"
+        return said if self.test.agrees else f"{said}; the bootstrap disagrees (p = {self.test.bootstrap_p:.2g})"
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "significant": self.significant, "verdict": self.verdict}
+
+
+def compare(results: Results, baseline: str = "none", *, editing: bool = False) -> list[Comparison]:
+    """Every row against its baseline row, ability by ability, with Holm's correction over all of them; with `editing`
+    the editing metrics (EDITING by kind of prompts) too, in the same family.
+
+    `baseline` is a restraint (each row against the one of that restraint after as many edits) or a number of edits
+    (against the row of the same restraint after so many edits; 0: the unedited model). Raises TetherError where there
+    is no such pair of rows, or no items.
+    """
+    keys = [row.key for row in results.rows]
+    if not _values(results.items, editing=editing):
+        raise TetherError(
+            f"these results have no items of {'anything' if editing else 'general abilities'}: evaluate with "
+            "--abilities, and keep the .items.jsonl beside the results"
+        )
+    found = compare_rows(results, _pairs(keys, _normal(baseline)), editing=editing)
+    if not found:
+        raise TetherError(
+            f"no row can be compared with {baseline!r}: the rows are "
+            f"{', '.join(f'{edits} edits {restraint}' for edits, restraint in keys)}; name a restraint or a number of "
+            "edits of these"
+        )
+    return found
+
+
+def compare_rows(
+    results: Results, pairs: Iterable[tuple[RowKey, RowKey]], *, editing: bool = False
+) -> list[Comparison]:
+    """`compare` for any pairs of (row, baseline row), by their keys: one family under Holm's correction. Empty where no
+    pair has an item in common."""
+    measured = {row.key: _measured(row, editing=editing) for row in results.rows}
+    items = _values(results.items, editing=editing)
+    unedited = _unedited(measured)
+    found = [
+        _compare(key, other, mine, measured[other][name], items, unedited)
+        for key, other in pairs
+        for name, mine in measured[key].items()
+        if items.get((key, name), {}).keys() & items.get((other, name), {}).keys()
+    ]
+    tested = [index for index, comparison in enumerate(found) if comparison.test.p is not None]
+    corrected = dict(zip(tested, holm([found[index].test.p or 0.0 for index in tested]), strict=True))
+    return [replace(comparison, p_holm=corrected.get(index)) for index, comparison in enumerate(found)]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A number of a row. `keeps`: edits can only cost the unedited model some of it."""
+
+    name: str
+    unit: str
+    value: float | None
+    keeps: bool
+
+
+def _measured(row: Row, *, editing: bool) -> dict[str, _Measured]:
+    """By name: the abilities, then the editing metrics by kind of prompts."""
+    found = [_Measured(name, ability.unit, ability.value, True) for name, ability in row.abilities.items()]
+    if editing:
+        found += [
+            _Measured(f"{metric} {kind}", "percent", row.editing[metric][kind].value, kind == "locality")
+            for metric in EDITING
+            for kind in KINDS
+            if kind in row.editing.get(metric, {})
+        ]
+    return {one.name: one for one in found}
+
+
+def _pairs(keys: Sequence[RowKey], baseline: str) -> Iterator[tuple[RowKey, RowKey]]:
+    """Every row with the one it is held against."""
+    unedited = _unedited(keys)
+    for edits, restraint in keys:
+        if not baseline.isdigit():
+            other: RowKey | None = (edits, baseline)
+        elif int(baseline) == 0:
+            other = unedited
+        else:
+            other = (int(baseline), restraint)
+        if edits and other is not None and other in keys and other != (edits, restraint):
+            yield (edits, restraint), other
+
+
+def _compare(
+    key: RowKey, other: RowKey, measured: _Measured, baseline: _Measured, items: Items, unedited: RowKey | None
+) -> Comparison:
+    mine, theirs = items[key, measured.name], items[other, measured.name]
+    shared = sorted(mine.keys() & theirs.keys())
+    first, second = [mine[item] for item in shared], [theirs[item] for item in shared]
+    start = items.get((unedited, measured.name), {}) if unedited is not None and measured.keeps else {}
+    return Comparison(
+        ability=measured.name,
+        unit=measured.unit,
+        row=key,
+        baseline=other,
+        value=_shown(measured.value),
+        baseline_value=_shown(baseline.value),
+        test=paired(first, second),
+        p_holm=None,
+        kept=_kept(mine, start, measured.unit),
+        baseline_kept=_kept(theirs, start, measured.unit) if other[0] else None,
+    )
+
+
+def _kept(values: Values, before: Values, unit: str) -> Kept | None:
+    """`before` is the unedited model's, empty where it was not measured."""
+    shared = sorted(values.keys() & before.keys())
+    mine, theirs = [values[item] for item in shared], [before[item] for item in shared]
+    if unit == "percent":
+        found = kept(mine, theirs)
+        return None if found is None else Kept(100 * found[0], 100 * found[1])
+    if len(shared) < 2:
+        return None
+    test = paired(mine, theirs)
+    ratio = 100 * math.exp(min(test.difference, _LARGEST))
+    return Kept(ratio, ratio * (test.stderr or 0.0))
+
+
+def _values(records: Iterable[Record], *, editing: bool) -> Items:
+    """row and ability -> item -> points of percent, or nats a token. What is no number is left out. With `editing` also
+    row and `metric kind` -> edit -> points of percent, the mean of the fact's prompts."""
+    items: Items = {}
+    prompts: dict[tuple[RowKey, str], dict[int, list[float]]] = {}
+    for record in records:
+        if "ability" not in record:
+            if editing and record["metric"] in EDITING and record["kind"] in KINDS:
+                measure = (record["edits"], record["restraint"]), f"{record['metric']} {record['kind']}"
+                prompts.setdefault(measure, {}).setdefault(record["edit"], []).append(100 * record["value"])
+            continue
+        value = record["nll"] if "nll" in record else record.get("value")
+        if value is None:
+            continue
+        value = value / record["n_tokens"] if "nll" in record else 100 * value
+        items.setdefault(((record["edits"], record["restraint"]), record["ability"]), {})[record["item"]] = value
+    return items | {
+        measure: {edit: math.fsum(values) / len(values) for edit, values in facts.items()}
+        for measure, facts in prompts.items()
+    }
+
+
+def _unedited(keys: Iterable[RowKey]) -> RowKey | None:
+    return next((key for key in keys if key[0] == 0), None)
+
+
+def _normal(baseline: str) -> str:
+    """A restraint as rows write it; anything else as it is."""
+    return str(parse(baseline)) if baseline.startswith(("none", "log:", "linear:")) else baseline
+
+
+def _checkpoint(edits: int) -> str:
+    return f"the {edits}-edit model" if edits else "the unedited model"
+
+
+def _restraint(name: str) -> str:
+    return "unrestrained" if name == "none" else name
+
+
+def _shown(value: float | None) -> float:
+    return math.inf if value is None else value

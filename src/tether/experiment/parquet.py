@@ -1,0 +1,218 @@
+"""The store of a grid: three small files that say all it found, fit to be kept in a repository.
+
+- `results.parquet`: one number a line, with what it is of: for pandas, DuckDB or a spreadsheet;
+- `analyses.json`: everything that is no row, and the sha256 of the other file;
+- `grid.yaml`: the grid as it was written.
+
+Lines of results.parquet have the fields of the run, then `row` (its place in the run), `edits`, `restraint`, `replayed`
+and
+
+| what | metric | part | value |
+|---|---|---|---|
+| editing | compare, match_all, … | efficacy, generalization, … | percent, with n, prompts, stderr, neither |
+| ability | perplexity, nli, … | | in `unit`, with n, stderr |
+| spectrum | sigma_max, sigma_min, kappa, update_sigma_max | the weight | |
+| retention | | the edit | percent |
+| row | | | none: a row without numbers |
+
+`versions` and `hashes` stand in every line too, as JSON. What cannot be a number stays null, and so does
+`neither` of all but shares of answers Yes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tether.analyses.points import Analyses
+from tether.errors import TetherError
+from tether.evaluation.results import Ability, Number, Row, Singular, YesShare
+from tether.experiment.results import Run, StoredGrid, StoredRun
+from tether.storage.atomic import write_atomically
+
+ROWS, REST = "results.parquet", "analyses.json"
+
+Line = dict[str, Any]
+_SINGULAR = tuple(Singular.model_fields)
+_OF_A_RUN = {"id": "run", "edits": "total_edits", "restrain": "schedule"}  # Run's fields under other names here
+
+
+class _Rest(BaseModel):
+    """A run without its rows."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: Run
+    analyses: Analyses
+    counts: dict[str, int]
+    versions: dict[str, str]
+    hashes: dict[str, str]
+
+
+class _File(BaseModel):
+    """analyses.json. `rows_sha256` is of results.parquet, `checksum` of everything else here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int
+    name: str
+    title: str
+    command: str
+    runs: list[_Rest]
+    rows_sha256: str
+    checksum: str = ""
+
+
+def write_grid(grid: StoredGrid, folder: str | Path) -> None:
+    """Write both files, each whole or not at all, the one that knows the other last. Raises TetherError where an id
+    stands twice."""
+    pa, parquet = _arrow()
+    ids = [stored.run.id for stored in grid.runs]
+    twice = next((name for name in ids if ids.count(name) > 1), None)
+    if twice is not None:
+        raise TetherError(f"run {twice!r} stands twice in the grid {grid.name}: every run has an id of its own")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [line for stored in grid.runs for line in _lines(stored)]
+    buffer = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(lines, schema=_schema(pa)), buffer, compression="zstd")
+    data = buffer.getvalue()
+    rest = _File(
+        format=1, name=grid.name, title=grid.title, command=grid.command,
+        runs=[_Rest(**{name: getattr(stored, name) for name in _Rest.model_fields}) for stored in grid.runs],
+        rows_sha256=hashlib.sha256(data).hexdigest(),
+    )  # fmt: skip
+    body = rest.model_dump(mode="json", exclude={"checksum"})
+    write_atomically(folder / ROWS, data)
+    text = json.dumps({**body, "checksum": _seal(body)}, ensure_ascii=False, separators=(",", ":"))
+    write_atomically(folder / REST, (text + "\n").encode())
+
+
+def read_grid(folder: str | Path) -> StoredGrid:
+    """The grid that `write_grid` wrote, exactly. Raises TetherError for files that are damaged, or not of one write."""
+    folder = Path(folder)
+    _, parquet = _arrow()
+    file = folder / REST
+    remedy = "run tether grid again with --resume, or take both files from a copy"
+    try:
+        body = json.loads(file.read_bytes())
+        rest = _File.model_validate(body)
+        data = (folder / ROWS).read_bytes()
+    except OSError as error:
+        raise TetherError(
+            f"{error.filename} cannot be read ({error.strerror}): name the folder of a grid, with {ROWS} and {REST}"
+        ) from None
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "the file"
+        raise TetherError(f"{file} is damaged ({where}: {error.errors()[0]['msg']}): {remedy}") from None
+    except ValueError as error:
+        raise TetherError(f"{file} is damaged ({error}): {remedy}") from None
+    checksum = body.pop("checksum", "")
+    if rest.format != 1:
+        raise TetherError(f"{file} has format {rest.format}: open it with a newer tether")
+    if _seal(body) != checksum:
+        raise TetherError(f"{file} does not match its checksum: {remedy}")
+    if hashlib.sha256(data).hexdigest() != rest.rows_sha256:
+        raise TetherError(f"{folder / ROWS} does not match the sha256 in {REST}: {remedy}")
+    by_run: dict[str, list[Line]] = {}
+    for line in parquet.read_table(io.BytesIO(data)).to_pylist():
+        by_run.setdefault(line["run"], []).append(line)
+    runs = [
+        StoredRun(
+            run=one.run, rows=_rows(by_run.get(one.run.id, [])), analyses=one.analyses, counts=one.counts,
+            versions=one.versions, hashes=one.hashes,
+        )
+        for one in rest.runs
+    ]  # fmt: skip
+    return StoredGrid(name=rest.name, title=rest.title, command=rest.command, runs=runs)
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise TetherError(
+            "the store of a grid needs pyarrow, which is not installed: pip install 'tether[grid]'"
+        ) from None
+    return pyarrow, parquet
+
+
+def _seal(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _schema(pa: Any) -> Any:
+    text, whole, number = pa.dictionary(pa.int32(), pa.string()), pa.int64(), pa.float64()
+    kinds = {
+        "run": text, "model": text, "method": text, "dataset": text, "seed": whole, "batch_size": whole,
+        "total_edits": whole, "schedule": text, "every": whole, "row": whole, "edits": whole, "restraint": text,
+        "replayed": pa.bool_(), "what": text, "metric": text, "part": text, "value": number, "n": whole,
+        "prompts": whole, "stderr": number, "neither": whole, "unit": text, "versions": text, "hashes": text,
+    }  # fmt: skip
+    return pa.schema(list(kinds.items()))
+
+
+def _lines(stored: StoredRun) -> Iterator[Line]:
+    """Every number of a run, in the order of the rows and of what is in them."""
+    shared = {_OF_A_RUN.get(name, name): value for name, value in stored.run.model_dump().items()}
+    shared |= {name: json.dumps(getattr(stored, name), sort_keys=True) for name in ("versions", "hashes")}
+    for place, row in enumerate(stored.rows):
+        of_row = {**shared, "row": place, "edits": row.edits, "restraint": row.restraint, "replayed": row.replayed}
+        for line in [*_numbers(row)] or [{"what": "row"}]:
+            yield {**of_row, **line}
+
+
+def _numbers(row: Row) -> Iterator[Line]:
+    for metric, kinds in row.editing.items():
+        for kind, number in kinds.items():
+            yield {"what": "editing", "metric": metric, "part": kind, "unit": "percent", **number.model_dump()}
+        if not kinds:
+            yield {"what": "editing", "metric": metric}
+    for edit, value in row.retention:
+        yield {"what": "retention", "part": str(edit), "value": value, "unit": "percent"}
+    for name, ability in row.abilities.items():
+        yield {"what": "ability", "metric": name, **ability.model_dump()}
+    for weight, singular in row.spectrum.items():
+        for metric, value in singular.model_dump().items():
+            yield {"what": "spectrum", "metric": metric, "part": weight, "value": value}
+
+
+def _rows(lines: Sequence[Line]) -> list[Row]:
+    """The rows of one run."""
+    by_row: dict[int, list[Line]] = {}
+    for line in lines:
+        by_row.setdefault(line["row"], []).append(line)
+    return [_row(its) for its in by_row.values()]
+
+
+def _row(lines: Sequence[Line]) -> Row:
+    editing: dict[str, dict[str, Number]] = {}
+    retention: list[tuple[int, float]] = []
+    abilities: dict[str, Ability] = {}
+    spectrum: dict[str, dict[str, float | None]] = {}
+    for line in lines:
+        what, metric, part = line["what"], line["metric"], line["part"]
+        if what == "editing":
+            kinds = editing.setdefault(metric, {})
+            if part is not None:
+                number = Number if line.get("neither") is None else YesShare  # older files lack the column
+                kinds[part] = number(**{name: line[name] for name in number.model_fields})
+        elif what == "retention":
+            retention.append((int(part), line["value"]))
+        elif what == "ability":
+            abilities[metric] = Ability(**{name: line[name] for name in Ability.model_fields})
+        elif what == "spectrum":
+            spectrum.setdefault(part, {})[metric] = line["value"]
+    first = lines[0]
+    return Row(
+        edits=first["edits"], restraint=first["restraint"], replayed=first["replayed"], editing=editing,
+        retention=retention, abilities=abilities,
+        spectrum={weight: Singular(**{name: its[name] for name in _SINGULAR}) for weight, its in spectrum.items()},
+    )  # fmt: skip

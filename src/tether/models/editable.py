@@ -1,0 +1,235 @@
+"""A causal language model whose weights can carry updates, and give them back bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
+
+from tether.algebra.lowrank import LowRank
+from tether.errors import TetherError
+from tether.models.checkpoint_files import Stored, stored_tensors
+from tether.models.layout import Anatomy, feeders, find_anatomy
+
+
+class EditableModel:
+    """A transformers model, its fast tokenizer, and where its MLP output projections are.
+
+    Weights are named as in `hf.named_parameters()` and always seen as out×in (p×q), whatever the layout stores. One
+    that carries an update S is `round(W₀ + S)` in the model's dtype, computed in float32 from the kept W₀, so that
+    changing S never accumulates rounding. Only the weights that were touched are kept a second time.
+    """
+
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        id: str = "in memory",  # noqa: A002 - the ledger's word for it
+        folder: Path | None = None,
+        anatomy: Anatomy | None = None,
+    ) -> None:
+        """`id` is what `tether.load` takes to load the model again; `folder` holds the safetensors it came from. Raises
+        TetherError for a model in float64."""
+        if hf.dtype == torch.float64:
+            raise TetherError(f"{id} is in float64, but W₀ is kept in float32: load it with dtype float32")
+        self.hf = hf.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.id = id
+        self.folder = folder
+        self.anatomy = anatomy or find_anatomy(hf)
+        self._originals: dict[str, Tensor] = {}
+        self._updates: dict[str, Tensor] = {}
+        self._fingerprints: dict[tuple[str, ...] | None, str] = {}
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the input embeddings."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformer without its head: the module that holds the blocks."""
+        return self.hf.base_model
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.hf.get_submodule(self.anatomy.blocks)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.hf.config.get_text_config().hidden_size
+
+    @property
+    def limit(self) -> int | None:
+        """How many positions the model has; None where it names no limit."""
+        return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or None
+
+    def block(self, layer: int) -> nn.Module:
+        if not 0 <= layer < self.n_layers:
+            raise TetherError(f"layer {layer}: the model has layers 0 to {self.n_layers - 1}")
+        return self.blocks[layer]
+
+    def projection(self, layer: int) -> nn.Module:
+        """The MLP output projection of a block."""
+        return self.block(layer).get_submodule(self.anatomy.projection)
+
+    def weight_name(self, layer: int) -> str:
+        """The parameter name of that projection's weight."""
+        self.block(layer)
+        return f"{self.anatomy.blocks}.{layer}.{self.anatomy.projection}.weight"
+
+    def mlp_weight_names(self, layer: int) -> list[str]:
+        """The parameter names of all weights of a block's MLP: those that feed the output projection, then its own."""
+        start = f"{self.anatomy.blocks}.{layer}"
+        feeding = feeders(self.block(layer), self.anatomy.projection)
+        return [*(f"{start}.{path}.weight" for path in feeding), self.weight_name(layer)]
+
+    # --- weights ------------------------------------------------------------------------------------------------
+
+    def is_transposed(self, name: str) -> bool:
+        """True where the layout stores in×out (GPT-2's Conv1D)."""
+        return isinstance(self.hf.get_submodule(name.removesuffix(".weight")), Conv1D)
+
+    def weight(self, name: str) -> Float[Tensor, "p q"]:
+        """The weight as it is now, out×in, a view of the parameter in the model's dtype."""
+        parameter = self._parameter(name)
+        return parameter.mT if self.is_transposed(name) else parameter
+
+    def _parameter(self, name: str) -> Tensor:
+        """As the layout stores it."""
+        try:
+            return self.hf.get_parameter(name).detach()
+        except AttributeError:
+            raise TetherError(f"{name!r} is no weight of {self.id}: name a parameter of the model") from None
+
+    def original(self, name: str) -> Float[Tensor, "p q"]:
+        """W₀, the unedited weight, float32, kept from its first use on. Do not change it."""
+        if name not in self._originals:
+            self._originals[name] = self.weight(name).to(torch.float32, copy=True).contiguous()
+        return self._originals[name]
+
+    def update(self, name: str) -> Float[Tensor, "p q"] | None:
+        """The dense float32 update the weight carries now; None for none."""
+        return self._updates.get(name)
+
+    def set_update(self, name: str, update: Float[Tensor, "p q"] | None) -> None:
+        """Make the weight round(W₀ + update); None gives W₀ back. Changes the model in place, keeps `update`."""
+        original = self.original(name)
+        if update is None:
+            self._updates.pop(name, None)
+            self.weight(name).copy_(original)
+            return
+        if update.shape != original.shape:
+            raise ValueError(f"update {tuple(update.shape)} does not fit {name}, which is {tuple(original.shape)}")
+        self._updates[name] = update
+        self.weight(name).copy_(original + update.to(original))
+
+    def rounding(self, name: str, update: LowRank) -> float | None:
+        """‖round(W₀ + S) − (W₀ + S)‖_F / ‖S‖_F for the update S; None where the weight is float32 or S is zero. Changes
+        nothing."""
+        norm = update.norm()
+        if self.weight(name).dtype == torch.float32 or norm == 0:
+            return None
+        exact = self.original(name) + update.to_dense().to(self.original(name))
+        return float((exact.to(self.weight(name).dtype) - exact).cpu().norm(dtype=torch.float64)) / norm
+
+    def clear_updates(self) -> None:
+        """Give every touched weight its original bits back."""
+        for name in list(self._updates):
+            self.set_update(name, None)
+
+    @property
+    def edited(self) -> tuple[str, ...]:
+        """Names of the weights that carry an update now."""
+        return tuple(self._updates)
+
+    @contextmanager
+    def _restoring(self) -> Iterator[None]:
+        before = dict(self._updates)
+        try:
+            yield
+        finally:
+            for name in [n for n in self._updates if n not in before]:
+                self.set_update(name, None)
+            for name, update in before.items():
+                if self._updates.get(name) is not update:
+                    self.set_update(name, update)
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """The unedited model inside the block; the edits are back after it, also on an error or Ctrl-C."""
+        with self._restoring():
+            self.clear_updates()
+            yield
+
+    @contextmanager
+    def provisional(self, updates: Mapping[str, LowRank]) -> Iterator[None]:
+        """The model with `updates` on top of what it carries, inside the block only."""
+        with self._restoring():
+            for name, update in updates.items():
+                extra = update.to(self.original(name).device, torch.float32).to_dense()
+                carried = self._updates.get(name)
+                self.set_update(name, extra if carried is None else carried.to(extra) + extra)
+            yield
+
+    # --- identity -----------------------------------------------------------------------------------------------
+
+    def fingerprint(self, names: Sequence[str] | None = None) -> str:
+        """sha256 of weights (names, shapes, dtypes, bytes) as the checkpoint stores them, before any cast; of the
+        in-memory unedited ones where the model came from no folder. `names` None: every weight of the checkpoint. That
+        of a folder is computed once."""
+        key = None if names is None else tuple(names)
+        if key in self._fingerprints:
+            return self._fingerprints[key]
+        digest = hashlib.sha256()
+        stored = stored_tensors(self.folder) if self.folder else {}
+        if names is None:
+            names = sorted(stored) if stored else [n for n, _ in self.hf.named_parameters()]
+        for name in sorted(names):
+            entry = _match(stored, name)
+            digest.update(name.encode())
+            for part in _parts(entry) if entry else self._parts_in_memory(name):
+                digest.update(part)
+        if self.folder:
+            self._fingerprints[key] = digest.hexdigest()
+        return digest.hexdigest()
+
+    def _parts_in_memory(self, name: str) -> Iterator[bytes]:
+        parameter = self._parameter(name)
+        if name in self._originals:
+            original = self._originals[name]
+            parameter = (original.mT if self.is_transposed(name) else original).to(parameter.dtype)
+        dtype = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+        yield f"{dtype.get(parameter.dtype, parameter.dtype)}{list(parameter.shape)}".encode()
+        yield parameter.contiguous().cpu().view(torch.uint8).numpy().tobytes()
+
+
+def _match(stored: Mapping[str, Stored], name: str) -> Stored | None:
+    """The stored tensor of a parameter; base-model checkpoints leave the first part of its name away."""
+    if name in stored:
+        return stored[name]
+    matches = [key for key in stored if name.endswith("." + key) or key.endswith("." + name)]
+    return stored[matches[0]] if len(matches) == 1 else None
+
+
+def _parts(stored: Stored) -> Iterator[bytes]:
+    yield f"{stored.dtype}{list(stored.shape)}".encode()
+    yield from stored.chunks()

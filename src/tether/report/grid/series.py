@@ -1,0 +1,257 @@
+"""The runs of a grid as curves: by editor, and under each editor by restraint, with seeds drawn together.
+
+A curve is called by its restraint: `none`, `log:1.2` (once), `log:1.2 every 10` (runs with `every`). What differs in
+the seed alone is one curve: its points are means over seeds with the standard error over seeds; with one seed they keep
+the standard error over items.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from scipy import stats
+
+from tether.analyses.points import SpectrumPoint
+from tether.constraints.prune import AS_RECORDED
+from tether.evaluation.results import Ability, Row
+from tether.experiment.results import Run, StoredGrid, StoredRun
+
+Estimate = tuple[float, float | None]  # value, standard error
+
+_START = ""  # what an unedited row is called: it begins every curve
+_EXACT = 7  # points up to which a rank correlation's p counts every order
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value after some edits, its standard error, and over how many seeds it is the mean."""
+
+    edits: int
+    value: float
+    stderr: float | None
+    seeds: int = 1
+
+
+Curves = dict[str, list[Point]]  # by restraint, in order of edits
+Sample = tuple[str, int, int, Estimate]  # restraint, edits, seed, value
+
+
+@dataclass(frozen=True)
+class Editor:
+    """Runs of one method in one batch size on one model and data set. `id` is fit for a file name."""
+
+    name: str
+    id: str
+    runs: tuple[StoredRun, ...]
+
+    @property
+    def restraints(self) -> list[str]:
+        """Names of all curves, `none` first."""
+        found = dict.fromkeys(name for _, name, _ in self.rows() if name != _START)
+        return sorted(found, key=lambda name: name != "none")
+
+    def rows(self) -> Iterator[tuple[Run, str, Row]]:
+        """Every row that belongs to a curve, with the curve's name."""
+        for stored in self.runs:
+            for row in stored.rows:
+                name = _START if row.edits == 0 else curve_name(stored.run, row.restraint)
+                if name is not None:
+                    yield stored.run, name, row
+
+    def curves(self, value: Callable[[Row], Estimate | None]) -> Curves:
+        """What `value` says of the rows; rows of which it says nothing are left out."""
+        found = ((name, row.edits, run.seed, value(row)) for run, name, row in self.rows())
+        return gather((name, edits, seed, v) for name, edits, seed, v in found if v is not None)
+
+    def spectra(self, field: str) -> dict[str, Curves]:
+        """weight -> curves of a field of SpectrumPoint."""
+        samples: dict[str, list[Sample]] = {}
+        for stored in self.runs:
+            for point in spectrum(stored):
+                name = _START if point.edits == 0 else curve_name(stored.run, point.restraint)
+                value = getattr(point, field)
+                if name is not None and value is not None:
+                    samples.setdefault(point.weight, []).append((name, point.edits, stored.run.seed, (value, None)))
+        return {weight: gather(found) for weight, found in samples.items()}
+
+    @property
+    def m(self) -> dict[str, float]:
+        """weight -> σ_max of the unedited weight."""
+        return {point.weight: point.m for stored in self.runs for point in spectrum(stored)}
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """General abilities measured, with their units."""
+        return {task: found.unit for _, _, row in self.rows() for task, found in row.abilities.items()}
+
+    @property
+    def metric(self) -> str | None:
+        """The editing metric that is judged by: `compare`, the paper's for CounterFact, where it says something of the
+        edits (facts have a true target), else `match_all`; where that was not measured, the next best."""
+        found = {metric for _, _, row in self.rows() for metric, kinds in row.editing.items() if kinds}
+        first = ("compare",) if any(estimate(row, "compare efficacy") for _, _, row in self.rows()) else ()
+        order = (*first, "match_all", "match_tokens", "compare", "generate")
+        return next((metric for metric in order if metric in found), None)
+
+    @property
+    def kinds(self) -> list[str]:
+        """What was measured of the metric, as measures (`compare efficacy`)."""
+        metric = self.metric
+        found = {kind for _, _, row in self.rows() for kind in row.editing.get(metric or "", {})}
+        return [f"{metric} {kind}" for kind in ("efficacy", "generalization", "locality") if kind in found]
+
+    def measured(self, measure: str) -> Curves:
+        """Curves of an ability's name, or of a metric and kind (`compare locality`)."""
+        return self.curves(lambda row: estimate(row, measure))
+
+    def kept(self) -> Curves:
+        """The mean over abilities of the share of the unedited model's score that is left, in percent (for the
+        perplexity: the unedited model's over this one's). Abilities in which the unedited model scores no more than two
+        standard errors are left out."""
+        starts: dict[int, Row] = {}
+        for run, name, row in self.rows():
+            if name == _START and row.abilities:
+                starts.setdefault(run.seed, row)
+        found = (
+            (name, row.edits, run.seed, _kept(row, starts[run.seed])) for run, name, row in self.rows()
+            if run.seed in starts
+        )  # fmt: skip
+        return gather((name, edits, seed, v) for name, edits, seed, v in found if v is not None)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's ρ of n points and its two-sided p."""
+
+    rho: float
+    p: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"ρ = {self.rho:.2f}, {p_text(self.p)}, n = {self.n}"
+
+
+def editors(grid: StoredGrid) -> list[Editor]:
+    """The editors of a grid, in order of appearance, with names that tell them apart."""
+    groups: dict[tuple[str, str, str, int], list[StoredRun]] = {}
+    for stored in grid.runs:
+        run = stored.run
+        groups.setdefault((run.model, run.dataset, run.method, run.batch_size), []).append(stored)
+    one_model = len({key[0] for key in groups}) == 1
+    found = []
+    for number, ((model, dataset, method, batch), runs) in enumerate(groups.items()):
+        name = f"{method} on {dataset}" + ("" if batch == 1 else f", batches of {batch}")
+        name += "" if one_model else f", {model}"
+        slug = re.sub(r"[^a-z0-9]+", "-", f"{method}-{dataset}".lower()).strip("-")
+        ordered = tuple(sorted(runs, key=lambda stored: (stored.run.every is not None, -stored.run.edits)))
+        found.append(Editor(name, f"{slug}-{number}", ordered))
+    return found
+
+
+def curve_name(run: Run, restraint: str) -> str | None:
+    """The curve that a run's row of this restraint belongs to; None for a restraint put once on edits that had been
+    computed under another one."""
+    if restraint == AS_RECORDED:
+        return run.restrain if run.every is None else f"{run.restrain} every {run.every}"
+    return restraint if run.every is None else None
+
+
+def gather(samples: Iterable[Sample]) -> Curves:
+    """Curves of samples; of several with the same restraint, edits and seed the first counts."""
+    by_point: dict[tuple[str, int], dict[int, Estimate]] = {}
+    for name, edits, seed, value in samples:
+        by_point.setdefault((name, edits), {}).setdefault(seed, value)
+    points = {key: Point(key[1], *over_seeds(list(found.values())), len(found)) for key, found in by_point.items()}
+    start = [point for (name, _), point in points.items() if name == _START]
+    names = dict.fromkeys(name for name, _ in points if name != _START) or ({"none": None} if start else {})
+    ordered = sorted(names, key=lambda name: name != "none")
+    return {
+        name: start + sorted((p for (n, _), p in points.items() if n == name), key=lambda p: p.edits)
+        for name in ordered
+    }
+
+
+def over_seeds(values: Sequence[Estimate]) -> Estimate:
+    """The mean over seeds and its standard error; of one seed, that seed's own."""
+    if len(values) == 1:
+        return values[0]
+    means = [value for value, _ in values]
+    return statistics.fmean(means), statistics.stdev(means) / math.sqrt(len(means))
+
+
+def at(curve: Sequence[Point], edits: int) -> Point | None:
+    """The point after so many edits."""
+    return next((point for point in curve if point.edits == edits), None)
+
+
+def last_shared(*curves: Sequence[Point]) -> int | None:
+    """The most edits that all curves have a point for; None where that is none or 0."""
+    shared = set.intersection(*({point.edits for point in curve} for curve in curves)) if curves else set()
+    return max(shared, default=0) or None
+
+
+def estimate(row: Row, measure: str) -> Estimate | None:
+    """A row's value and standard error of an ability, or of a metric and kind."""
+    metric, _, kind = measure.partition(" ")
+    found = row.abilities.get(measure) or row.editing.get(metric, {}).get(kind)
+    return None if found is None or found.value is None else (found.value, found.stderr)
+
+
+def spectrum(stored: StoredRun) -> list[SpectrumPoint]:
+    """The singular values of a run: its analysis, or where there is none what stands in its rows."""
+    if stored.analyses.spectrum:
+        return stored.analyses.spectrum
+    m = {name: s.sigma_max for row in stored.rows if row.edits == 0 for name, s in row.spectrum.items()}
+    return [
+        SpectrumPoint(edits=row.edits, restraint=row.restraint, weight=name, sigma_max=s.sigma_max,
+                      sigma_min=s.sigma_min, kappa=s.kappa, update_sigma_max=s.update_sigma_max, m=known)
+        for row in stored.rows for name, s in row.spectrum.items()
+        if s.sigma_max is not None and s.sigma_min is not None and s.update_sigma_max is not None
+        and (known := m.get(name)) is not None
+    ]  # fmt: skip
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Correlation | None:
+    """Spearman's, its p exact (over all orders) up to seven points, by Student's t above; None where nothing varies or
+    for fewer than three."""
+    n = len(x)
+    if n < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    found = stats.spearmanr(x, y)
+    p = float(found.pvalue)
+    if n <= _EXACT:
+        first, second = (stats.rankdata(values) - (n + 1) / 2 for values in (x, y))
+        products = np.array(list(permutations(first))) @ second
+        p = float(np.mean(np.abs(products) >= abs(float(first @ second)) - 1e-9))
+    return Correlation(float(found.statistic), p, n)
+
+
+def p_text(p: float) -> str:
+    """p < 0.001, or p = 0.03."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def _kept(row: Row, start: Row) -> Estimate | None:
+    shares = [
+        share for task, before in start.abilities.items()
+        if task in row.abilities and (share := _share(row.abilities[task], before)) is not None
+    ]  # fmt: skip
+    if not shares:
+        return None
+    return statistics.fmean(v for v, _ in shares), math.hypot(*(error for _, error in shares)) / len(shares)
+
+
+def _share(now: Ability, before: Ability) -> tuple[float, float] | None:
+    if before.value is None or before.value <= 2 * (before.stderr or 0.0):
+        return None
+    if now.value is None:
+        return (0.0, 0.0) if now.unit == "ppl" else None  # a perplexity past any number
+    if now.unit == "ppl":
+        return (share := 100 * before.value / now.value), share * (now.stderr or 0.0) / now.value
+    return 100 * now.value / before.value, 100 * (now.stderr or 0.0) / before.value

@@ -1,0 +1,197 @@
+"""Charts of one results file and its ledger; None where nothing was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from tether.constraints.prune import Restraint
+from tether.evaluation.results import Row
+from tether.ledger.journal import Event
+from tether.report.drawing import (
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    Chart,
+    Panel,
+    Style,
+    curve_styles,
+    plot,
+    restraint_name,
+    scale,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_HEALTH = {"ok": Style(GREEN, "o", ""), "warn": Style(ORANGE, "^", ""), "alarm": Style(RED, "X", "")}
+_MISSED = Style("black", "x", "")
+_JOURNAL = Style(GREY, "", "-")
+_UNEDITED = Style(GREY, "s", "")
+
+_Points = list[tuple[int, float, float]]  # edits, value, standard error or 0
+
+
+def kappa_chart(rows: Sequence[Row], events: Sequence[Event]) -> Chart | None:
+    """κ of the worst edited weight against the number of edits: measured rows by restraint, and the journal's reading
+    before every edit went in."""
+    curves = _curves(rows, lambda row: max((s.kappa for s in row.spectrum.values() if s.kappa), default=None))
+    journal = [(e.edit or 0, e.record["kappa"]) for e in events if e.kind == "edit" and e.record.get("kappa")]
+    if not curves and not journal:
+        return None
+
+    def draw(axes: Axes) -> None:
+        if journal:
+            plot(axes, [x for x, _ in journal], [y for _, y in journal], _JOURNAL)
+        _plot_curves(axes, curves, rows)
+        scale(axes, [v for points in curves.values() for _, v, _ in points] + [v for _, v in journal])
+        axes.set(xlabel="edits", ylabel="κ = σ_max / σ_min")
+
+    legend = _legend(curves, rows) + ([("while editing (journal)", _JOURNAL)] if journal else [])
+    return Chart("kappa", "κ against the number of edits", [Panel("", draw)], legend)
+
+
+def ratio_chart(events: Sequence[Event]) -> Chart | None:
+    """σ̂_max/m after every edit, with the health warnings, and the facts that were not edited."""
+    edits = [e for e in events if e.kind == "edit" and "update_ratio" in e.record]
+    if not edits:
+        return None
+    x, y = [e.edit or 0 for e in edits], [e.record["update_ratio"] for e in edits]
+    by_level = {level: [i for i, e in enumerate(edits) if e.record.get("health") == level] for level in _HEALTH}
+    missed = [e.edit or 0 for e in events if e.kind in ("failed", "skipped")]
+
+    def draw(axes: Axes) -> None:
+        axes.plot(x, y, color=GREY, linewidth=1, zorder=1)
+        for (level, some), size in zip(by_level.items(), (14, 26, 44), strict=True):
+            axes.scatter([x[i] for i in some], [y[i] for i in some], s=size, color=_HEALTH[level].colour,
+                         marker=_HEALTH[level].mark, zorder=2)  # fmt: skip
+        axes.scatter(missed, [0.0] * len(missed), s=24, color=_MISSED.colour, marker=_MISSED.mark)
+        axes.axhline(1, color="black", linestyle="--", linewidth=1)
+        axes.annotate("m", (1, 1), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+                      verticalalignment="center")  # fmt: skip
+        axes.set(xlabel="edit", ylabel="σ̂_max / m")
+        axes.set_ylim(bottom=min(0.0, *y))
+
+    legend = [(f"health {level} ({len(some)})", _HEALTH[level]) for level, some in by_level.items() if some]
+    if missed:
+        legend.append(("failed or skipped", _MISSED))
+    return Chart("ratio", "σ̂_max/m after every edit", [Panel("", draw)], legend)
+
+
+def singular_values_chart(
+    spectra: Mapping[str, tuple[Sequence[float], float]], restraints: Sequence[Restraint]
+) -> Chart | None:
+    """Singular values of the sum of updates, with m, before and after each restraint; one panel a weight, at most six.
+
+    `spectra`: weight -> (σ̂ descending, m).
+    """
+    shown = {name: (s, m) for name, (s, m) in list(spectra.items())[:6] if len(s)}
+    if not shown:
+        return None
+    styles = curve_styles(map(str, restraints))
+
+    def draw(values: Sequence[float], m: float, axes: Axes) -> None:
+        # A sum of many edits has a long tail of nothing: it is left away.
+        s = torch.tensor([v for v in values if v > 1e-3 * values[0]] or values[:1], dtype=torch.float64)
+        x = range(1, len(s) + 1)
+        plot(axes, x, s.tolist(), styles["none"])
+        for restraint in restraints:
+            plot(axes, x, restraint(s, m).tolist(), styles[str(restraint)])
+        axes.axhline(m, color="black", linestyle="--", linewidth=1)
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel="i", ylabel="σ̂_i of the update")
+
+    panels = [Panel(f"{name}, m = {m:.3g}", partial(draw, s, m)) for name, (s, m) in shown.items()]
+    legend = [(restraint_name(name), style) for name, style in styles.items()]
+    return Chart("values", "singular values of the update", panels, [*legend, ("m", Style("black", "", "--"))])
+
+
+def editing_chart(rows: Sequence[Row]) -> Chart | None:
+    """Editing scores of the unedited model and of every restraint after the most edits, one panel a metric."""
+    measured = [row for row in rows if row.editing]
+    last = max((row.edits for row in measured), default=0)
+    chosen = [row for row in measured if row.edits in (0, last)]
+    metrics = list(
+        dict.fromkeys(metric for row in chosen for metric, found in row.editing.items() if "efficacy" in found)
+    )
+    if not metrics:
+        return None
+    styles = curve_styles(row.restraint for row in rows)
+    bars = [(row, Style(styles[row.restraint].colour, "s", "") if row.edits else _UNEDITED) for row in chosen]
+
+    def draw(metric: str, axes: Axes) -> None:
+        kinds = [
+            k for k in ("efficacy", "generalization", "locality") if any(k in r.editing.get(metric, {}) for r in chosen)
+        ]
+        width = 0.8 / len(bars)
+        for i, (row, style) in enumerate(bars):
+            for j, kind in enumerate(kinds):
+                number = row.editing.get(metric, {}).get(kind)
+                if number is not None and number.value is not None:
+                    axes.bar(j + (i - (len(bars) - 1) / 2) * width, number.value, 0.92 * width, color=style.colour,
+                             yerr=number.stderr or None, error_kw={"elinewidth": 1})  # fmt: skip
+        axes.set_xticks(range(len(kinds)), kinds)
+        axes.set_xlim(-0.5, len(kinds) - 0.5)
+        axes.set_ylim(0, 105)
+        axes.set_ylabel("percent")
+        axes.grid(False, axis="x")
+
+    names = [f"{row.edits} edits, {restraint_name(row.restraint)}" if row.edits else "unedited" for row in chosen]
+    legend = [(name, style) for name, (_, style) in zip(names, bars, strict=True)]
+    return Chart("editing", "editing scores", [Panel(metric, partial(draw, metric)) for metric in metrics], legend)
+
+
+def abilities_chart(rows: Sequence[Row]) -> Chart | None:
+    """General abilities against the number of edits, one panel a task; perplexity on a log scale where it explodes."""
+    tasks = list(dict.fromkeys(task for row in rows for task in row.abilities))
+    if not tasks:
+        return None
+    curves = {
+        task: _curves(rows, partial(_ability, task, "value"), partial(_ability, task, "stderr")) for task in tasks
+    }
+
+    def draw(task: str, axes: Axes) -> None:
+        unit = next(row.abilities[task].unit for row in rows if task in row.abilities)
+        _plot_curves(axes, curves[task], rows)
+        if unit == "ppl":
+            scale(axes, [value for points in curves[task].values() for _, value, _ in points])
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set(xlabel="edits", ylabel={"ppl": "perplexity", "percent": "percent"}[unit])
+
+    legend = _legend({label for found in curves.values() for label in found}, rows)
+    return Chart("abilities", "general abilities", [Panel(task, partial(draw, task)) for task in tasks], legend)
+
+
+def _ability(task: str, field: str, row: Row) -> float | None:
+    return getattr(row.abilities[task], field) if task in row.abilities else None
+
+
+def _curves(
+    rows: Sequence[Row], value: Callable[[Row], float | None], stderr: Callable[[Row], float | None] = lambda row: None
+) -> dict[str, _Points]:
+    """restraint -> points by number of edits; the row of 0 edits starts every curve."""
+    curves: dict[str, _Points] = {}
+    start = [row for row in rows if row.edits == 0]
+    for restraint in dict.fromkeys(row.restraint for row in rows if row.edits) or {"none": None}:
+        mine = start + [row for row in rows if row.edits and row.restraint == restraint]
+        points = [(row.edits, v, stderr(row) or 0.0) for row in mine if (v := value(row)) is not None]
+        if points:
+            curves[restraint] = sorted(points)
+    return curves
+
+
+def _plot_curves(axes: Axes, curves: Mapping[str, _Points], rows: Sequence[Row]) -> None:
+    styles = curve_styles(row.restraint for row in rows)
+    for restraint, points in curves.items():
+        edits, values, errors = zip(*points, strict=True)
+        plot(axes, edits, values, styles[restraint], errors)
+
+
+def _legend(labels: Mapping[str, object] | set[str], rows: Sequence[Row]) -> list[tuple[str, Style]]:
+    styles = curve_styles(row.restraint for row in rows)
+    return [(restraint_name(name), style) for name, style in styles.items() if name in labels]

@@ -1,0 +1,61 @@
+"""The values that carry what an editing run is: what its ledger depends on, and when what is done.
+
+    plan = EditPlan(method="memit", settings={"mom2_update_weight": 2000}, seed=1)
+    schedule = Schedule(restraint="log:1.2", every=10, batch_size=5, on_alarm="skip")
+    tether.edit(model, facts, out="my-edits", plan=plan, schedule=schedule)
+
+The command, a grid file and Python build the same values. What is written as text is parsed here, once.
+The third value, what is measured, is `tether.evaluation.measurement.Measurement`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from tether.constraints.prune import Restraint, parse
+
+DEFAULT_METHOD = "r-rome"
+OnAlarm = Literal["warn", "skip", "stop"]
+
+
+class EditPlan(BaseModel):
+    """What the edits of a ledger depend on; its header records it. None stands for the default in a new ledger, and for
+    what the ledger has in one that goes on.
+
+    `settings` are a JSON file or a dict, over the bundled settings of the method; `corpus` is a text file for the
+    second moments, or `self`, text sampled from the model (the default); `editor` is the file of a trained editor.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str | None = None
+    settings: Path | dict[str, Any] | None = None
+    layers: tuple[int, ...] | None = None
+    corpus: str | Path | None = None
+    seed: int | None = None
+    editor: Path | None = None
+
+
+class Schedule(BaseModel):
+    """When what is done while a list of facts is edited.
+
+    `restraint`: on the sum, once at the end, or after every `every` edits and the last; None: the ledger's own.
+    `batch_size` facts are edited in one solve. `guard` looks after every `guard_every` edits. `health` reads the health
+    of every K-th proposal (0: never). `on_alarm` says what becomes of a proposal whose health is an alarm: it goes in
+    with a warning, is left out and recorded as failed (`skip`), or ends the run (`stop`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    restraint: Annotated[Restraint | None, BeforeValidator(lambda text: None if text is None else parse(text))] = None
+    every: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=1, ge=1)
+    guard: str | None = None
+    guard_every: int = Field(default=10, ge=1)
+    guard_data: str | Path | None = None
+    health: int = Field(default=1, ge=0)
+    health_every: int = Field(default=10, ge=1, description="the text is read every K edits")
+    on_alarm: OnAlarm = "warn"

@@ -52,7 +52,7 @@ class Registry(Generic[Entry]):
         return distribution.name if distribution is not None else self._others[name].module
 
     def __getitem__(self, name: str) -> Entry:
-        """The entry of a name. Raises TetherError for a name nobody has, and for a package whose entry does not load."""
+        """The entry of a name. Raises TetherError for an unknown name, and for a package whose entry does not load."""
         if name in self._built_in:
             module, _, attribute = self._built_in[name].partition(":")
             return cast(Entry, getattr(import_module(module), attribute))
@@ -60,14 +60,14 @@ class Registry(Generic[Entry]):
             raise BadSettingsError(f"{name!r} is no {self.what}: choose one of {', '.join(self.names)}")
         try:
             entry = self._others[name].load()
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's module raises
+        except Exception as error:  # whatever a stranger's module raises
             raise TetherError(
                 f"{self.what} {name!r} of {self.source(name)} does not load ({first_line(error)}): update or remove "
                 "that package"
             ) from error
         if not isinstance(entry, self._kind):
             raise TetherError(
-                f"{self.what} {name!r} of {self.source(name)} is a {type(entry).__name__}, not a {self._kind.__name__}: "
-                "see the guide on adding one"
+                f"{self.what} {name!r} of {self.source(name)} is a {type(entry).__name__}, not a "
+                f"{self._kind.__name__}: see the guide on adding one"
             )
         return cast(Entry, entry)

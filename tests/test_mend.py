@@ -513,7 +513,7 @@ def test_settings_and_training_data(tmp_path: Path) -> None:
     )
     (tmp_path / "s.json").write_text('{"validate_every": 15, "accumulate": 10}')
     with pytest.raises(TetherError, match="multiple of accumulate"):
-        settings_for("mend", model, file=tmp_path / "s.json")
+        settings_for("mend", model, given=tmp_path / "s.json")
     with pytest.raises(TetherError, match="train-mend"):
         tether.tune(model, FACTS, method="mend")
     flat = {"prompt": "Big Ben is in", "target_new": "Paris", "subject": "Big Ben", "ground_truth": "London",

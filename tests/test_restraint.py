@@ -70,9 +70,9 @@ def test_cap_where_m_is_below_one_over_ln_alpha(caplog: pytest.LogCaptureFixture
     assert m + math.log(1.5) / math.log(1.2) > 1.5
     assert float(f(values(1.5), m)) == 1.5
     assert float(f(values(1000.0), m)) == pytest.approx(1 + math.log(1000) / math.log(1.2))
-    assert f.acts_below(m) == pytest.approx(5.4848, rel=1e-4)
-    assert f.acts_below(5.49) is None
-    assert restraint.linear(2).acts_below(m) is None
+    assert f.cap_limit(m) == pytest.approx(5.4848, rel=1e-4)
+    assert f.cap_limit(5.49) is None
+    assert restraint.linear(2).cap_limit(m) is None
     update = LowRank(torch.eye(3, 1), 1.5 * torch.eye(1, 4))
     with caplog.at_level(logging.WARNING, logger="tether"):
         restrain(LowRank(update.A, 0.5 * update.B), m, f)

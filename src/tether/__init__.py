@@ -15,23 +15,28 @@ if TYPE_CHECKING:
     from tether.algebra.lowrank import LowRank
     from tether.constraints import prune as restraint
     from tether.editing.check import check_facts
+    from tether.editing.plan import EditPlan, Schedule
     from tether.editing.run import Progress, edit
     from tether.editing.tune import tune
     from tether.editors.mend import train_mend
     from tether.errors import TetherError
     from tether.evaluation import compare, evaluate, evaluate_ledger
+    from tether.evaluation.measurement import Measurement
     from tether.export import restrain_checkpoint
     from tether.facts import Fact, LocalityPrompt, read_facts
     from tether.ledger import Ledger
     from tether.models import EditableModel, load
 
 _HOMES = {
+    "EditPlan": "editing.plan",
     "EditableModel": "models",
     "Fact": "facts",
     "Ledger": "ledger",
     "LocalityPrompt": "facts",
     "LowRank": "algebra.lowrank",
+    "Measurement": "evaluation.measurement",
     "Progress": "editing.run",
+    "Schedule": "editing.plan",
     "TetherError": "errors",
     "check_facts": "editing.check",
     "compare": "evaluation",
@@ -47,9 +52,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "EditableModel", "Fact", "Ledger", "LocalityPrompt", "LowRank", "Progress", "TetherError", "check_facts",
-    "compare", "edit", "evaluate", "evaluate_ledger", "load", "read_facts", "restrain_checkpoint", "restraint",
-    "train_mend", "tune",
+    "EditPlan", "EditableModel", "Fact", "Ledger", "LocalityPrompt", "LowRank", "Measurement", "Progress", "Schedule",
+    "TetherError", "check_facts", "compare", "edit", "evaluate", "evaluate_ledger", "load", "read_facts",
+    "restrain_checkpoint", "restraint", "train_mend", "tune",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from tether.analyses.bound import BoundRow, bound_rows
 from tether.analyses.copies import copies
 from tether.analyses.points import Analyses, BoundPoint, Difference, SpectrumPoint
 from tether.analyses.values import values
-from tether.constraints.prune import AS_RECORDED, Restraint, parse
+from tether.constraints.base import AS_RECORDED, Constraint, parse
 from tether.errors import TetherError
 from tether.evaluation.results import Results
 from tether.evaluation.statistics.compare import Comparison, RowKey, compare_rows
@@ -69,7 +69,7 @@ def analyse(
 
 
 def spectrum(
-    model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint | None], at: Sequence[int]
+    model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint | None], at: Sequence[int]
 ) -> list[SpectrumPoint]:
     """Figures 2 and 15, table 1: singular values after some fifty numbers of edits, from 0 to all. No forwards."""
     last = ledger.attempts
@@ -90,7 +90,7 @@ def spectrum(
     ]
 
 
-def bound(model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint | None]) -> list[BoundPoint]:
+def bound(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint | None]) -> list[BoundPoint]:
     """The perturbation bound for at most fifty keys, at eight numbers of edits. Of more than two weights only the one
     whose update is the largest beside it. Empty where the theorem does not apply (see `bound_rows`)."""
     weights = list(ledger.header.weights)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
 from tether.algebra.perturbation_bound import Of, Span, Step, walk
-from tether.constraints.prune import Restraint, label_of
+from tether.constraints.base import Constraint, label_of
 from tether.errors import TetherError
 from tether.ledger import Ledger
 from tether.models import EditableModel
@@ -64,7 +64,7 @@ def bound_rows(
     model: EditableModel | None = None,
     *,
     at: Sequence[int] | None = None,
-    restrain: str | Restraint | None = None,
+    restrain: str | Constraint | None = None,
     keys: int | None = None,
     weights: Sequence[str] | None = None,
 ) -> list[BoundRow]:
@@ -91,7 +91,7 @@ def bound_rows(
 
 
 def _spans(
-    ledger: Ledger, name: str, of: Of, at: Sequence[int], live: Sequence[int], restrain: str | Restraint | None
+    ledger: Ledger, name: str, of: Of, at: Sequence[int], live: Sequence[int], restrain: str | Constraint | None
 ) -> Iterator[Span]:
     """The states between which the bound is taken; none for "edit" where no live edit stands at or before a number."""
     held: tuple[int, LowRank] | None = None

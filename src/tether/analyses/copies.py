@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Spectrum
 from tether.analyses.points import CopiesPoint
-from tether.constraints.prune import Restraint, none, restrain
+from tether.constraints.base import Constraint, Weight, constrained
+from tether.constraints.prune import none
 from tether.evaluation.abilities.data import ability_data
 from tether.evaluation.abilities.run import PERPLEXITY, AbilityRun, ability_tasks
 from tether.evaluation.metrics.editing import evaluate_editing
@@ -19,7 +20,7 @@ from tether.models import EditableModel
 COPIES = (1, 2, 5, 10, 20, 50, 100)
 
 
-def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint]) -> list[CopiesPoint]:
+def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint]) -> list[CopiesPoint]:
     """N copies of one live edit of the ledger on the unedited model, without a restraint and under each of
     `restraints`. It is the edit nearest to the middle by norm of those whose fact is said with one copy; without one,
     the middle one. The perplexity is of the built-in text. Of several weights σ̂_max, δ_max and κ are the largest. Empty
@@ -43,7 +44,10 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint]
         many = {name: LowRank(number * one.A, one.B) for name, one in update.items()}
         unrestrained = measured(many)
         for restraint in dict.fromkeys([none(), *restraints]):
-            held = {name: restrain(one, ledger.header.weights[name].sigma_max, restraint) for name, one in many.items()}
+            held = {
+                name: constrained(one, Weight(one.shape, ledger.header.weights[name].sigma_max), restraint)
+                for name, one in many.items()
+            }
             acts = any(held[name] is not many[name] for name in many)
             ppl, efficacy = measured(held) if acts else unrestrained
             kappa = max(spectra[name].of(one).kappa for name, one in held.items())

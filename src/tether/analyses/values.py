@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from tether.analyses.points import ValuePoint, Values, When
-from tether.constraints.prune import AS_RECORDED, Restraint, label_of
+from tether.constraints.base import AS_RECORDED, Constraint, label_of
 from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.facts.tokens import encode
@@ -26,7 +26,7 @@ _ROWS = 16  # prompts a forward
 Vectors = NDArray[np.float64]
 
 
-def values(model: EditableModel, ledger: Ledger, restraints: Sequence[Restraint | None]) -> Values | None:
+def values(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint | None]) -> Values | None:
     """The values of the first hundred live edits: the output of the MLP's projection of the last edited block at the
     subject's last token of the bare prompt, in the plane of their first two principal components, all states together.
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from tether.constraints.prune import Restraint, parse
+from tether.constraints.base import Constraint, parse
 from tether.errors import TetherError
 from tether.storage.atomic import finite
 
@@ -100,7 +100,7 @@ def understood(what: str, read: Callable[[str], Read], words: str) -> Read:
         raise typer.BadParameter(str(error), param_hint=what) from None
 
 
-def restraints(text: str | None) -> list[Restraint | None]:
+def restraints(text: str | None) -> list[Constraint | None]:
     """`none,log:1.2` -> both restraints; None, as recorded, where nothing is named."""
     return [None] if text is None else [understood("--restrain", parse, part) for part in text.split(",")]
 

@@ -24,7 +24,7 @@ from tether.cli.app import (
     tell_progress,
     understood,
 )
-from tether.constraints.prune import parse
+from tether.constraints.base import parse
 from tether.editing.run import Progress, edit
 from tether.editors import editor as editor_of
 from tether.facts import read_facts

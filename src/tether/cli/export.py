@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, open_ledger, show, understood
-from tether.constraints.prune import parse
+from tether.constraints.base import parse
 
 
 class Kind(StrEnum):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tether.cli.app import Json, app, show, understood
-from tether.constraints.prune import parse
+from tether.constraints.prune import parse_restraint
 from tether.export import restrain_checkpoint
 
 
@@ -22,7 +22,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """PRUNE on anybody's edited checkpoint."""
-    chosen = understood("--restrain", parse, restrain)
+    chosen = understood("--restrain", parse_restraint, restrain)
     report = restrain_checkpoint(base, edited, out, chosen, device=device)
     lines = [report.table()] if report.matrices else []
     lines.append(

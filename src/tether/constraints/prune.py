@@ -10,95 +10,143 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
-from tether.errors import TetherError
+from tether.constraints.base import AS_RECORDED, Constraint, Data, Weight, label_of, parse, read_number
+from tether.errors import BadSettingsError
 
 logger = logging.getLogger(__name__)
 
-AS_RECORDED = "as recorded"  # the label of a ledger replayed with the restraints of its own journal
+__all__ = [
+    "AS_RECORDED", "Linear", "Log", "Nothing", "Restraint", "label_of", "linear", "log", "none", "parse",
+    "parse_restraint", "restrain",
+]  # fmt: skip
+
+
+class Restraint(Constraint):
+    """F of equation 4, callable on singular values. As a constraint its state is m."""
+
+    @abstractmethod
+    def __call__(self, s: Float[Tensor, " k"], sigma_max: float) -> Float[Tensor, " k"]:
+        """σ̄ of equation 4: F(σ̂) where σ̂ > m, σ̂ elsewhere. Never larger than σ̂, monotone; `s` is not changed."""
+
+    def cap_limit(self, sigma_max: float) -> float | None:
+        """The value that m lies below where the cap min(σ̂, F(σ̂)) acts, None where F alone never enlarges."""
+        return None
+
+    def init(self, weight: Weight, data: Data) -> float:
+        return weight.sigma_max
+
+    def apply(self, update: LowRank, state: float) -> tuple[LowRank, float]:
+        return restrain(update, state, self), state
 
 
 @dataclass(frozen=True)
-class Restraint:
-    """F of equation 4, callable on singular values. `str()` gives the written form (`none`, `log:1.2`, `linear:2`),
-    from which `parse` gives the same restraint, bit for bit."""
+class Nothing(Restraint):
+    """No restraint: W + Σ."""
 
-    kind: Literal["none", "log", "linear"]
-    parameter: float = 0.0
+    name: ClassVar[str] = "none"
+
+    @classmethod
+    def read(cls, parameter: str) -> Nothing:
+        if parameter:
+            raise BadSettingsError(f"'none:{parameter}' is no restraint: none has no parameter")
+        return cls()
 
     def __call__(self, s: Float[Tensor, " k"], sigma_max: float) -> Float[Tensor, " k"]:
-        """σ̄ of equation 4: F(σ̂) where σ̂ > m, σ̂ elsewhere. Never larger than σ̂, monotone; `s` is not changed."""
-        if self.kind == "none":
-            return s.clone()
-        if self.kind == "log":
-            excess = (s / sigma_max).clamp_min(1).log() / math.log(self.parameter)  # eq. 5
-        else:
-            excess = (s - sigma_max) / self.parameter  # appendix C.3
-        return torch.where(s > sigma_max, torch.minimum(s, sigma_max + excess), s)
+        return s.clone()
 
-    def acts_below(self, sigma_max: float) -> float | None:
-        """1/ln α where the cap min(σ̂, F_log(σ̂)) acts because m lies below it, None elsewhere: there the paper's formula
-        alone would enlarge the singular values just above m."""
-        if self.kind == "log" and sigma_max < 1 / math.log(self.parameter):
-            return 1 / math.log(self.parameter)
-        return None
+    @property
+    def acts(self) -> bool:
+        return False
 
     def __str__(self) -> str:
-        if self.kind == "none":
-            return "none"
-        if self.parameter == math.e:
-            return f"{self.kind}:e"
-        short = f"{self.parameter:g}"
-        return f"{self.kind}:{short if float(short) == self.parameter else repr(self.parameter)}"
+        return "none"
 
 
-def none() -> Restraint:
-    """No restraint: W + Σ."""
-    return Restraint("none")
+@dataclass(frozen=True)
+class Log(Restraint):
+    """F_log(σ̂) = log_α(σ̂) − log_α(m) + m (eq. 5), α > 1, capped at σ̂, which matters only where m < 1/ln α."""
+
+    name: ClassVar[str] = "log"
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha > 1):
+            raise BadSettingsError(f"log:{self.alpha:g}: α must be a finite number above 1; the paper uses log:1.2")
+
+    @classmethod
+    def read(cls, parameter: str) -> Log:
+        return cls(math.e if parameter == "e" else read_number("log", parameter, "log:1.2 or log:e"))
+
+    def __call__(self, s: Float[Tensor, " k"], sigma_max: float) -> Float[Tensor, " k"]:
+        excess = (s / sigma_max).clamp_min(1).log() / math.log(self.alpha)
+        return torch.where(s > sigma_max, torch.minimum(s, sigma_max + excess), s)
+
+    def cap_limit(self, sigma_max: float) -> float | None:
+        limit = 1 / math.log(self.alpha)
+        return limit if sigma_max < limit else None
+
+    def __str__(self) -> str:
+        return f"log:{_shortest(self.alpha)}"
 
 
-def log(alpha: float) -> Restraint:
-    """F_log(σ̂) = log_α(σ̂) − log_α(m) + m (eq. 5), α > 1, capped at σ̂ (which matters only where m < 1/ln α)."""
-    if not (math.isfinite(alpha) and alpha > 1):
-        raise TetherError(f"log:{alpha:g}: α must be a finite number above 1; the paper uses log:1.2")
-    return Restraint("log", alpha)
-
-
-def linear(beta: float) -> Restraint:
+@dataclass(frozen=True)
+class Linear(Restraint):
     """F_linear(σ̂) = σ̂/β + (β−1)/β·m (appendix C.3), β > 1."""
-    if not (math.isfinite(beta) and beta > 1):
-        raise TetherError(f"linear:{beta:g}: β must be a finite number above 1; the paper uses linear:2")
-    return Restraint("linear", beta)
+
+    name: ClassVar[str] = "linear"
+    beta: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.beta) and self.beta > 1):
+            raise BadSettingsError(f"linear:{self.beta:g}: β must be a finite number above 1; the paper uses linear:2")
+
+    @classmethod
+    def read(cls, parameter: str) -> Linear:
+        return cls(math.e if parameter == "e" else read_number("linear", parameter, "linear:2"))
+
+    def __call__(self, s: Float[Tensor, " k"], sigma_max: float) -> Float[Tensor, " k"]:
+        return torch.where(s > sigma_max, torch.minimum(s, sigma_max + (s - sigma_max) / self.beta), s)
+
+    def __str__(self) -> str:
+        return f"linear:{_shortest(self.beta)}"
 
 
-def parse(text: str | Restraint) -> Restraint:
-    """`none`, `log:1.2`, `log:e`, `linear:2` -> Restraint. Raises TetherError for anything else."""
-    if isinstance(text, Restraint):
-        return text
-    kind, _, parameter = text.strip().partition(":")
-    if kind == "none" and not parameter:
-        return none()
-    try:
-        value = math.e if parameter == "e" else float(parameter)
-    except ValueError:
-        value = math.nan
-    if kind == "log" and not math.isnan(value):
-        return log(value)
-    if kind == "linear" and not math.isnan(value):
-        return linear(value)
-    raise TetherError(f"{text!r} is no restraint: write none, log:ALPHA (log:1.2, log:e) or linear:BETA (linear:2)")
+def _shortest(number: float) -> str:
+    """The shortest text that gives the same number again."""
+    short = "e" if number == math.e else f"{number:g}"
+    return short if short == "e" or float(short) == number else repr(number)
 
 
-def label_of(restraint: str | Restraint | None) -> str:
-    """The written form, or AS_RECORDED for None, by which results name what their rows carry."""
-    return AS_RECORDED if restraint is None else str(parse(restraint))
+def none() -> Nothing:
+    """No restraint."""
+    return Nothing()
+
+
+def log(alpha: float) -> Log:
+    """F_log of equation 5. Raises BadSettingsError unless α is finite and above 1."""
+    return Log(alpha)
+
+
+def linear(beta: float) -> Linear:
+    """F_linear of appendix C.3. Raises BadSettingsError unless β is finite and above 1."""
+    return Linear(beta)
+
+
+def parse_restraint(text: str | Constraint) -> Restraint:
+    """`parse`, for what takes a function of singular values alone. Raises BadSettingsError for another constraint."""
+    found = parse(text)
+    if not isinstance(found, Restraint):
+        raise BadSettingsError(f"{str(found)!r} is no function of singular values: write none, log:1.2 or linear:2")
+    return found
 
 
 def restrain(update: LowRank, sigma_max: float, restraint: Restraint) -> LowRank:
@@ -108,12 +156,12 @@ def restrain(update: LowRank, sigma_max: float, restraint: Restraint) -> LowRank
     Written as Σ − Σ_{σ̂>m} (σ̂ − σ̄) û v̂ᵀ and refactored: where nothing exceeds m the same update comes back, untouched;
     elsewhere the result has the rank of Σ and the factors' dtype.
     """
-    if restraint.kind == "none" or update.rank == 0:
+    if not restraint.acts or update.rank == 0:
         return update
     u, s, vh = update.svd()
     if not bool((s > sigma_max).any()):
         return update
-    limit = restraint.acts_below(sigma_max)
+    limit = restraint.cap_limit(sigma_max)
     if limit is not None:
         logger.warning(
             "%s with m = %.3g below 1/ln α = %.3g: capped at σ̂, since the formula would enlarge values just above m",

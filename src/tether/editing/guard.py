@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tether.constraints.prune import Restraint
+from tether.constraints.base import Constraint
 from tether.errors import TetherError
 from tether.evaluation.abilities.data import ability_data
 from tether.evaluation.abilities.run import PERPLEXITY, AbilityRun, ability_tasks
@@ -100,7 +100,7 @@ class Guard:
         )
 
     def look(
-        self, ledger: Ledger, restraint: Restraint, restrain: Callable[[Restraint, str], None], model: EditableModel
+        self, ledger: Ledger, restraint: Constraint, restrain: Callable[[Constraint, str], None], model: EditableModel
     ) -> None:
         """Look at the model, which carries the ledger's edits. Where the limit is passed, `restrain` the sum with
         `restraint`; where that is not enough, take edits back and raise GuardStopError. Needs `writing`."""

@@ -10,12 +10,14 @@ The third value, what is measured, is `tether.evaluation.measurement.Measurement
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from tether.constraints.prune import Restraint, parse
+from tether.constraints.base import Constraint, parse
+from tether.errors import BadSettingsError, pydantic_line
 
 DEFAULT_METHOD = "r-rome"
 OnAlarm = Literal["warn", "skip", "stop"]
@@ -50,7 +52,7 @@ class Schedule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    restraint: Annotated[Restraint | None, BeforeValidator(lambda text: None if text is None else parse(text))] = None
+    restraint: Annotated[Constraint | None, BeforeValidator(lambda text: None if text is None else parse(text))] = None
     every: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=1, ge=1)
     guard: str | None = None
@@ -59,3 +61,20 @@ class Schedule(BaseModel):
     health: int = Field(default=1, ge=0)
     health_every: int = Field(default=10, ge=1, description="the text is read every K edits")
     on_alarm: OnAlarm = "warn"
+
+
+def plan_and_schedule(
+    plan: EditPlan | None, schedule: Schedule | None, options: Mapping[str, Any]
+) -> tuple[EditPlan, Schedule]:
+    """Both values, from themselves or from keywords. Raises BadSettingsError for a value that is refused, an unknown
+    keyword, and a keyword beside the value it belongs to."""
+    given = {"restraint" if name == "restrain" else name: value for name, value in options.items()}
+    of_plan = {name: value for name, value in given.items() if name in EditPlan.model_fields}
+    of_schedule = {name: value for name, value in given.items() if name not in of_plan}
+    for value, keywords, what in ((plan, of_plan, "plan"), (schedule, of_schedule, "schedule")):
+        if value is not None and keywords:
+            raise BadSettingsError(f"{next(iter(keywords))} stands beside {what}: put it into the {what}")
+    try:
+        return plan or EditPlan.model_validate(of_plan), schedule or Schedule.model_validate(of_schedule)
+    except ValidationError as error:
+        raise BadSettingsError(pydantic_line(error)) from None

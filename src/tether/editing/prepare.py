@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tether.algebra.spectrum import Spectrum
-from tether.constraints.prune import Restraint
+from tether.constraints.base import Constraint
 from tether.editors import editor as editor_of
 from tether.editors.mend.file import Trained, open_trained
 from tether.editors.moments import Corpus, Moments, cached_moments, moments, moments_key, recent_moments
@@ -67,8 +67,9 @@ def recorded_editor(model: EditableModel, header: Header, editor: str | Path | N
 
 
 def new_header(
-    model: EditableModel, method: str, restraint: Restraint, every: int | None, seed: int,
-    corpus: str | Path | None, settings: str | Path | None, layers: Sequence[int] | None, trained: Trained | None,
+    model: EditableModel, method: str, restraint: Constraint, every: int | None, seed: int,
+    corpus: str | Path | None, settings: Path | dict[str, Any] | None, layers: Sequence[int] | None,
+    trained: Trained | None,
 ) -> Header:  # fmt: skip
     """Everything the edits of a new ledger depend on; collects the moments, if the method needs them and they are not
     cached."""
@@ -76,11 +77,10 @@ def new_header(
         raise TetherError(
             "the model carries edits already: a new ledger starts from the unedited model (load it again)"
         )
-    file = None if settings is None else Path(settings)
     if trained is None:
-        hparams, origin = settings_for(method, model, file=file, layers=None if layers is None else tuple(layers))
+        hparams, origin = settings_for(method, model, given=settings, layers=None if layers is None else tuple(layers))
     else:
-        hparams, origin = trained.settings(file), f"the trained editor {trained.path.name}"
+        hparams, origin = trained.settings(settings), f"the trained editor {trained.path.name}"
     names = editor_of(method).weights(model, hparams)
     collected: dict[int, Moments] = {}
     keys: dict[int, str] = {}

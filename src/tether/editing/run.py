@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 
 from tether.algebra.lowrank import LowRank
-from tether.constraints.prune import Restraint, log, parse
+from tether.constraints.base import Constraint, parse
+from tether.constraints.prune import log
 from tether.editing.guard import Guard
 from tether.editing.health import Health, Reading
+from tether.editing.plan import EditPlan, OnAlarm, Schedule, plan_and_schedule
 from tether.editing.prepare import new_header, recorded_editor, recorded_moments, trained_editor
 from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError
 from tether.editors import editor as editor_of
@@ -47,50 +49,56 @@ class Progress:
     eta: float
 
 
+class EditOptions(TypedDict, total=False):
+    """The fields of EditPlan and Schedule as keywords of `edit`; `restrain` is the schedule's restraint."""
+
+    method: str | None
+    settings: str | Path | dict[str, Any] | None
+    layers: Sequence[int] | None
+    corpus: str | Path | None
+    seed: int | None
+    editor: str | Path | None
+    restrain: str | Constraint | None
+    every: int | None
+    batch_size: int
+    guard: str | None
+    guard_every: int
+    guard_data: str | Path | None
+    health: int
+    health_every: int
+    on_alarm: OnAlarm
+
+
 def edit(
     model: EditableModel,
     facts: Sequence[Fact],
     *,
     out: str | Path,
-    method: str | None = None,
-    restrain: str | Restraint | None = None,
-    every: int | None = None,
-    batch_size: int = 1,
-    seed: int | None = None,
+    plan: EditPlan | None = None,
+    schedule: Schedule | None = None,
     resume: bool = False,
     strict: bool = False,
-    corpus: str | Path | None = None,
-    settings: str | Path | None = None,
-    layers: Sequence[int] | None = None,
-    editor: str | Path | None = None,
-    health_every: int = 10,
-    guard: str | None = None,
-    guard_every: int = 10,
-    guard_data: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
+    **options: Unpack[EditOptions],
 ) -> Ledger:
     """Edit facts into a model one after another and return the ledger; the model then carries its edits.
 
-    `out` is a new ledger, or an existing one to append to (after verifying it; `resume` goes on with an interrupted
-    list of facts). `restrain` is `none`, `log:1.2`, `log:e`, `linear:2`: once at the end, or on the running sum after
-    every `every` edits and the last. `batch_size` facts are edited in one solve by the methods that can (memit, emmet).
-    `every` needs a restraint. An appended run keeps the ledger's dtype, method, settings and, unless given,
-    restraint. `editor` is the file of a trained editor, for the methods that need one (mend), which brings its settings
-    along; an appended run needs the same file. `corpus` is a text file for the second moments or `self`; None takes
-    cached moments of the model, else `self`. A fact that fails is recorded and leaves the model as it was; `strict`
-    raises instead. `guard` (see `tether.editing.guard`), checked after every `guard_every` edits and the last,
-    restrains or takes edits back where they cost too much, and raises GuardStopError if it had to; `guard_data` is its
-    data. On any error or Ctrl-C the model carries what the ledger says, and the ledger can be resumed.
+    `out` is a new ledger, or an existing one to append to, after verifying it. `plan` says what the ledger depends on
+    and `schedule` when what is done; their fields can be given as keywords instead. `resume` goes on with an
+    interrupted list of facts. A fact that fails is recorded and leaves the model as it was; `strict` raises instead.
+    An appended run keeps the ledger's dtype, method, settings and, unless given, restraint. On any error or Ctrl-C the
+    model carries what the ledger says, and the ledger can be resumed. Raises GuardStopError where a guard had to stop.
     """
+    plan, schedule = plan_and_schedule(plan, schedule, options)
+    method, seed, layers, editor = plan.method, plan.seed, plan.layers, plan.editor
+    corpus, settings = plan.corpus, plan.settings
+    restrain, every, batch_size = schedule.restraint, schedule.every, schedule.batch_size
+    health_every, guard, guard_every, guard_data = (
+        schedule.health_every, schedule.guard, schedule.guard_every, schedule.guard_data
+    )  # fmt: skip
     out = Path(out)
     if not facts:
         raise TetherError("no facts to edit: the list is empty")
-    if guard_every < 1:
-        raise TetherError(f"guard_every {guard_every}: a guard looks after every K edits with K at least 1")
-    if every is not None and every < 1:
-        raise TetherError(f"every {every}: a restraint acts every K edits with K at least 1")
-    if health_every < 1:
-        raise TetherError(f"health_every {health_every}: the text is read every K edits with K at least 1")
     watch = None if guard is None else Guard(model, guard, every=guard_every, data=guard_data)
     exists = (out / "ledger.json").exists()
     if exists:
@@ -117,7 +125,7 @@ def edit(
             trained = recorded_editor(model, ledger.header, editor)
             _check_every(every, parse(ledger.header.restrain if restrain is None else restrain))
         if restrain is None:
-            restrain, every = ledger.header.restrain, every if every is not None else ledger.header.every
+            restrain, every = parse(ledger.header.restrain), every if every is not None else ledger.header.every
         run = _Run(model, ledger, trained, parse(restrain), every, batch_size, strict, health_every, watch, progress)
         run.go(facts, skip=_already_done(ledger, facts) if resume else 0)
     return ledger
@@ -130,14 +138,14 @@ def _check_batch(method: str, size: int) -> None:
         raise TetherError(f"batch size {size}: {method} edits one fact at a time; use 1")
 
 
-def _check_every(every: int | None, restraint: Restraint) -> None:
-    if every is not None and restraint.kind == "none":
+def _check_every(every: int | None, restraint: Constraint) -> None:
+    if every is not None and not restraint.acts:
         raise TetherError(f"every {every}: there is no restraint to act; name one, as in log:1.2, or leave it away")
 
 
 def _check_same(
-    header: Header, model: EditableModel, method: str | None, seed: int | None, settings: str | Path | None,
-    layers: Sequence[int] | None,
+    header: Header, model: EditableModel, method: str | None, seed: int | None,
+    settings: Path | dict[str, Any] | None, layers: Sequence[int] | None,
 ) -> None:  # fmt: skip
     """An appended run has the ledger's own dtype, method, seed and settings."""
     dtype = str(model.dtype).removeprefix("torch.")
@@ -170,7 +178,7 @@ class _Run:
     """One call of `edit`, with the ledger's lock held."""
 
     def __init__(
-        self, model: EditableModel, ledger: Ledger, trained: Trained | None, restraint: Restraint, every: int | None,
+        self, model: EditableModel, ledger: Ledger, trained: Trained | None, restraint: Constraint, every: int | None,
         batch_size: int, strict: bool, health_every: int, guard: Guard | None,
         progress: Callable[[Progress], None] | None,
     ) -> None:  # fmt: skip
@@ -312,7 +320,7 @@ class _Run:
 
     def _since_restraint(self) -> int:
         """Live edits after the last restraint; 0 where nothing restrains."""
-        if self.restraint.kind == "none":
+        if not self.restraint.acts:
             return 0
         count, undone = 0, self.ledger.undone
         for event in self.ledger.events:
@@ -324,11 +332,11 @@ class _Run:
         if self.guard is not None and self.guard.due(self.ledger, at_the_end=at_the_end):
             self.guard.look(self.ledger, self._fallback(), self._restrain, self.model)
 
-    def _fallback(self) -> Restraint:
+    def _fallback(self) -> Constraint:
         """What the guard restrains with: the run's restraint, or log:1.2 where it has none."""
-        return log(1.2) if self.restraint.kind == "none" else self.restraint
+        return self.restraint if self.restraint.acts else log(1.2)
 
-    def _restrain(self, restraint: Restraint | None = None, reason: str | None = None) -> None:
+    def _restrain(self, restraint: Constraint | None = None, reason: str | None = None) -> None:
         restraint = restraint or self.restraint
         before = {name: held.factors.singular_values() for name, held in self.sums.of.items()}
         self.sums.restrain(restraint)

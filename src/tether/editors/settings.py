@@ -167,11 +167,16 @@ HPARAMS: Mapping[str, type[Hparams]] = MappingProxyType({
 
 
 def settings_for(
-    method: str, model: EditableModel, *, file: Path | None = None, layers: tuple[int, ...] | None = None
+    method: str,
+    model: EditableModel,
+    *,
+    given: Path | Mapping[str, Any] | None = None,
+    layers: tuple[int, ...] | None = None,
 ) -> tuple[Any, str]:
     """Settings of a method for a model (of the method's class in HPARAMS), and in a few words where they come from.
 
-    A file's values go over the bundled ones, `layers` over both. Raises TetherError for an unknown key or value.
+    The values `given`, in a JSON file or as a mapping, go over the bundled ones, `layers` over both. Raises TetherError
+    for an unknown key or value.
     """
     if method not in HPARAMS:
         raise TetherError(f"{method!r} is no method: choose one of {', '.join(HPARAMS)}")
@@ -179,8 +184,9 @@ def settings_for(
     chosen, origin = _bundled(kind.family, method, _shape(model))
     if chosen is None:
         chosen, origin = kind.rule(model), "the rule for unknown models (not measured: check the first edits)"
-    if file is not None:
-        chosen, origin = {**chosen, **read_settings(file)}, f"{file.name} over {origin}"
+    if given is not None:
+        name = given.name if isinstance(given, Path) else "settings given"
+        chosen, origin = {**chosen, **read_settings(given)}, f"{name} over {origin}"
     if layers is not None:
         chosen = {**chosen, "layers": layers}
     try:
@@ -188,15 +194,17 @@ def settings_for(
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        given = f"setting {place} = {first.get('input')!r}" if place else "settings"
-        raise TetherError(f"{given}: {first['msg']}; see `{kind.__name__}`") from None
+        which = f"setting {place} = {first.get('input')!r}" if place else "settings"
+        raise TetherError(f"{which}: {first['msg']}; see `{kind.__name__}`") from None
     for layer in hparams.layers:
         model.block(layer)
     return hparams, origin
 
 
-def read_settings(file: Path) -> dict[str, Any]:
-    """The JSON object of a settings file."""
+def read_settings(file: Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object of a settings file, or a mapping as it is."""
+    if not isinstance(file, Path):
+        return dict(file)
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tether.errors import BadSettingsError, pydantic_line
 from tether.evaluation.metrics.editing import METRICS
 
 
@@ -26,3 +29,20 @@ class Measurement(BaseModel):
     quick: bool = False
     max_paraphrases: int | None = Field(default=None, ge=0)
     max_locality: int | None = Field(default=None, ge=0)
+
+
+def measurement_of(
+    measurement: Measurement | None, abilities: Sequence[str] | None, options: Mapping[str, Any]
+) -> Measurement:
+    """The value itself, or one made of keywords (`abilities_data` is its `data`). Raises BadSettingsError for a value
+    that is refused, an unknown keyword, and a keyword beside the value."""
+    given = {"data" if name == "abilities_data" else name: value for name, value in options.items()}
+    given |= {} if abilities is None else {"abilities": abilities}
+    if measurement is not None:
+        if given:
+            raise BadSettingsError(f"{next(iter(given))} stands beside measurement: put it into the measurement")
+        return measurement
+    try:
+        return Measurement.model_validate(given)
+    except ValidationError as error:
+        raise BadSettingsError(pydantic_line(error)) from None

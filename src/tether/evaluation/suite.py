@@ -6,15 +6,15 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from tether.constraints.prune import Restraint, label_of, parse
+from tether.constraints.base import Constraint, label_of, parse
 from tether.errors import TetherError
 from tether.evaluation.abilities.data import ability_data
 from tether.evaluation.abilities.run import AbilityRun, ability_tasks, described
 from tether.evaluation.abilities.task import AbilityResult, AbilityTask
+from tether.evaluation.measurement import Measurement, measurement_of
 from tether.evaluation.metrics.editing import (
-    METRICS,
     Baseline,
     applying,
     check_metrics,
@@ -36,32 +36,37 @@ AS_IT_IS = "as it is"  # of a model that came without a ledger
 NumberedFacts = Sequence[tuple[int, Fact]]
 
 
+class MeasurementOptions(TypedDict, total=False):
+    """The fields of Measurement as keywords, but for `abilities`; `abilities_data` is its `data`."""
+
+    metrics: Sequence[str]
+    abilities_data: str | Path | None
+    text: str | None
+    limit: int | None
+    quick: bool
+    max_paraphrases: int | None
+    max_locality: int | None
+
+
 def evaluate(
     model: EditableModel,
     facts: Sequence[Fact],
-    abilities: Sequence[str] = ("perplexity",),
+    abilities: Sequence[str] | None = None,
     *,
-    metrics: Sequence[str] = METRICS,
-    max_paraphrases: int | None = None,
-    max_locality: int | None = None,
-    text: str | None = None,
-    abilities_data: str | Path | None = None,
-    limit: int | None = None,
-    quick: bool = False,
+    measurement: Measurement | None = None,
+    **options: Unpack[MeasurementOptions],
 ) -> Results:
     """One row for the model as it is now, which is not changed: `facts` (numbered from 1) and general abilities.
 
-    `metrics` from METRICS, instance_change where a fact has instance prompts. `max_paraphrases`, `max_locality` take
-    the first prompts of every fact. `abilities` are `perplexity`, the tasks that
-    come with tether (ABILITIES), and any other of lm-evaluation-harness by its name. `abilities_data` is a folder with
-    their data, "hub", or a text file for the perplexity; None: the small sets and the text that come with the package.
-    `text`, for the perplexity, goes before it. `limit` takes the first items of every task, `quick` the first
-    QUICK_ITEMS. What was measured before of the same weights, task and data is taken from tether's cache.
-
-    Raises TetherError for an unknown metric or ability, and for data that are missing.
+    `measurement` says what is measured; its fields can be given as keywords instead, `abilities` also by position.
+    What was measured before of the same weights, task and data is taken from tether's cache. Raises TetherError for an
+    unknown metric or ability, and for data that are missing.
     """
+    what = measurement_of(measurement, abilities, options)
+    abilities_data, text, limit, quick = what.data, what.text, what.limit, what.quick
+    metrics, max_paraphrases, max_locality = what.metrics, what.max_paraphrases, what.max_locality
     data = ability_data(abilities_data, text=text)
-    tasks = ability_tasks(abilities, data, limit=limit, quick=quick)
+    tasks = ability_tasks(what.abilities, data, limit=limit, quick=quick)
     plan = _Plan(applying(metrics, facts), max_paraphrases, max_locality, tasks)
     numbered = list(enumerate(facts, 1))
     results = Results(
@@ -83,17 +88,12 @@ def evaluate_ledger(
     facts: Sequence[Fact] | None = None,
     *,
     at: Sequence[int] | None = None,
-    restraints: Sequence[str | Restraint | None] = (None,),
-    abilities: Sequence[str] = ("perplexity",),
-    metrics: Sequence[str] = METRICS,
-    max_paraphrases: int | None = None,
-    max_locality: int | None = None,
-    text: str | None = None,
-    abilities_data: str | Path | None = None,
-    limit: int | None = None,
-    quick: bool = False,
+    restraints: Sequence[str | Constraint | None] = (None,),
+    abilities: Sequence[str] | None = None,
+    measurement: Measurement | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    **options: Unpack[MeasurementOptions],
 ) -> Results:
     """A row for every number of edits in `at` (None: all) under every restraint (None: the journal as recorded).
 
@@ -101,17 +101,20 @@ def evaluate_ledger(
     largest row, so that every other row has a baseline. Facts given here lend their paraphrases, locality and
     instance prompts to the ledger's facts of the same subject, prompt and new target.
 
-    `metrics`, `abilities` and what follows them are as in `evaluate`. `out` is written after every row, so an
+    `measurement`, or its fields as keywords, is as in `evaluate`. `out` is written after every row, so an
     interrupted evaluation goes on with `resume`, which keeps the rows there that were measured in the same way, on the
     same facts, with the same journal; abilities measured since then are in the cache. The model carries afterwards what
     it carried before. Raises TetherError for unknown names, a number beyond the ledger, facts that are not the
     ledger's.
     """
+    what = measurement_of(measurement, abilities, options)
+    abilities_data, text, limit, quick = what.data, what.text, what.limit, what.quick
+    metrics, max_paraphrases, max_locality = what.metrics, what.max_paraphrases, what.max_locality
     data = ability_data(abilities_data, text=text)
     if out is not None:
         check_writable(Path(out))
     every = _with_prompts(ledger.facts(), facts)
-    tasks = ability_tasks(abilities, data, limit=limit, quick=quick)
+    tasks = ability_tasks(what.abilities, data, limit=limit, quick=quick)
     plan = _Plan(applying(metrics, (fact for _, fact in every)), max_paraphrases, max_locality, tasks)
     ledger.check_model(model)
     counts = sorted(set([ledger.attempts] if at is None else at))

@@ -23,7 +23,7 @@ import torch
 from pydantic import ValidationError
 
 from tether.analyses.points import Analyses
-from tether.constraints.prune import AS_RECORDED
+from tether.constraints.base import AS_RECORDED
 from tether.editing.prepare import trained_editor
 from tether.editing.run import Progress, edit
 from tether.editors.moments import Corpus
@@ -184,7 +184,7 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
     file = None if job.settings is None else Path(job.settings)
     trained = trained_editor(model, job.method, job.editor, job.layers)
     if trained is None:
-        expected = settings_for(job.method, model, file=file, layers=job.layers)[0]
+        expected = settings_for(job.method, model, given=file, layers=job.layers)[0]
     else:
         expected = trained.settings(file)
         pairs["editor"] = header.editor and header.editor.sha256, trained.sha256

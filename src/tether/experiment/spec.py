@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from tether.constraints.prune import parse
+from tether.constraints.base import parse
 from tether.editors import BatchEditor, editor
 from tether.editors.moments import SELF
 from tether.editors.settings import HPARAMS

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tether.algebra import large_singular_values
-from tether.constraints.prune import Restraint, parse
+from tether.constraints.prune import Restraint, parse_restraint
 from tether.errors import TetherError
 from tether.export import card
 from tether.export.folder import CARD, MANIFEST, new_folder, write_papers
@@ -85,7 +85,7 @@ def restrain_checkpoint(
     Raises TetherError for a folder without safetensors, quantised weights, two checkpoints that share no matrix, a
     matrix that is not finite, and an `out` that has something in it.
     """
-    restraint, base, edited, out = parse(restrain), Path(base), Path(edited), Path(out)
+    restraint, base, edited, out = parse_restraint(restrain), Path(base), Path(edited), Path(out)
     originals, tensors = stored_tensors(base), stored_tensors(edited)
     for inside in (base, edited):
         _refuse_quantised_config(inside)
@@ -216,12 +216,12 @@ def _refuse_other_architecture(base: Path, edited: Path) -> None:
 
 
 def _warn(report: CheckpointReport, restraint: Restraint, folder: Path) -> None:
-    capped = [x for x in report.matrices if x.above and (restraint.acts_below(x.sigma_max) is not None)]
+    capped = [x for x in report.matrices if x.above and (restraint.cap_limit(x.sigma_max) is not None)]
     if capped:
         logger.warning(
             "%s with m below 1/ln α = %.3g in %d matrices (%s first, m = %.3g): capped at σ̂, since the formula would "
             "enlarge values just above m",
-            restraint, restraint.acts_below(capped[0].sigma_max), len(capped), capped[0].name, capped[0].sigma_max,
+            restraint, restraint.cap_limit(capped[0].sigma_max), len(capped), capped[0].name, capped[0].sigma_max,
         )  # fmt: skip
     for file in sorted(folder.rglob("*")) if report.restrained else ():
         nested = file.suffix == ".safetensors" and file.parent != folder

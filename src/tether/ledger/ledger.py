@@ -23,7 +23,7 @@ from torch import Tensor
 from tether.algebra.joint_solve import Solution
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Extremes, Spectrum
-from tether.constraints.prune import Restraint, label_of, parse
+from tether.constraints.base import Constraint, label_of, parse
 from tether.errors import TetherError
 from tether.export import LoraReport, Provenance, check_kind, export_updates
 from tether.facts.fact import Fact
@@ -240,7 +240,7 @@ class Ledger:
     # --- what follows from it -----------------------------------------------------------------------------------
 
     def sums(
-        self, upto: int | None = None, restrain: str | Restraint | None = None, *, without: Set[int] = frozenset(),
+        self, upto: int | None = None, restrain: str | Constraint | None = None, *, without: Set[int] = frozenset(),
         by_event: bool = True,
     ) -> Sums:  # fmt: skip
         """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits
@@ -286,7 +286,7 @@ class Ledger:
                 sums.restrain(parse(event.restrain))
 
     def apply(
-        self, model: EditableModel | None = None, *, upto: int | None = None, restrain: str | Restraint | None = None
+        self, model: EditableModel | None = None, *, upto: int | None = None, restrain: str | Constraint | None = None
     ) -> EditableModel:
         """Make the model (the recorded one is loaded if none is given) carry the ledger's edits. Changes it in place,
         from its original weights: what else it carried on these weights is replaced."""
@@ -316,7 +316,7 @@ class Ledger:
 
     def spectrum(
         self, model: EditableModel | None = None, *, at: Sequence[int] | None = None,
-        restrain: str | Restraint | None = None,
+        restrain: str | Constraint | None = None,
     ) -> list[SpectrumRow]:  # fmt: skip
         """σ_max, σ_min, κ of every edited weight and σ̂ of its update, after each number of edits in `at` (default:
         all). Of the float32 W₀ + Σ, also for a model in a smaller dtype. The model is not changed."""
@@ -337,7 +337,7 @@ class Ledger:
 
     def export(
         self, model: EditableModel | None, to: str | Path, *, as_: Literal["merged", "lora"],
-        restrain: str | Restraint | None = None, upto: int | None = None, rank: int | None = None,
+        restrain: str | Constraint | None = None, upto: int | None = None, rank: int | None = None,
     ) -> LoraReport | None:  # fmt: skip
         """Write the edited model as a folder for transformers (`merged`) or as an adapter for peft (`lora`): the live
         edits up to `upto`, with the journal's own restraints (`restrain` None) or one of the sum. Returns what an
@@ -410,7 +410,7 @@ class Ledger:
         (self.path / f"factors/{edit:06d}.safetensors").unlink(missing_ok=True)
         return {}
 
-    def append_restraint(self, restraint: Restraint, record: dict[str, Any], reason: str | None = None) -> Event:
+    def append_restraint(self, restraint: Constraint, record: dict[str, Any], reason: str | None = None) -> Event:
         """A restraint of the sum so far, with the reason where it was not in the schedule. Needs `writing`."""
         line = {"kind": "restrain", "restrain": str(restraint), "record": record, "reason": reason}
         return self._journal.append(line)[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
-from tether.constraints.prune import Restraint, restrain
+from tether.constraints.base import Constraint, Weight, constrained
 from tether.models.editable import EditableModel
 
 
@@ -31,9 +31,9 @@ class Sum:
         dense = None if self.accumulated is None else self.accumulated + update.to_dense()
         return Sum(self.factors + update, dense)
 
-    def restrained(self, sigma_max: float, restraint: Restraint) -> Sum:
+    def restrained(self, sigma_max: float, restraint: Constraint) -> Sum:
         """F(Σ); the same bits where nothing exceeds m."""
-        factors = restrain(self.factors, sigma_max, restraint)
+        factors = constrained(self.factors, Weight(self.factors.shape, sigma_max), restraint)
         if factors is self.factors:
             return self
         return Sum(factors, None if self.accumulated is None else factors.to_dense())
@@ -57,14 +57,12 @@ class Sums:
     def add(self, updates: Mapping[str, LowRank]) -> None:
         self.of = {name: held.add(updates[name]) if name in updates else held for name, held in self.of.items()}
 
-    def restrain(self, restraint: Restraint) -> None:
+    def restrain(self, restraint: Constraint) -> None:
         self.of = {name: held.restrained(self.m[name], restraint) for name, held in self.of.items()}
 
-    def restrains(self, restraint: Restraint) -> bool:
+    def restrains(self, restraint: Constraint) -> bool:
         """Whether the restraint would change any of the sums."""
-        return restraint.kind != "none" and any(
-            bool((held.factors.singular_values() > self.m[name]).any()) for name, held in self.of.items()
-        )
+        return any(held.restrained(self.m[name], restraint) is not held for name, held in self.of.items())
 
     def show(self, model: EditableModel) -> None:
         """Make the model carry the sums: round(W₀ + Σ); a weight without updates gets its original bits."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,7 +88,7 @@ class Trained:
     sha256: str
     path: Path
 
-    def settings(self, file: Path | None) -> MendHparams:
+    def settings(self, file: Path | Mapping[str, Any] | None) -> MendHparams:
         """The settings it was trained with; a file's values go over those of an edit."""
         kept = self.record.settings
         if file is None:

@@ -108,7 +108,7 @@ def train_mend(
     check_writable(out)
     hparams: MendHparams
     hparams, _ = settings_for(
-        "mend", model, file=None if settings is None else Path(settings),
+        "mend", model, given=None if settings is None else Path(settings),
         layers=None if layers is None else tuple(layers),
     )  # fmt: skip
     if steps is not None:

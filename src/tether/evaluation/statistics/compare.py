@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tether.constraints.prune import parse
+from tether.constraints.base import parse
 from tether.errors import TetherError
 from tether.evaluation.metrics.editing import KINDS
 from tether.evaluation.results import Results, Row

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from tether.analyses.points import SpectrumPoint
-from tether.constraints.prune import AS_RECORDED
+from tether.constraints.base import AS_RECORDED
 from tether.evaluation.results import Ability, Row
 from tether.experiment.results import Run, StoredGrid, StoredRun
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tether.constraints.prune import AS_RECORDED, Restraint, parse
+from tether.constraints.base import AS_RECORDED, parse
+from tether.constraints.prune import Restraint
 from tether.evaluation.results import Number, Results, Row, YesShare
 from tether.evaluation.suite import AS_IT_IS
 from tether.export.card import misuse
@@ -79,10 +80,11 @@ def _singular_values(results: Results, ledger: Ledger | None) -> Chart | None:
 
 
 def _restraint(text: str) -> Restraint | None:
-    """The restraint of a row, None for `none` and for labels that name no function."""
+    """The restraint of a row, None for `none` and for labels that name no function of singular values."""
     if text in ("none", AS_RECORDED, AS_IT_IS):
         return None
-    return parse(text)
+    found = parse(text)
+    return found if isinstance(found, Restraint) else None
 
 
 def _editing_table(rows: Sequence[Row]) -> str:

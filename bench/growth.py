@@ -41,7 +41,6 @@ M = 8.0  # σ_max of the unedited weight, as in an early layer of a 7B model
 Factors = Callable[[int], tuple[Tensor, Tensor]]
 Clock = Callable[[], float]
 RESTRAINTS = ("none", "log:1.2")
-AROUND = 20  # edits that are timed around a number of edits
 
 # --- the library, as far as it is used --------------------------------------------------------------------------------
 
@@ -151,7 +150,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, help="edits of the ledger that is opened, verified and applied")
     parser.add_argument("--spectrum-events", type=int, help="edits of the ledger whose spectrum is taken; 0: none")
-    parser.add_argument("--edit-at", default="", help="numbers of edits around which the next ones are timed")
+    parser.add_argument("--edit-at", default="", help="numbers of edits around which edits are timed; 0: none")
+    parser.add_argument("--around", type=int, default=20, help="edits that are timed there")
     parser.add_argument("--large", action="store_true", help="4096×11008, with 300 edits")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a shared machine, with one thread")
@@ -162,7 +162,7 @@ def main() -> None:
     p, q, blocks = (4096, 11008, 1) if args.large else (576, 1536, 2)
     events = args.events or (300 if args.large else 10_000)
     points = events if args.spectrum_events is None else args.spectrum_events
-    edits_at = [int(n) for n in (args.edit_at or ("20,200" if args.large else "20,2000")).split(",")]
+    edits_at = [int(n) for n in (args.edit_at or ("20,200" if args.large else "20,2000")).split(",") if int(n)]
 
     where()
     print(
@@ -171,7 +171,7 @@ def main() -> None:
     )
     model = random_model(p, q, blocks)
     name = model.weight_name(0)
-    factors = random_factors(p, q, max(events, *edits_at))
+    factors = random_factors(p, q, max([events, *edits_at]))
     rows: list[list[str]] = []
 
     def row(what: str, edits: str, value: str) -> None:
@@ -183,13 +183,12 @@ def main() -> None:
         at = Path(folder)
         edited = []
         for number in edits_at:
-            path = at / f"edits-{number}"
-            fill(new_ledger(path, model, name), name, factors, number - AROUND // 2 - 1)
-            facts = [a_fact(number + i) for i in range(AROUND + 1)]
-            edited.append(timed_edits(model, path, name, factors, facts, number - AROUND // 2 - 1, clock))
+            path, before = at / f"edits-{number}", max(0, number - args.around // 2 - 1)
+            fill(new_ledger(path, model, name), name, factors, before)
+            facts = [a_fact(before + i) for i in range(args.around + 1)]
+            edited.append(timed_edits(model, path, name, factors, facts, before, clock))
             model.clear_updates()
             row("an edit, beside the method's own time", f"around {number}", spread(edited[-1]))
-        ratio = statistics.median(edited[-1]) / statistics.median(edited[0])
 
         path = at / "ledger"
         ledger = new_ledger(path, model, name)
@@ -217,10 +216,12 @@ def main() -> None:
             row("spectrum, 10 points × 2 restraints", f"{prefixes[0]} … {points}", f"{10 * sum(each):.3g}")
 
     table(["what", "edits", "seconds"], rows)
+    print()
+    if edited:
+        ratio = statistics.median(edited[-1]) / statistics.median(edited[0])
+        print(f"an edit around {edits_at[-1]} takes {ratio:.3g} times one around {edits_at[0]}; "
+              f"medians (range) of {args.around}")  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"\nan edit around {edits_at[-1]} takes {ratio:.3g} times one around {edits_at[0]}; medians (range) of {AROUND}"
-    )
     print(f"largest memory of the process: {peak:.2f} GiB")
 
 

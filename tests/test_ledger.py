@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import hashlib
 import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
+import safetensors.torch
 import torch
 from core import FACTS, bits, editable, random_update, same_bits
 from hypothesis import given, settings
@@ -25,9 +27,10 @@ from tiny import save, tiny_model
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Spectrum
 from tether.constraints.prune import Restraint, none, parse
-from tether.errors import TetherError
+from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError
 from tether.ledger import Attempt, Event, Header, Ledger, Sums, WeightRecord, writing
-from tether.ledger.journal import _seal
+from tether.ledger.journal import Journal, _seal
+from tether.ledger.replay import Dense
 from tether.models import EditableModel, load
 
 LAYERS = (1, 2)
@@ -141,23 +144,102 @@ def test_any_prefix_under_any_restraint_equals_the_dense_formula(restraint: str,
     assert same_bits(model, unedited)
 
 
-def test_a_spectrum_replays_each_prefix_once_and_forms_no_dense_sum(
+def test_many_prefixes_and_restraints_read_each_file_once_and_form_no_dense_sum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = editable("llama")
     ledger = new_ledger(tmp_path, model)
     fill(ledger, "12r3")
-    read, dense = Ledger._factors_bytes, LowRank.to_dense
-    calls: list[str] = []
-    monkeypatch.setattr(Ledger, "_factors_bytes", lambda *args: calls.append("file") or read(*args))
-    monkeypatch.setattr(LowRank, "to_dense", lambda *args: calls.append("dense") or dense(*args))
-    rows = ledger.spectrum(model, at=[1, 3])
-    assert calls == ["file"] * (1 + 3)
-    assert [(row.edits, row.weight) for row in rows] == [(n, name) for n in (1, 3) for name in ledger.header.weights]
+    files, dense = [], LowRank.to_dense
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: files.append(path.name) or real(path))
+    monkeypatch.setattr(LowRank, "to_dense", lambda *args: files.append("dense") or dense(*args))
+    rows = ledger.spectra(model, at=[3, 1], restraints=[None, "none", "log:1.2"])
+    assert files == [f"{number:06d}.safetensors" for number in (1, 2, 3)]
+    assert [(row.edits, row.restraint, row.weight) for row in rows] == [
+        (n, restraint, name)
+        for restraint in ("as recorded", "none", "log:1.2") for n in (3, 1) for name in ledger.header.weights
+    ]  # fmt: skip
     for row in rows:
-        expected = torch.linalg.svdvals(ledger.sums(row.edits).of[row.weight].dense.double())
+        restraint = None if row.restraint == "as recorded" else row.restraint
+        expected = torch.linalg.svdvals(ledger.sums(row.edits, restraint).of[row.weight].dense.double())
         found = torch.tensor(row.update_singular_values, dtype=torch.float64)
         torch.testing.assert_close(found, expected[: len(found)], rtol=1e-4, atol=1e-6)
+        assert ledger.spectrum(model, at=[row.edits], restrain=restraint).count(row) == 1
+
+
+@pytest.mark.parametrize("stopped_at", [20, 75, 120])
+def test_hundreds_of_edits_live_replayed_and_resumed_give_the_same_bits(stopped_at: int, tmp_path: Path) -> None:
+    """Across every block of the dense sum and every compaction of the factors, with a restraint between them."""
+    ledger = new_ledger(tmp_path, editable("llama", hidden=16, width=20))
+    live = ledger.sums()
+    names = list(ledger.header.weights)
+    total = {name: torch.zeros(weight.shape, dtype=torch.float64) for name, weight in ledger.header.weights.items()}
+    for number in range(1, 151):
+        if number == stopped_at:
+            live = Ledger.open(tmp_path).sums()
+        proposed = {name: random_update(16, 20, 1 + number % 3, seed=number + 1000 * i) for i, name in enumerate(names)}
+        with ledger.writing():
+            ledger.append([Attempt("edit", FACTS[0], {})], proposed, {})
+            live.add(proposed)
+            for name, update in proposed.items():
+                total[name] += update.to(dtype=torch.float64).to_dense()
+            if number == 60:
+                live.restrain(parse("log:1.2"))
+                ledger.append_restraint(parse("log:1.2"), {})
+                assert not same_sums(live, ledger.sums(restrain="none")), "it acts"
+        for held in live.of.values():
+            assert held.rank == held.factors.rank <= 16 + 8, "the factors stay small"
+            torch.testing.assert_close(held.factors.to_dense(), held.dense, rtol=0, atol=1e-4)
+        if number in (1, 31, 33, 60, 61, 97, 150):
+            assert same_sums(Ledger.open(tmp_path).sums(), live)
+            if number == 60:
+                for name, held in live.of.items():
+                    total[name] = held.dense.double()
+    assert same_sums(ledger.sums(100), next(ledger.replay().states([100, 150], [None])).sums)
+    for name, held in live.of.items():
+        torch.testing.assert_close(held.dense.double(), total[name], rtol=0, atol=1e-4)
+
+
+def test_the_dense_sum_does_not_depend_on_when_it_is_read() -> None:
+    updates = [random_update(9, 12, 1 + n % 2, seed=n) for n in range(200)]
+    looked, unlooked = Dense(torch.zeros(9, 12)), Dense(torch.zeros(9, 12))
+    passes = 0
+    for update in updates:
+        before = looked.added
+        looked, unlooked = looked.add(update), unlooked.add(update)
+        passes += looked.added is not before
+        assert looked.total.shape == (9, 12)
+    assert torch.equal(looked.total, unlooked.total)
+    assert passes < 40, "blocks, where once there was a pass over the matrix for every update"
+    one_by_one = torch.zeros(9, 12)
+    for update in updates[:32]:
+        one_by_one = one_by_one + update.to_dense()
+    found = Dense(torch.zeros(9, 12))
+    for update in updates[:32]:
+        found = found.add(update)
+    assert torch.equal(found.total, one_by_one), "as ledgers were made before there were blocks"
+
+
+def test_appending_parses_no_line_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = new_ledger(tmp_path, editable("llama"))
+    fill(ledger, "12")
+    ledger = Ledger.open(tmp_path)
+    parsed: list[int] = []
+    check = Journal._check
+    monkeypatch.setattr(
+        Journal, "_check", lambda self, number, line: parsed.append(number) or check(self, number, line)
+    )
+    fill(ledger, "3r4")
+    ledger.undo(2)
+    assert (ledger.attempts, ledger.undone, ledger.since_restraint) == (4, {2}, 1)
+    assert parsed == []
+    other = Ledger.open(tmp_path)
+    assert parsed == [1, 2, 3, 4, 5, 6]
+    other.undo(1)
+    with ledger.writing():
+        assert parsed[6:] == [1, 2, 3, 4, 5, 6, 7], "what another wrote is read"
+    assert ledger.undone == {1, 2}
 
 
 def test_restrained_and_unrestrained_agree_while_nothing_exceeds_m(tmp_path: Path) -> None:
@@ -227,6 +309,46 @@ def test_what_cannot_be_undone(tmp_path: Path) -> None:
         ledger.sums(upto=4)
 
 
+@settings(deadline=None, max_examples=10)
+@given(st.sets(st.integers(1, 5), min_size=1, max_size=5), st.sampled_from(["12345", "1r23r45l"]))
+def test_redo_is_as_if_never_undone(numbers: set[int], plan: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        model = editable("llama", n_layers=3)
+        ledger = new_ledger(Path(folder), model)
+        before = fill(ledger, plan)
+        ledger.undo(*numbers)
+        without = ledger.sums()
+        event = ledger.redo(*numbers)
+        assert event.kind == "redo" and event.redone == tuple(sorted(numbers)) and event.undone is None
+        opened = Ledger.open(Path(folder), model)
+        assert same_sums(opened.sums(), before) and not opened.undone
+        assert opened.live() == [e for e in opened.events if e.kind == "edit"]
+        assert opened.verify(model)["kinds"]["redo"] == 1
+        opened.undo(*numbers)
+        assert same_sums(opened.sums(), without) and opened.undone == numbers
+
+
+def test_what_cannot_be_redone(tmp_path: Path) -> None:
+    ledger = new_ledger(tmp_path, editable("llama"))
+    fill(ledger, "12")
+    ledger.undo(2)
+    for numbers, message in (((), "redo needs"), ((1,), "edit 1 is not undone"), ((2, 9), "edit 9 is not undone")):
+        with pytest.raises(BadSettingsError, match=message):
+            ledger.redo(*numbers)
+    assert ledger.undone == {2}
+    assert b"redone" not in (tmp_path / "journal.jsonl").read_bytes(), "readers that know no redo can read it"
+
+
+def test_the_last_edits(tmp_path: Path) -> None:
+    ledger = new_ledger(tmp_path, editable("llama"))
+    fill(ledger, "1f234")
+    ledger.undo(4)
+    assert ledger.last_edits(2) == [3, 5] and ledger.last_edits(3) == [1, 3, 5]
+    for count in (0, 4):
+        with pytest.raises(BadSettingsError, match="has 3 live ones"):
+            ledger.last_edits(count)
+
+
 # --- whose it is ----------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +390,24 @@ def test_a_model_of_a_folder_in_any_dtype(tmp_path: Path) -> None:
     assert {row.rounding for row in (*ledger.spectrum(half, at=[0]), *ledger.spectrum(model))} == {None}
 
 
+def test_opening_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger of somebody else may name any model of the hub."""
+    model = editable("llama")
+    model.id = "somebody/a-model"
+    ledger = new_ledger(tmp_path, model)
+    asked: list[Any] = []
+
+    def cached_file(*_: Any, **options: Any) -> str:
+        asked.append(options["local_files_only"])
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(sys.modules[load.__module__], "cached_file", cached_file)
+    for call in (ledger.apply, ledger.spectrum, lambda: ledger.export(None, tmp_path / "out", as_="merged")):
+        with pytest.raises(WrongModelError, match=r"made on 'somebody/a-model'.*name the model yourself"):
+            call()
+    assert asked == [True] * 3
+
+
 def test_one_writer(tmp_path: Path) -> None:
     ledger = new_ledger(tmp_path, editable("llama"))
     fill(ledger, "1")
@@ -284,10 +424,10 @@ def test_a_file_system_without_locks_is_not_another_writer(tmp_path: Path, monke
     ledger = new_ledger(tmp_path, editable("llama"))
     fill(ledger, "1")
 
-    def flock(*_: Any) -> None:
+    def acquire(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     with pytest.raises(TetherError, match=r"cannot be locked \(No locks available\)"):
         ledger.undo(1)
 
@@ -442,15 +582,83 @@ def test_a_cut_factors_file_is_found(entry: tuple[int, str], share: float) -> No
      ({"previous": "0" * 64}, "does not follow")],
 )  # fmt: skip
 def test_well_sealed_lines_of_another_format_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(TetherError, match=f"event 8.*{message}"):
+        opened(resealed(**change))
+
+
+def test_a_cut_tail_is_found_by_an_earlier_head(tmp_path: Path) -> None:
+    """The last lines of an undo, a restraint or a failed fact leave no file by which they are missed."""
+    ledger = new_ledger(tmp_path, editable("llama"))
+    heads = [ledger.head]
+    for step in ("1", "2", "r", "f", "u"):
+        if step == "u":
+            ledger.undo(1)
+        else:
+            fill(ledger, step)
+        heads.append(ledger.head)
+    for index, head in enumerate(heads):
+        assert ledger.verify(head=head)["events_after_head"] == ledger.verify(head=head[:8])["events_after_head"]
+        assert ledger.verify(head=head.upper())["events_after_head"] == 5 - index
+    whole = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    for kept in (2, 3, 4):
+        (tmp_path / "journal.jsonl").write_bytes(b"".join(whole[:kept]))
+        cut = Ledger.open(tmp_path)
+        assert cut.verify()["events"] == kept, "the chain alone sees nothing"
+        assert cut.verify(head=heads[kept])["events_after_head"] == 0
+        with pytest.raises(BadLedgerError, match=f"after event {kept} .*were cut off"):
+            cut.verify(head=heads[5][:12])
+    for head in ("abc", "g" * 8, "0" * 65):
+        with pytest.raises(BadSettingsError, match="at least the first 8"):
+            ledger.verify(head=head)
+
+
+def resealed(**change: Any) -> dict[str, bytes]:
+    """The sound ledger whose last line, an edit, is changed by somebody who knows how lines are sealed."""
     kept = lines()
     body = {**json.loads(kept[-1]), **change}
     body.pop("checksum")
     kept[-1] = (json.dumps({**body, "checksum": _seal(body)}, ensure_ascii=False) + "\n").encode()
-    with pytest.raises(TetherError, match=f"event 8.*{message}"):
-        opened({**sound(), "journal.jsonl": b"".join(kept)})
+    return {**sound(), "journal.jsonl": b"".join(kept)}
 
 
-@pytest.mark.parametrize("line", [b"[]\n", b"3\n", b"null\n", b"\n", b"{}\n", b"\xff\xfe\n"])
+@pytest.mark.parametrize("name", ["/dev/zero", "../factors.safetensors", "factors/../ledger.json", "factors/pipe"])
+def test_a_ledger_reads_no_file_outside_itself(name: str) -> None:
+    refused(resealed(factors=name), f"event 8 (edit 6) names the file {name!r}")
+
+
+def test_a_pipe_in_place_of_a_factors_file_is_not_waited_for(tmp_path: Path) -> None:
+    ledger = new_ledger(tmp_path, editable("llama"))
+    fill(ledger, "1")
+    (tmp_path / "factors/000001.safetensors").unlink()
+    os.mkfifo(tmp_path / "factors/000001.safetensors")
+    with pytest.raises(BadLedgerError, match=r"event 1 .*000001.safetensors is missing"):
+        ledger.apply(editable("llama"))
+
+
+def test_factors_that_are_none_are_named_on_one_line(tmp_path: Path) -> None:
+    """With the right sha256 in the journal: no tensors, tensors that do not chain, those of another shape."""
+    ledger = new_ledger(tmp_path, editable("llama"))
+    name, weight = next(iter(ledger.header.weights.items()))
+    p, q = weight.shape
+    contents = {
+        "no safetensors": b"hello",
+        "no B": safetensors.torch.save({f"{name}/A": torch.zeros(p, 1)}),
+        "no chain": safetensors.torch.save({f"{name}/A": torch.zeros(p, 1), f"{name}/B": torch.zeros(2, q)}),
+        "other shape": safetensors.torch.save({f"{name}/A": torch.zeros(q, 1), f"{name}/B": torch.zeros(1, p)}),
+    }
+    fill(ledger, "1")
+    for what, data in contents.items():
+        (tmp_path / "factors/000001.safetensors").write_bytes(data)
+        event = ledger.events[0].model_copy(update={"sha256": hashlib.sha256(data).hexdigest(), "checksum": ""})
+        (tmp_path / "journal.jsonl").write_bytes(event.line())
+        with pytest.raises(BadLedgerError, match=r"event 1 \(edit 1\).*does not hold") as caught:
+            Ledger.open(tmp_path).sums()
+        assert "\n" not in str(caught.value), what
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"a": "\\ud800"}\n', b"[" * 100_000 + b"\n", b"[]\n", b"3\n", b"null\n", b"\n", b"{}\n", b"\xff\xfe\n"]
+)
 def test_lines_that_are_no_events(line: bytes) -> None:
     refused({**sound(), "journal.jsonl": b"".join(lines()) + line}, "event 9 ")
 

@@ -38,7 +38,7 @@ def test_svd_equals_the_dense_one(p: int, q: int, r: int, seed: int) -> None:
     eye = torch.eye(k, dtype=torch.float64)
     torch.testing.assert_close(u.mT @ u, eye, rtol=0, atol=1e-10)
     torch.testing.assert_close(vh @ vh.mT, eye, rtol=0, atol=1e-10)
-    assert update.singular_values() is s
+    torch.testing.assert_close(update.singular_values(), s, rtol=1e-10, atol=1e-10 * scale)
 
 
 @settings(deadline=None, max_examples=40)
@@ -81,6 +81,30 @@ def test_truncate_by_tolerance_and_to_the_numerical_rank() -> None:
     torch.testing.assert_close(doubled.truncate().to_dense(), 2 * update.to_dense())
     assert LowRank.zeros(4, 5).truncate().rank == 0
     assert LowRank(torch.zeros(4, 2), torch.zeros(2, 5)).truncate().rank == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes, sizes, st.integers(0, 30), seeds)
+def test_compacted_is_the_same_matrix_in_fewer_columns(p: int, q: int, r: int, seed: int) -> None:
+    update = make(p, q, r, seed)
+    twice = update + update  # 2r columns, rank r
+    short = twice.compacted()
+    assert short.rank <= min(p, q) and (short.rank <= r or 2 * r > min(p, q))
+    scale = 1 + twice.norm()
+    torch.testing.assert_close(short.to_dense(), twice.to_dense(), rtol=0, atol=1e-12 * scale)
+    assert short.compacted() is short, "nothing more is won"
+    if r < min(p, q):
+        assert update.compacted() is update
+
+
+def test_singular_values_alone_form_no_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither are û and v̂ᵀ kept, which are as large as the factors, in float64."""
+    monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("vectors are formed"))
+    for rank in (3, 9):
+        update = make(7, 5, rank, 0)
+        assert update.singular_values() is update.singular_values()
+        sizes_kept = [value.numel() for name, value in vars(update).items() if name not in "AB"]
+        assert sizes_kept == [min(5, rank)]
 
 
 def test_dtypes() -> None:

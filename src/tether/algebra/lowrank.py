@@ -68,8 +68,9 @@ class LowRank:
         """A·B in the factors' dtype."""
         return self.A @ self.B
 
-    @cached_property
-    def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
+    def svd(self) -> tuple[Float[Tensor, "p k"], Float[Tensor, " k"], Float[Tensor, "k q"]]:
+        """û, σ̂ (descending), v̂ᵀ of A·B in float64, k = min(r, p, q): QR of both factors and an r×r SVD, O((p+q)r²).
+        Computed at every call: û and v̂ᵀ are large."""
         A, B = self.A.double(), self.B.double()
         if self.rank >= min(self.shape):
             return torch.linalg.svd(A @ B, full_matrices=False)
@@ -78,13 +79,17 @@ class LowRank:
         u, s, vh = torch.linalg.svd(r_left @ r_right.mT)
         return q_left @ u, s, vh @ q_right.mT
 
-    def svd(self) -> tuple[Float[Tensor, "p k"], Float[Tensor, " k"], Float[Tensor, "k q"]]:
-        """û, σ̂ (descending), v̂ᵀ of A·B in float64, k = min(r, p, q): QR of both factors and an r×r SVD, O((p+q)r²)."""
-        return self._svd
+    @cached_property
+    def _singular_values(self) -> Tensor:
+        A, B = self.A.double(), self.B.double()
+        if self.rank >= min(self.shape):
+            return torch.linalg.svdvals(A @ B)
+        r_left, r_right = (torch.linalg.qr(factor, mode="r").R for factor in (A, B.mT))
+        return torch.linalg.svdvals(r_left @ r_right.mT)
 
     def singular_values(self) -> Float[Tensor, " k"]:
-        """σ̂ of A·B, descending, float64."""
-        return self._svd[1]
+        """σ̂ of A·B, descending, float64; û and v̂ᵀ are not formed. Kept after the first call."""
+        return self._singular_values
 
     def norm(self) -> float:
         """Frobenius norm, from the two r×r Gram matrices."""
@@ -95,7 +100,7 @@ class LowRank:
         """The closest update of at most `rank`, or without the singular values ≤ rtol·σ̂_max; factors û·√σ̂ and √σ̂·v̂ᵀ
         in this update's dtype. With neither argument: the numerical rank (rtol = the dtype's epsilon × max(p, q)).
         """
-        u, s, vh = self._svd
+        u, s, vh = self.svd()
         if rank is None:
             if rtol is None:
                 rtol = torch.finfo(self.A.dtype).eps * max(self.shape)
@@ -103,3 +108,16 @@ class LowRank:
             rank = int((s > rtol * top).sum()) if top > 0 else 0
         root = s[:rank].sqrt()
         return LowRank(u[:, :rank] * root, root[:, None] * vh[:rank]).to(dtype=self.A.dtype)
+
+    def compacted(self) -> LowRank:
+        """The same matrix to rounding in at most min(p, q) columns: without the singular values that float64 cannot
+        tell from zero, or, from min(p, q) columns on, as I·(A·B) or (A·B)·I. This very update where nothing is won."""
+        p, q = self.shape
+        if self.rank < min(p, q):
+            short = self.truncate(rtol=torch.finfo(torch.float64).eps * max(p, q))
+            return short if short.rank < self.rank else self
+        if self.rank == min(p, q):
+            return self
+        dense = (self.A.double() @ self.B.double()).to(self.A.dtype)
+        eye = torch.eye(min(p, q), dtype=dense.dtype, device=dense.device)
+        return LowRank(eye, dense) if p <= q else LowRank(dense, eye)

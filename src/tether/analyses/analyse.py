@@ -85,8 +85,7 @@ def spectrum(
             update_sigma_max=row.extremes.update_sigma_max,
             m=row.m,
         )
-        for restraint in restraints
-        for row in ledger.spectrum(model, at=numbers, restrain=restraint)
+        for row in ledger.spectra(model, at=numbers, restraints=restraints)
     ]
 
 
@@ -95,7 +94,7 @@ def bound(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint 
     whose update is the largest beside it. Empty where the theorem does not apply (see `bound_rows`)."""
     weights = list(ledger.header.weights)
     if len(weights) > _WEIGHTS:
-        sums = ledger.sums(restrain="none")
+        sums = ledger.sums(restrain="none", exact=False)
         weights = [max(weights, key=lambda name: sums.of[name].factors.norm() / sums.m[name])]
     try:
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
 from tether.algebra.perturbation_bound import Of, Span, Step, walk
-from tether.constraints.base import Constraint, label_of
+from tether.constraints.base import Constraint, label_of, parse
 from tether.errors import TetherError
 from tether.ledger import Ledger
 from tether.models import EditableModel
@@ -81,36 +81,26 @@ def bound_rows(
         at = sorted({live[-1 - (len(live) * i) // _POINTS] for i in range(_POINTS)})
     label = label_of(restrain)
     model = model if model is not None else ledger.model_or_load(None)
+    names = list(ledger.header.weights if weights is None else weights)
+    lasts = {n: max((edit for edit in live if edit <= n), default=None) for n in at}
+    needed = {*at, *(n for last in lasts.values() if last is not None for n in (last - 1, last))}
+    restraint = None if restrain is None else parse(restrain)
+    sums = {
+        state.edits: {name: state.sums.of[name].factors for name in names}
+        for state in ledger.replay().states(sorted(needed), [restraint], exact=False)
+    }
     rows = []
-    for name in ledger.header.weights if weights is None else weights:
+    for name in names:
         numbers, chosen = _keys(ledger, name, keys)
-        for of in ("sum", "edit"):
-            steps = walk(model.original(name), _spans(ledger, name, of, at, live, restrain), chosen.to(model.device))
+        nothing = LowRank.zeros(*ledger.header.weights[name].shape)
+        ways: dict[Of, list[Span]] = {
+            "sum": [Span(n, nothing, sums[n][name]) for n in at],
+            "edit": [Span(last, sums[last - 1][name], sums[last][name]) for last in lasts.values() if last is not None],
+        }
+        for of, spans in ways.items():
+            steps = walk(model.original(name), spans, chosen.to(model.device))
             rows += [_row(step, label, name, of, numbers) for step in steps]
     return rows
-
-
-def _spans(
-    ledger: Ledger, name: str, of: Of, at: Sequence[int], live: Sequence[int], restrain: str | Constraint | None
-) -> Iterator[Span]:
-    """The states between which the bound is taken; none for "edit" where no live edit stands at or before a number."""
-    held: tuple[int, LowRank] | None = None
-
-    def state(n: int) -> LowRank:
-        return (
-            held[1] if held is not None and held[0] == n else ledger.sums(n, restrain, by_event=False).of[name].factors
-        )
-
-    for n in at:
-        if of == "sum":
-            yield Span(n, LowRank.zeros(*ledger.header.weights[name].shape), state(n))
-            continue
-        last = max((edit for edit in live if edit <= n), default=None)
-        if last is not None:
-            before = state(last - 1)
-            after = state(last)
-            held = (last, after)
-            yield Span(last, before, after)
 
 
 def _keys(ledger: Ledger, name: str, limit: int | None) -> tuple[list[int], Tensor]:

@@ -38,7 +38,7 @@ def values(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
     edits: list[int] = []
     facts: list[Fact] = []
     found: list[Vectors] = []
-    for events, sums in ledger.states():
+    for events, sums in ledger.replay().solves():
         own = [(event.edit, event.fact) for event in events if event.edit is not None and event.fact is not None]
         own = own[: _FACTS - len(facts)]
         sums.show(model)

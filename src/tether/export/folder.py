@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tether.errors import TetherError
+from tether.storage.atomic import publish
 
 CARD, MANIFEST = "README.md", "tether.json"
 
@@ -30,9 +31,7 @@ def new_folder(to: str | Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if to.exists():
-            to.rmdir()
-        temporary.rename(to)
+        publish(temporary, to)
     except OSError as error:
         raise TetherError(f"{to} could not be made: {error}; choose another place or free this one") from error
     finally:

@@ -7,32 +7,36 @@ an error that names the event.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tether.errors import TetherError
+from tether.errors import BadLedgerError, TetherError, first_line
 from tether.facts.fact import Fact
 from tether.storage.atomic import finite, sync_folder
 
 FORMAT = 1
+ATTEMPTS = ("edit", "failed", "skipped")
+LOCK = "ledger.lock"
 
 
 class WeightRecord(BaseModel):
-    """An edited weight: its shape (out, in) and m, the largest singular value of W₀."""
+    """An edited weight: its shape (out, in), m, the largest singular value of W₀, and κ₀, its condition number (None
+    in ledgers that did not record it, and where it is infinite)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shape: tuple[int, int]
     sigma_max: float
+    kappa: float | None = None
 
 
 class EditorRecord(BaseModel):
@@ -80,7 +84,7 @@ class Event(BaseModel):
 
     number: int
     time: str
-    kind: Literal["edit", "failed", "skipped", "restrain", "undo", "guard"]
+    kind: Literal["edit", "failed", "skipped", "restrain", "undo", "redo", "guard"]
     edit: int | None = None
     fact: Fact | None = None
     factors: str | None = None
@@ -89,6 +93,7 @@ class Event(BaseModel):
     column: int | None = None
     restrain: str | None = None
     undone: tuple[int, ...] | None = None
+    redone: tuple[int, ...] | None = None
     reason: str | None = None
     record: dict[str, Any] = {}
     previous: str
@@ -109,20 +114,24 @@ def now() -> str:
 
 
 class Journal:
-    """The events on disk. Reading checks every line; appending needs the lock of `writing`."""
+    """The events on disk, and what is counted of them. Reading checks every line; appending needs the lock of
+    `writing`. `attempts` is the number of facts tried, `undone` the edits undone and not redone, `unrestrained` the
+    edits after the last restraint."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.jsonl"
         self._header_sha = hashlib.sha256((folder / "ledger.json").read_bytes()).hexdigest()
-        self._last = self._header_sha
-        self._whole = 0
-        self.events: list[Event] = []
         self.reload()
 
     def reload(self) -> None:
-        """Read and check every line. Raises TetherError that names the first damaged event."""
-        data = self.path.read_bytes() if self.path.exists() else b""
-        self._last, self.events, self._whole = self._header_sha, [], 0
+        """Read and check every line. Raises BadLedgerError that names the first damaged event."""
+        self._seen = self._stat()
+        data = self.path.read_bytes() if self._seen else b""
+        self._last, self._whole = self._header_sha, 0
+        self.events: list[Event] = []
+        self.attempts = 0
+        self.undone: frozenset[int] = frozenset()
+        self.unrestrained: list[int] = []
         whole = (0, self._header_sha, 0)  # bytes, hash and events up to the last complete event or batch
         for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
             event = self._check(number, line)
@@ -133,6 +142,31 @@ class Journal:
                 whole = (self._whole, self._last, number)
         self._whole, self._last = whole[:2]
         del self.events[whole[2] :]
+        self._count(self.events)
+
+    def refresh(self) -> None:
+        """`reload`, where the file is not as this journal last read or wrote it."""
+        if self._stat() != self._seen:
+            self.reload()
+
+    def _stat(self) -> tuple[int, int, int] | None:
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _count(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.attempts += event.kind in ATTEMPTS
+            if event.undone:
+                self.undone |= set(event.undone)
+            if event.redone:
+                self.undone -= set(event.redone)
+            if event.kind == "restrain":
+                self.unrestrained = []
+            elif event.kind == "edit" and event.edit is not None:
+                self.unrestrained.append(event.edit)
 
     @property
     def torn(self) -> bool:
@@ -144,28 +178,34 @@ class Journal:
         """sha256 of the last line: the identity of everything so far."""
         return self._last
 
+    def after(self, head: str) -> int | None:
+        """How many events follow the line whose sha256 begins with `head`; None where no line has it."""
+        chain = [self._last, *(event.previous for event in reversed(self.events))]
+        return next((count for count, line in enumerate(chain) if line.startswith(head.lower())), None)
+
     def _check(self, number: int, line: bytes) -> Event:
         where = f"{self.path}: event {number}"
         remedy = "the ledger is damaged from here on; restore it from a copy"
         try:
             body = json.loads(line)
             seal = body.pop("checksum", None)
-        except (ValueError, AttributeError, TypeError):
-            raise TetherError(f"{where} is no JSON object: {remedy}") from None
-        if seal != _seal(body):
-            raise TetherError(f"{where} does not match its checksum: {remedy}")
+            sound = seal == _seal(body)
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            raise BadLedgerError(f"{where} is no JSON object: {remedy}") from None
+        if not sound:
+            raise BadLedgerError(f"{where} does not match its checksum: {remedy}")
         try:
             event = Event.model_validate({**body, "checksum": seal})
         except ValidationError as error:
             first = error.errors()[0]
-            raise TetherError(
+            raise BadLedgerError(
                 f"{where}: {'.'.join(map(str, first['loc']))} = {first.get('input')!r} is not of ledger format "
                 f"{FORMAT}; open it with a newer tether"
             ) from None
         if event.number != number:
-            raise TetherError(f"{where} is numbered {event.number}: lines are missing or out of order; {remedy}")
+            raise BadLedgerError(f"{where} is numbered {event.number}: lines are missing or out of order; {remedy}")
         if event.previous != self._last:
-            raise TetherError(
+            raise BadLedgerError(
                 f"{where} does not follow the line before it: that line or ledger.json was changed; {remedy}"
             )
         return event
@@ -190,6 +230,8 @@ class Journal:
         self._whole += len(lines)
         self._last = last
         self.events += sealed
+        self._count(sealed)
+        self._seen = self._stat()
         return sealed
 
 
@@ -197,16 +239,17 @@ class Journal:
 def writing(folder: Path) -> Iterator[None]:
     """The one writer of a ledger: a lock that a kill releases. Raises TetherError while another process holds it, or
     where there are no locks."""
-    with (folder / "ledger.lock").open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TetherError(f"{folder} is being written by another process: wait until it ends") from None
-        except OSError as error:
-            raise TetherError(
-                f"{folder} cannot be locked ({error.strerror}): a ledger needs a file system with locks; move it to one"
-            ) from None
-        try:
-            yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TetherError(f"{folder} is being written by another process: wait until it ends") from None
+    except (OSError, NotImplementedError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise TetherError(
+            f"{folder} cannot be locked ({why}): a ledger needs a file system with locks; move it to one"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,20 +21,19 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from tether.algebra.joint_solve import Solution
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Extremes, Spectrum
 from tether.constraints.base import Constraint, label_of, parse
-from tether.errors import TetherError
+from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError, pydantic_line
 from tether.export import LoraReport, Provenance, check_kind, export_updates
 from tether.facts.fact import Fact
-from tether.ledger.journal import Event, Header, Journal, writing
-from tether.ledger.replay import Sums
+from tether.ledger.journal import ATTEMPTS, Event, Header, Journal, writing
+from tether.ledger.replay import Replay, Sums, sound_factors
 from tether.models import EditableModel
 from tether.models import load as load_model
 from tether.storage.atomic import write_atomically
 
-ATTEMPTS = ("edit", "failed", "skipped")
+_FACTORS = re.compile(r"factors/\d{6,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Ledger:
 
     def __init__(self, path: Path, header: Header, journal: Journal) -> None:
         self.path, self.header, self._journal = path, header, journal
+        self._last_read: tuple[tuple[str, str | None] | None, dict[str, Tensor]] = (None, {})
 
     # --- making, opening, checking ------------------------------------------------------------------------------
 
@@ -86,15 +87,13 @@ class Ledger:
         try:
             header = Header.model_validate_json((path / "ledger.json").read_bytes())
         except OSError:
-            raise TetherError(
+            raise BadLedgerError(
                 f"{path} is no ledger: it has no readable ledger.json; name the folder of a ledger"
             ) from None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise TetherError(
-                f"{path / 'ledger.json'}: {where} is not of ledger format 1 ({first['msg']}): damaged, or newer "
-                "than this tether"
+            raise BadLedgerError(
+                f"{path / 'ledger.json'} is not of ledger format 1 ({pydantic_line(error)}): damaged, or newer than "
+                "this tether"
             ) from None
         ledger = cls(path, header, Journal(path))
         if model is not None:
@@ -102,35 +101,54 @@ class Ledger:
         return ledger
 
     def check_model(self, model: EditableModel) -> None:
-        """Raise TetherError unless the model's edited weights are those the ledger was made on."""
+        """Raise WrongModelError unless the model's edited weights are those the ledger was made on."""
         found = model.fingerprint(list(self.header.weights))
         if found != self.header.fingerprint:
-            raise TetherError(
+            raise WrongModelError(
                 f"{model.id} is not the model of {self.path}: its weights have fingerprint {found[:12]}, the ledger "
                 f"{self.header.fingerprint[:12]}; load {self.header.model!r} as it was"
             )
 
-    def verify(self, model: EditableModel | None = None) -> dict[str, Any]:
-        """Check every line and every factors file (and the model). Returns counts by kind; raises TetherError that
-        names the first damaged event."""
-        self._journal.reload()
+    def verify(self, model: EditableModel | None = None, *, head: str | None = None) -> dict[str, Any]:
+        """Check every line and every factors file (and the model). Returns counts by kind; raises BadLedgerError that
+        names the first damaged event.
+
+        A journal whose last lines were cut off looks whole. `head`, the `head` that the ledger had at some earlier
+        time (its first 8 digits are enough), is the remedy: the journal must still hold that line. Nothing is signed:
+        without such a head, who can write the folder can also rewrite it.
+        """
+        self.reload()
         counts: dict[str, int] = {}
         named = set()
         for event in self.events:
             counts[event.kind] = counts.get(event.kind, 0) + 1
             if event.factors:
-                self._factors_bytes(event)
-                named.add(Path(event.factors).name)
-        orphans = sorted(f.name for f in (self.path / "factors").glob("*.safetensors") if f.name not in named)
-        expected = f"{self.attempts + 1:06d}.safetensors"  # a kill between the file and its line
-        if [name for name in orphans if name != expected]:
-            raise TetherError(
-                f"{self.path}: factors/{orphans[0]} has no line in the journal, so lines were cut off behind event "
+                self._tensors(event)
+                named.add(event.factors)
+        orphans = {f"factors/{file.name}" for file in (self.path / "factors").glob("*.safetensors")} - named
+        orphans.discard(_factors_file(self.attempts + 1))  # a kill between the file and its line
+        if orphans:
+            raise BadLedgerError(
+                f"{self.path}: {min(orphans)} has no line in the journal, so lines were cut off after event "
                 f"{len(self.events)}; restore journal.jsonl from a copy"
             )
+        report = {"events": len(self.events), "kinds": counts, "torn_line": self._journal.torn, "head": self.head}
+        if head is not None:
+            report["events_after_head"] = self._events_after(head)
         if model is not None:
             self.check_model(model)
-        return {"events": len(self.events), "kinds": counts, "torn_line": self._journal.torn, "head": self.head}
+        return report
+
+    def _events_after(self, head: str) -> int:
+        if not re.fullmatch("[0-9a-fA-F]{8,64}", head):
+            raise BadSettingsError(f"head {head!r}: give at least the first 8 hexadecimal digits of a ledger's head")
+        after = self._journal.after(head)
+        if after is None:
+            raise BadLedgerError(
+                f"{self.path}: no line of its journal has the head {head}: lines after event {len(self.events)} (head "
+                f"{self.head[:12]}) were cut off, or lines were rewritten; restore journal.jsonl from a copy"
+            )
+        return after
 
     # --- what it says -------------------------------------------------------------------------------------------
 
@@ -141,6 +159,7 @@ class Ledger:
     def reload(self) -> None:
         """Read the journal again, as it is on disk."""
         self._journal.reload()
+        self._last_read = (None, {})
 
     @property
     def head(self) -> str:
@@ -150,11 +169,29 @@ class Ledger:
     @property
     def attempts(self) -> int:
         """How many facts were tried: the number of the last edit."""
-        return sum(event.kind in ATTEMPTS for event in self.events)
+        return self._journal.attempts
 
     @property
     def undone(self) -> frozenset[int]:
-        return frozenset(i for event in self.events if event.undone for i in event.undone)
+        """The numbers of the edits that were undone and not redone."""
+        return self._journal.undone
+
+    @property
+    def since_restraint(self) -> int:
+        """How many live edits there are after the last restraint."""
+        return sum(edit not in self.undone for edit in self._journal.unrestrained)
+
+    def last_edits(self, count: int) -> list[int]:
+        """The numbers of the last `count` live edits, ascending. Raises BadSettingsError where there are fewer."""
+        live = self._live_numbers()
+        if not 1 <= count <= len(live):
+            raise BadSettingsError(
+                f"the last {count} edits: {self.path} has {len(live)} live ones; name 1 to that many"
+            )
+        return live[-count:]
+
+    def _live_numbers(self) -> list[int]:
+        return [event.edit for event in self.live() if event.edit is not None]
 
     def live(self, upto: int | None = None) -> list[Event]:
         """The edits that count: not undone, numbered at most `upto`."""
@@ -179,111 +216,84 @@ class Ledger:
         return found
 
     def _until(self, upto: int | None) -> Iterator[Event]:
-        if upto is not None and not 0 <= upto <= self.attempts:
-            raise TetherError(f"{upto} edits: {self.path} has edits 1 to {self.attempts}")
+        if upto is not None:
+            self._check_number(upto)
         for event in self.events:
             if upto is not None and event.kind in ATTEMPTS and event.edit is not None and event.edit > upto:
                 return
             yield event
 
+    def _check_number(self, upto: int) -> int:
+        if not 0 <= upto <= self.attempts:
+            raise BadSettingsError(f"{upto} edits: {self.path} has edits 1 to {self.attempts}")
+        return upto
+
     def factors(self, event: Event) -> dict[str, LowRank]:
         """The updates of one edit by weight name, float32 on the CPU, checked against the journal. Of a fact edited in
         a batch: its term of the batch's sum."""
-        tensors = load(self._factors_bytes(event))
-        part = slice(None) if event.column is None else slice(event.column, event.column + 1)
-        return {
-            name: LowRank(tensors[f"{name}/A"][:, part], tensors[f"{name}/B"][part])
-            for name in self.header.weights if f"{name}/A" in tensors
-        }  # fmt: skip
+        tensors, part = self._tensors(event), _part(event)
+        with sound_factors(self.path, event):
+            return {
+                name: LowRank(tensors[f"{name}/A"][:, part].clone(), tensors[f"{name}/B"][part].clone())
+                for name in self.header.weights if f"{name}/A" in tensors
+            }  # fmt: skip
 
     def vectors(self, event: Event, kind: Literal["K", "V"]) -> dict[str, Tensor]:
         """The keys "K" (n×q) or values "V" (n×p) that the editor kept of one edit, by weight name, one a row (one row
         but for editors with many keys a fact), float32 on the CPU, checked against the journal."""
-        tensors = load(self._factors_bytes(event))
-        rows = slice(None) if event.column is None else slice(event.column, event.column + 1)
-        return {
-            name: torch.atleast_2d(tensors[f"{name}/{kind}"])[rows]
-            for name in self.header.weights if f"{name}/{kind}" in tensors
-        }  # fmt: skip
+        tensors, part = self._tensors(event), _part(event)
+        with sound_factors(self.path, event):
+            return {
+                name: torch.atleast_2d(tensors[f"{name}/{kind}"])[part].clone()
+                for name in self.header.weights if f"{name}/{kind}" in tensors
+            }  # fmt: skip
 
-    def _updates(self, batch: Sequence[Event], counting: Set[int]) -> dict[str, LowRank]:
-        """The updates of one factors file (its edit events are `batch`), for the edits `counting` alone: of facts
-        edited in one solve, the solution of the same residuals without the others' keys."""
-        tensors = load(self._factors_bytes(batch[0]))
-        removed = [event.column for event in batch if event.column is not None and event.edit not in counting]
-        kept = [event.column for event in batch if event.column is not None and event.edit in counting]
-        updates = {}
-        for name in self.header.weights:
-            if f"{name}/A" not in tensors:
-                continue
-            A, B = tensors[f"{name}/A"], tensors[f"{name}/B"]
-            if removed:
-                solution = Solution(B.double(), tensors[f"{name}/H"].double()).without(removed)
-                A, B = A[:, kept], solution.G.float()
-            updates[name] = LowRank(A, B)
-        return updates
-
-    def _factors_bytes(self, event: Event) -> bytes:
+    def _tensors(self, event: Event) -> dict[str, Tensor]:
+        """What the factors file of an edit holds, checked. The last file is kept, for the facts of one batch."""
         where = f"{self.path}: event {event.number} (edit {event.edit})"
         if event.factors is None:
-            raise TetherError(f"{where} names no factors file: restore the ledger from a copy")
+            raise BadLedgerError(f"{where} names no factors file: restore the ledger from a copy")
+        if not _FACTORS.fullmatch(event.factors):
+            raise BadLedgerError(
+                f"{where} names the file {event.factors!r}: a ledger reads its own factors/NNNNNN.safetensors alone; "
+                "restore it from a copy"
+            )
+        if self._last_read[0] == (event.factors, event.sha256):
+            return self._last_read[1]
+        file = self.path / event.factors
         try:
-            data = (self.path / event.factors).read_bytes()
+            data = file.read_bytes() if file.is_file() else None
         except OSError:
-            raise TetherError(f"{where}: {event.factors} is missing; restore it from a copy") from None
+            data = None
+        if data is None:
+            raise BadLedgerError(f"{where}: {event.factors} is missing; restore it from a copy")
         if hashlib.sha256(data).hexdigest() != event.sha256:
-            raise TetherError(
+            raise BadLedgerError(
                 f"{where}: {event.factors} does not match its sha256; it was changed, restore it from a copy"
             )
-        return data
+        with sound_factors(self.path, event):
+            tensors = load(data)
+        self._last_read = ((event.factors, event.sha256), tensors)
+        return tensors
 
     # --- what follows from it -----------------------------------------------------------------------------------
 
+    def replay(self, *, without: Set[int] = frozenset()) -> Replay:
+        """The live edits in journal order, `without` some: as after their undo. For several numbers of edits or several
+        restraints in one pass over the files."""
+        counting = frozenset(self._live_numbers()) - without
+        return Replay(self.path, self.header, self.events, counting, self._tensors)
+
     def sums(
         self, upto: int | None = None, restrain: str | Constraint | None = None, *, without: Set[int] = frozenset(),
-        by_event: bool = True,
+        exact: bool = True,
     ) -> Sums:  # fmt: skip
         """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits
-        up to `upto`, and that function once. `without` some edits: as after their undo. `by_event` false: as factors
-        alone, where nobody needs the bits of a live run's dense sum."""
-        sums = self._no_sums(by_event=by_event and restrain is None)
-        counting = {event.edit for event in self.live(upto) if event.edit is not None} - without
-        for _ in self._replay(sums, upto, counting, restrains=restrain is None):
-            pass
-        if restrain is not None:
-            sums.restrain(parse(restrain))
-        return sums
-
-    def states(self) -> Iterator[tuple[list[Event], Sums]]:
-        """The journal replayed, solve by solve: its live edits (one, but for a batch), and the sums right after it,
-        before a restraint that follows. The sums are factors alone, one object that the next step changes."""
-        sums = self._no_sums(by_event=False)
-        counting = {event.edit for event in self.live() if event.edit is not None}
-        for events in self._replay(sums, None, counting, restrains=True):
-            yield events, sums
-
-    def _no_sums(self, *, by_event: bool) -> Sums:
-        return Sums(
-            {name: weight.shape for name, weight in self.header.weights.items()},
-            {name: weight.sigma_max for name, weight in self.header.weights.items()},
-            by_event=by_event,
-        )
-
-    def _replay(self, sums: Sums, upto: int | None, counting: Set[int], *, restrains: bool) -> Iterator[list[Event]]:
-        """Change `sums` event by event; yields the edits that count of every solve, once it is in."""
-        batches: dict[str, list[Event]] = {}
-        for event in self.events:
-            if event.kind == "edit" and event.factors:
-                batches.setdefault(event.factors, []).append(event)
-        added = set()
-        for event in self._until(upto):
-            if event.kind == "edit" and event.edit in counting and event.factors not in added:
-                added.add(event.factors)
-                batch = batches[event.factors or ""]
-                sums.add(self._updates(batch, counting))
-                yield [one for one in batch if one.edit in counting]
-            elif event.kind == "restrain" and restrains and event.restrain is not None:
-                sums.restrain(parse(event.restrain))
+        up to `upto`, and that function once. `without` and `exact` as for `replay` and `Replay.states`."""
+        upto = self.attempts if upto is None else self._check_number(upto)
+        restraint = None if restrain is None else parse(restrain)
+        (state,) = self.replay(without=without).states([upto], [restraint], exact=exact)
+        return state.sums
 
     def apply(
         self, model: EditableModel | None = None, *, upto: int | None = None, restrain: str | Constraint | None = None
@@ -295,24 +305,40 @@ class Ledger:
         return model
 
     def model_or_load(self, model: EditableModel | None) -> EditableModel:
-        """The given model after the fingerprint check, or the recorded one."""
+        """The given model after the fingerprint check, or the recorded one where that is on this machine: nothing is
+        downloaded because a ledger names it."""
+        header = self.header
         if model is None:
-            model = load_model(self.header.model, dtype=self.header.dtype, anatomy=self.header.anatomy)
+            try:
+                model = load_model(header.model, dtype=header.dtype, anatomy=header.anatomy, local_files_only=True)
+            except TetherError as error:
+                raise WrongModelError(
+                    f"{self.path} was made on {header.model!r}, which cannot be loaded from this machine: name the "
+                    f"model yourself ({error})"
+                ) from error
         self.check_model(model)
         return model
 
     def undo(self, *edits: int) -> Event:
         """Take edits out, by number: from now on the ledger is what it would be without them in the sum, later
         restraints recomputed. Later edits are *not* computed anew. Nothing is deleted; needs no model."""
-        if not edits:
-            raise TetherError("undo needs the number of an edit: see `tether log`")
         with self.writing():
-            live = {event.edit for event in self.live()}
-            for edit in edits:
-                if edit not in live:
-                    why = "was undone already" if edit in self.undone else "is no live edit"
-                    raise TetherError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
+            self._check_numbers("undo", edits, set(self._live_numbers()), "is no live edit", "was undone already")
             return self._journal.append({"kind": "undo", "undone": tuple(sorted(set(edits)))})[0]
+
+    def redo(self, *edits: int) -> Event:
+        """Take undone edits in again, by number: the ledger is what it would be had they never been undone."""
+        with self.writing():
+            self._check_numbers("redo", edits, self.undone, "is not undone", "is not undone")
+            return self._journal.append({"kind": "redo", "redone": tuple(sorted(set(edits)))})[0]
+
+    def _check_numbers(self, verb: str, edits: Sequence[int], allowed: Set[int], no: str, already: str) -> None:
+        if not edits:
+            raise BadSettingsError(f"{verb} needs the number of an edit: see `tether log`")
+        for edit in edits:
+            if edit not in allowed:
+                why = already if edit in self.undone else no
+                raise BadSettingsError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
 
     def spectrum(
         self, model: EditableModel | None = None, *, at: Sequence[int] | None = None,
@@ -320,20 +346,29 @@ class Ledger:
     ) -> list[SpectrumRow]:  # fmt: skip
         """σ_max, σ_min, κ of every edited weight and σ̂ of its update, after each number of edits in `at` (default:
         all). Of the float32 W₀ + Σ, also for a model in a smaller dtype. The model is not changed."""
+        return self.spectra(model, at=at, restraints=[restrain])
+
+    def spectra(
+        self, model: EditableModel | None = None, *, at: Sequence[int] | None = None,
+        restraints: Sequence[str | Constraint | None],
+    ) -> list[SpectrumRow]:  # fmt: skip
+        """The rows of `spectrum` under each of several restraints in turn, in one pass over the edits."""
         model = self.model_or_load(model)
         spectra = {name: Spectrum(model.original(name)) for name in self.header.weights}
-        rows = []
-        for upto in at if at is not None else [self.attempts]:
-            sums = self.sums(upto, restrain, by_event=False)
+        counts = [self._check_number(upto) for upto in (at if at is not None else [self.attempts])]
+        parsed = [None if restraint is None else parse(restraint) for restraint in restraints]
+        found: dict[tuple[int, Constraint | None], list[SpectrumRow]] = {}
+        for state in self.replay().states(counts, list(dict.fromkeys(parsed)), exact=False):
+            rows = found[state.edits, state.restraint] = []
             for name, spectrum in spectra.items():
-                held = sums.of[name].factors
+                held = state.sums.of[name].factors
                 rows.append(
                     SpectrumRow(
-                        upto, label_of(restrain), name, spectrum.of(held), sums.m[name],
+                        state.edits, label_of(state.restraint), name, spectrum.of(held), state.sums.m[name],
                         tuple(held.singular_values().tolist()), model.rounding(name, held),
                     )
                 )  # fmt: skip
-        return rows
+        return [row for restraint in parsed for upto in counts for row in found[upto, restraint]]
 
     def export(
         self, model: EditableModel | None, to: str | Path, *, as_: Literal["merged", "lora"],
@@ -368,9 +403,9 @@ class Ledger:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the ledger's lock; the journal is read again first, so that nothing written meanwhile is lost."""
+        """Hold the ledger's lock; the journal is read again first where another wrote it meanwhile."""
         with writing(self.path):
-            self._journal.reload()
+            self._journal.refresh()
             yield
 
     def append(
@@ -401,13 +436,13 @@ class Ledger:
             f"{name}/{part}": getattr(update, part) for name, update in updates.items() for part in "AB"
         } | vectors
         data = save({name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()})
-        file = f"factors/{edit:06d}.safetensors"
+        file = _factors_file(edit)
         write_atomically(self.path / file, data)
         return {"factors": file, "sha256": hashlib.sha256(data).hexdigest()}
 
     def _discard(self, edit: int) -> dict[str, str]:
-        """A kill between the factors of another fact and their line may have left this number's file."""
-        (self.path / f"factors/{edit:06d}.safetensors").unlink(missing_ok=True)
+        """A killed run can leave a factors file without a journal line. Remove it."""
+        (self.path / _factors_file(edit)).unlink(missing_ok=True)
         return {}
 
     def append_restraint(self, restraint: Constraint, record: dict[str, Any], reason: str | None = None) -> Event:
@@ -419,3 +454,12 @@ class Ledger:
         """A guard's look, and the edits it took back. Needs `writing`."""
         line = {"kind": "guard", "undone": tuple(undone) or None, "reason": reason, "record": record}
         return self._journal.append(line)[0]
+
+
+def _factors_file(edit: int) -> str:
+    return f"factors/{edit:06d}.safetensors"
+
+
+def _part(event: Event) -> slice:
+    """The fact's own rows and columns of what its batch shares."""
+    return slice(None) if event.column is None else slice(event.column, event.column + 1)

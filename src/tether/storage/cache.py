@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+from filelock import FileLock
+
+from tether.storage.atomic import publish
 
 
 def cache_dir() -> Path:
@@ -19,13 +22,10 @@ def cache_dir() -> Path:
     return (Path(shared) if shared else Path.home() / ".cache") / "tether"
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> AbstractContextManager[object]:
     """Hold the lock of `path` (the file `<path>.lock`) inside the block, waiting for it; a kill releases it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(path, ".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    return FileLock(_beside(path, ".lock"))
 
 
 def built_folder(path: Path, build: Callable[[Path], None]) -> Path:
@@ -43,11 +43,7 @@ def built_folder(path: Path, build: Callable[[Path], None]) -> Path:
         partial.mkdir()
         try:
             build(partial)
-            for file in partial.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as handle:
-                        os.fsync(handle.fileno())
-            partial.rename(path)
+            publish(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return path

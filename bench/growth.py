@@ -23,19 +23,19 @@ from unittest import mock
 
 import torch
 from common import CLOCKS, spread, table, where
-from tether.lowrank import LowRank
-from tether.model import EditableModel
-from tether.spectrum import Spectrum
-from tether.versions import versions
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 import tether
+from tether.algebra.lowrank import LowRank
+from tether.algebra.spectrum import Spectrum
 from tether.editors import editor
 from tether.editors.base import Proposal
 from tether.facts.fact import Fact
 from tether.ledger import Attempt, Header, Ledger, WeightRecord
+from tether.models import EditableModel
+from tether.storage.versions import versions
 
 M = 8.0  # σ_max of the unedited weight, as in an early layer of a 7B model
 Factors = Callable[[int], tuple[Tensor, Tensor]]

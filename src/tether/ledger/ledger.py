@@ -28,7 +28,7 @@ from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongMo
 from tether.export import LoraReport, Provenance, check_kind, export_updates
 from tether.facts.fact import Fact
 from tether.ledger.journal import ATTEMPTS, Event, Header, Journal, writing
-from tether.ledger.replay import Replay, Sums, sound_factors
+from tether.ledger.replay import Replay, Sums, check_counts, sound_factors
 from tether.models import EditableModel
 from tether.models import load as load_model
 from tether.storage.atomic import write_atomically
@@ -216,17 +216,11 @@ class Ledger:
         return found
 
     def _until(self, upto: int | None) -> Iterator[Event]:
-        if upto is not None:
-            self._check_number(upto)
+        check_counts(self.path, [] if upto is None else [upto], self.attempts)
         for event in self.events:
             if upto is not None and event.kind in ATTEMPTS and event.edit is not None and event.edit > upto:
                 return
             yield event
-
-    def _check_number(self, upto: int) -> int:
-        if not 0 <= upto <= self.attempts:
-            raise BadSettingsError(f"{upto} edits: {self.path} has edits 1 to {self.attempts}")
-        return upto
 
     def factors(self, event: Event) -> dict[str, LowRank]:
         """The updates of one edit by weight name, float32 on the CPU, checked against the journal. Of a fact edited in
@@ -290,7 +284,7 @@ class Ledger:
     ) -> Sums:  # fmt: skip
         """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits
         up to `upto`, and that function once. `without` and `exact` as for `replay` and `Replay.states`."""
-        upto = self.attempts if upto is None else self._check_number(upto)
+        upto = self.attempts if upto is None else upto
         restraint = None if restrain is None else parse(restrain)
         (state,) = self.replay(without=without).states([upto], [restraint], exact=exact)
         return state.sums
@@ -355,7 +349,7 @@ class Ledger:
         """The rows of `spectrum` under each of several restraints in turn, in one pass over the edits."""
         model = self.model_or_load(model)
         spectra = {name: Spectrum(model.original(name)) for name in self.header.weights}
-        counts = [self._check_number(upto) for upto in (at if at is not None else [self.attempts])]
+        counts = [self.attempts] if at is None else at
         parsed = [None if restraint is None else parse(restraint) for restraint in restraints]
         found: dict[tuple[int, Constraint | None], list[SpectrumRow]] = {}
         for state in self.replay().states(counts, list(dict.fromkeys(parsed)), exact=False):

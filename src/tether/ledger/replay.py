@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +15,7 @@ from torch import Tensor
 from tether.algebra.joint_solve import Solution
 from tether.algebra.lowrank import LowRank
 from tether.constraints.base import Constraint, Weight, constrained, parse
-from tether.errors import BadLedgerError, first_line
+from tether.errors import BadLedgerError, BadSettingsError, first_line
 from tether.ledger.journal import ATTEMPTS, Event, Header
 from tether.models.editable import EditableModel
 
@@ -163,8 +163,10 @@ class Replay:
         """The sums after each number of edits in `at`, ascending, under each restraint in turn, in one pass.
 
         None replays the journal with its restraints; another restraint is applied once to the sum of the edits.
-        `exact` false: no dense sum with the bits of a live run is kept.
+        `exact` false: no dense sum with the bits of a live run is kept. Raises BadSettingsError for a number beyond the
+        ledger.
         """
+        check_counts(self.path, at, sum(event.kind in ATTEMPTS for event in self.events))
         recorded = self._nothing(exact=exact) if None in restraints else None
         plain = self._nothing(exact=False) if any(one is not None for one in restraints) else None
         moving = [sums for sums in (recorded, plain) if sums is not None]
@@ -245,6 +247,13 @@ class Replay:
                 if updates[name].shape != weight.shape:
                     raise ValueError(f"{name} is {updates[name].shape}")
         return updates
+
+
+def check_counts(path: Path, counts: Iterable[int], attempts: int) -> None:
+    """Raises BadSettingsError for a number of edits that the ledger at `path` does not have."""
+    for count in counts:
+        if not 0 <= count <= attempts:
+            raise BadSettingsError(f"{count} edits: {path} has edits 1 to {attempts}")
 
 
 @contextmanager

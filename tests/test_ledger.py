@@ -242,6 +242,26 @@ def test_appending_parses_no_line_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert ledger.undone == {1, 2}
 
 
+def test_the_sums_to_append_to_check_every_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of an undone edit too."""
+    ledger = new_ledger(tmp_path, editable("llama"))
+    fill(ledger, "12r3")
+    ledger.undo(2)
+    files = []
+    real = Path.read_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: files.append(path.name) or real(path))
+        assert same_sums(ledger.checked_sums(), ledger.sums())
+    assert files == [f"{number:06d}.safetensors" for number in (1, 2, 3, 1, 3)]
+    (tmp_path / "factors/000005.safetensors").write_bytes(b"")
+    with pytest.raises(BadLedgerError, match="lines were cut off after event 5"):
+        ledger.checked_sums()
+    (tmp_path / "factors/000005.safetensors").unlink()
+    (tmp_path / "factors/000002.safetensors").write_bytes(b"")
+    with pytest.raises(BadLedgerError, match=r"event 2 \(edit 2\).*does not match its sha256"):
+        ledger.checked_sums()
+
+
 def test_restrained_and_unrestrained_agree_while_nothing_exceeds_m(tmp_path: Path) -> None:
     ledger = new_ledger(tmp_path, editable("llama"))
     fill(ledger, "1")

@@ -31,11 +31,12 @@ from tether.errors import TetherError
 from tether.facts.check import repeats
 from tether.facts.fact import Fact
 from tether.ledger import ATTEMPTS, Attempt, Event, Header, Ledger, Sums
+from tether.ledger.journal import LOCK
 from tether.models import EditableModel
 
 logger = logging.getLogger(__name__)
 
-_LEFT_BY_A_KILL = ("factors", "ledger.lock", "ledger.json.tmp")  # while a ledger was being made
+_LEFT_BY_A_KILL = ("factors", LOCK, "ledger.json.tmp")  # while a ledger was being made
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,6 @@ def edit(
         )
     with ledger.writing():
         if exists:
-            ledger.verify()
             _check_batch(ledger.header.method, batch_size)
             _check_same(ledger.header, model, method, seed, settings, layers)
             trained = recorded_editor(model, ledger.header, editor)
@@ -194,7 +194,7 @@ class _Run:
         self.editor = editor_of(header.method)
         network = None if trained is None else trained.network
         self.context = Context(hparams, header.prefixes, recorded_moments(model, header), network)
-        self.sums: Sums = ledger.sums()
+        self.sums: Sums = ledger.checked_sums()
         self.health = Health(model, self.sums.m)
         self.level = "ok"
         self.guard = guard
@@ -322,11 +322,7 @@ class _Run:
         """Live edits after the last restraint; 0 where nothing restrains."""
         if not self.restraint.acts:
             return 0
-        count, undone = 0, self.ledger.undone
-        for event in self.ledger.events:
-            alive = event.kind == "edit" and event.edit not in undone
-            count = 0 if event.kind == "restrain" else count + alive
-        return count
+        return self.ledger.since_restraint
 
     def _look(self, *, at_the_end: bool = False) -> None:
         if self.guard is not None and self.guard.due(self.ledger, at_the_end=at_the_end):

@@ -125,6 +125,15 @@ class Ledger:
             if event.factors:
                 self._tensors(event)
                 named.add(event.factors)
+        self._check_no_lines_missing(named)
+        report = {"events": len(self.events), "kinds": counts, "torn_line": self._journal.torn, "head": self.head}
+        if head is not None:
+            report["events_after_head"] = self._events_after(head)
+        if model is not None:
+            self.check_model(model)
+        return report
+
+    def _check_no_lines_missing(self, named: Set[str]) -> None:
         orphans = {f"factors/{file.name}" for file in (self.path / "factors").glob("*.safetensors")} - named
         orphans.discard(_factors_file(self.attempts + 1))  # a kill between the file and its line
         if orphans:
@@ -132,12 +141,6 @@ class Ledger:
                 f"{self.path}: {min(orphans)} has no line in the journal, so lines were cut off after event "
                 f"{len(self.events)}; restore journal.jsonl from a copy"
             )
-        report = {"events": len(self.events), "kinds": counts, "torn_line": self._journal.torn, "head": self.head}
-        if head is not None:
-            report["events_after_head"] = self._events_after(head)
-        if model is not None:
-            self.check_model(model)
-        return report
 
     def _events_after(self, head: str) -> int:
         if not re.fullmatch("[0-9a-fA-F]{8,64}", head):
@@ -287,6 +290,12 @@ class Ledger:
         upto = self.attempts if upto is None else upto
         restraint = None if restrain is None else parse(restrain)
         (state,) = self.replay(without=without).states([upto], [restraint], exact=exact)
+        return state.sums
+
+    def checked_sums(self) -> Sums:
+        """The sums of all edits, for a run that appends: with them every factors file is read and checked, once."""
+        self._check_no_lines_missing({event.factors for event in self.events if event.factors})
+        (state,) = self.replay().states([self.attempts], [None], check=True)
         return state.sums
 
     def apply(

@@ -158,13 +158,13 @@ class Replay:
                 self._batches.setdefault(event.factors or "", []).append(event)
 
     def states(
-        self, at: Sequence[int], restraints: Sequence[Constraint | None], *, exact: bool = True
+        self, at: Sequence[int], restraints: Sequence[Constraint | None], *, exact: bool = True, check: bool = False
     ) -> Iterator[State]:
         """The sums after each number of edits in `at`, ascending, under each restraint in turn, in one pass.
 
         None replays the journal with its restraints; another restraint is applied once to the sum of the edits.
-        `exact` false: no dense sum with the bits of a live run is kept. Raises BadSettingsError for a number beyond the
-        ledger.
+        `exact` false: no dense sum with the bits of a live run is kept. `check`: the files of edits that do not count
+        are read as well. Raises BadSettingsError for a number beyond the ledger.
         """
         check_counts(self.path, at, sum(event.kind in ATTEMPTS for event in self.events))
         recorded = self._nothing(exact=exact) if None in restraints else None
@@ -192,10 +192,14 @@ class Replay:
                     return
             if event.kind == "edit":
                 batch = self._batches[event.factors or ""]
-                if event is batch[-1] and any(one.edit in self.counting for one in batch):
+                if event is not batch[-1]:
+                    continue
+                if any(one.edit in self.counting for one in batch):
                     updates = self._updates(batch, self.counting)
                     for sums in moving:
                         sums.add(updates)
+                elif check:
+                    self.read(event)
             elif event.kind == "restrain" and event.restrain is not None and recorded is not None:
                 recorded.restrain(parse(event.restrain))
         for edits in reversed(waiting):

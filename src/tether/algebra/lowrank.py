@@ -110,13 +110,10 @@ class LowRank:
         return LowRank(u[:, :rank] * root, root[:, None] * vh[:rank]).to(dtype=self.A.dtype)
 
     def compacted(self) -> LowRank:
-        """The same matrix to rounding in at most min(p, q) columns: without the singular values that float64 cannot
-        tell from zero, or, from min(p, q) columns on, as I·(A·B) or (A·B)·I. This very update where nothing is won."""
+        """The same matrix, exactly to rounding, in at most min(p, q) columns: where there are more, I·(A·B) or (A·B)·I,
+        with the product taken in float64."""
         p, q = self.shape
-        if self.rank < min(p, q):
-            short = self.truncate(rtol=torch.finfo(torch.float64).eps * max(p, q))
-            return short if short.rank < self.rank else self
-        if self.rank == min(p, q):
+        if self.rank <= min(p, q):
             return self
         dense = (self.A.double() @ self.B.double()).to(self.A.dtype)
         eye = torch.eye(min(p, q), dtype=dense.dtype, device=dense.device)

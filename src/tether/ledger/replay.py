@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tether.errors import BadLedgerError, BadSettingsError, first_line
 from tether.ledger.journal import ATTEMPTS, Event, Header
 from tether.models.editable import EditableModel
 
-_SINGLY = 32  # updates that are added to the dense sum one by one, before blocks begin
+_SINGLY = 8  # updates that are added to the dense sum one by one, before blocks begin
 _BLOCK = 64  # columns from which a block of updates is added to the dense sum
 
 
@@ -52,8 +52,9 @@ class Sum:
     """The sum for one weight, immutable: factors in float32 on the CPU, and the dense matrix of a live run (None where
     nobody needs those very bits: `dense` is then made of the factors).
 
-    The factors are `start` and, stacked to it when they are asked for, the updates added since. Whenever these have
-    more than half of min(p, q) columns, all is compacted; so there are never more than 1.5·min(p, q) columns.
+    The factors are `start` and, stacked to it when they are asked for, the updates added `later`. All is compacted
+    where there are more than min(p, q) columns and more than half of that are new: never are there more than 1.5 times
+    min(p, q), and the cost of it, a product of that many columns, is shared by many edits.
     """
 
     start: LowRank
@@ -79,7 +80,8 @@ class Sum:
         """Σ + AB."""
         exact = None if self.exact is None else self.exact.add(update)
         found = Sum(self.start, exact, (*self.later, update), self.columns + update.rank)
-        if found.columns > min(self.start.shape) // 2:
+        limit = min(self.start.shape)
+        if found.rank > limit and found.columns > limit // 2:
             return Sum(found.factors.compacted(), exact)
         return found
 
@@ -111,7 +113,7 @@ class Sums:
     def with_updates(self, updates: Mapping[str, LowRank]) -> dict[str, Sum]:
         """What the sums would be with these updates, as factors; nothing is changed."""
         return {
-            name: Sum(held.start, None, held.later, held.columns).add(updates[name]) if name in updates else held
+            name: replace(held, exact=None).add(updates[name]) if name in updates else held
             for name, held in self.of.items()
         }
 

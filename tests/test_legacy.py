@@ -88,6 +88,10 @@ def test_it_is_undone_redone_and_appended_to(name: str, place: Path, model: Edit
     if undone:
         ledger.redo(*undone)
         assert len(ledger.live()) == 5
+    parts = [ledger.factors(event) for event in ledger.live()]
+    for weight, held in ledger.sums(restrain="none").of.items():
+        whole = torch.stack([part[weight].to_dense() for part in parts]).sum(0)
+        torch.testing.assert_close(held.dense, whole, rtol=1e-5, atol=1e-5)
     assert tether.Ledger.open(name).verify(model, head=EXPECTED[name]["head"])["events_after_head"] == 2 + bool(undone)
 
 

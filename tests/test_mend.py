@@ -24,9 +24,9 @@ from tether.algebra.lowrank import LowRank
 from tether.editors import Context, EditFailedError, Editor, editor
 from tether.editors.mend.examples import Reader, States, examples, reads
 from tether.editors.mend.file import open_trained, read_tensors, write_tensors
-from tether.editors.mend.network import Hypernetwork, Pairs, gradient_pairs, mlp_weights, target_nll
+from tether.editors.mend.network import Hypernetwork, MendHparams, Pairs, gradient_pairs, mlp_weights, target_nll
 from tether.editors.mend.train import Training, edit_losses, example_pairs, train_mend
-from tether.editors.settings import MendHparams, settings_for
+from tether.editors.settings import settings_for
 from tether.errors import TetherError
 from tether.evaluation.scores import Continuation
 from tether.facts.fact import Fact

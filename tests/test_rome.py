@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from tether.editors import Context, EditFailedError, EditSkippedError, Proposal, editor
-from tether.editors.delta import Latent, optimise
-from tether.editors.moments import Corpus, moments
+from tether.editors.corpus import Corpus
+from tether.editors.delta import OptimisedDelta, optimise
+from tether.editors.moments import moments
 from tether.editors.prompts import encode_contexts
 from tether.errors import TetherError
 from tether.facts.fact import Fact
@@ -37,7 +38,7 @@ def prepared(model: EditableModel, layer: int) -> tuple[list[EncodedPrompt], Row
     return prompts, rows, full_forward(model, rows, layer)
 
 
-def latent(model: EditableModel, layer: int, **changes: Any) -> Latent:
+def latent(model: EditableModel, layer: int, **changes: Any) -> OptimisedDelta:
     prompts, rows, run = prepared(model, layer)
     return optimise(model, [prompts], rows, run, run.values[:1], hparams(layers=(layer,), **changes))[0]
 

@@ -18,7 +18,7 @@ from tiny import save, tiny_model
 from tether.algebra.lowrank import LowRank
 from tether.editing.health import ALONE, UPDATE, Health
 from tether.editing.run import Progress, edit
-from tether.editors.settings import RomeHparams
+from tether.editors.rome import RomeHparams
 from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.ledger import Ledger, Sum, Sums

@@ -196,6 +196,11 @@ class Ledger:
             for name in self.header.weights if f"{name}/A" in tensors
         }  # fmt: skip
 
+    def tensors(self, event: Event) -> dict[str, Tensor]:
+        """Everything in an edit's factors file, which the facts of a batch share: "<weight>/A", "<weight>/B", and what
+        its editor kept ("<weight>/K", …); float32 on the CPU, checked against the journal."""
+        return load(self._factors_bytes(event))
+
     def vectors(self, event: Event, kind: Literal["K", "V"]) -> dict[str, Tensor]:
         """The keys "K" (n×q) or values "V" (n×p) that the editor kept of one edit, by weight name, one a row (one row
         but for editors with many keys a fact), float32 on the CPU, checked against the journal."""

@@ -405,7 +405,7 @@ class Ledger:
         tensors = {
             f"{name}/{part}": getattr(update, part) for name, update in updates.items() for part in "AB"
         } | vectors
-        data = save({name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()})
+        data = save({n: t.detach().to("cpu", torch.float32, copy=True).contiguous() for n, t in tensors.items()})
         file = f"factors/{edit:06d}.safetensors"
         write_atomically(self.path / file, data)
         return {"factors": file, "sha256": hashlib.sha256(data).hexdigest()}

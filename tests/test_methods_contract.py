@@ -161,8 +161,8 @@ def test_the_history_of_single_edits(method: str, tmp_path: Path, monkeypatch: p
         assert torch.equal(keys, torch.cat([ledger.vectors(event, "K")[name] for event in ledger.live()]))
         wanted = [ledger.vectors(e, "K")[name] @ ledger.factors(e)[name].to_dense().mT for e in ledger.live()]
         torch.testing.assert_close(residuals, torch.cat(wanted), rtol=1e-4, atol=1e-5)
-        rows = [[event.edit] * len(ledger.vectors(event, "K")[name]) for event in ledger.live()]
-        assert list(history.rows(name)) == sum(rows, [])
+        rows = [event.edit for event in ledger.live() for _ in ledger.vectors(event, "K")[name]]
+        assert list(history.rows(name)) == rows
         torch.testing.assert_close(history.updates(name).to_dense(), dense_sum(ledger, name), rtol=1e-4, atol=1e-5)
         assert history.values(name).shape == ((2 if method == "rome" else 0), len(dense_sum(ledger, name)))
     assert sorted(set(read)) == sorted(read) == [1, 2], "each file once"

@@ -112,7 +112,8 @@ def check_settings(case: Case) -> None:
     kind, hparams = case.method.settings, case.context.hparams
     require(issubclass(kind, Hparams) and isinstance(hparams, kind), "settings: a class of Hparams")
     require(kind.model_validate_json(hparams.model_dump_json()) == hparams, "settings: the same after JSON")
-    for broken in ({"no_such_setting": 1}, {"layers": []}):
+    refused: list[dict[str, Any]] = [{"no_such_setting": 1}, {"layers": []}]
+    for broken in refused:
         try:
             kind.model_validate({**hparams.model_dump(), **broken})
         except ValueError:

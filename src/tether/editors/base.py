@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
 from tether.editors.moments import Moments
-from tether.errors import TetherError
+from tether.errors import TetherError, WrongModelError
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
 
@@ -100,6 +101,17 @@ class EditFailedError(TetherError):
 
 class EditSkippedError(EditFailedError):
     """The model says this fact already."""
+
+
+@contextmanager
+def reading_a_fact() -> Iterator[None]:
+    """Inside the block, an error of a fact's text becomes an EditFailedError; one of the model stays."""
+    try:
+        yield
+    except (EditFailedError, WrongModelError):
+        raise
+    except TetherError as error:
+        raise EditFailedError(str(error)) from None
 
 
 @dataclass(frozen=True)

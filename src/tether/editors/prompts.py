@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tether.editors.base import EditFailedError, EditSkippedError
+from tether.editors.base import EditFailedError, EditSkippedError, reading_a_fact
 from tether.editors.delta import OptimisedDelta
 from tether.editors.settings import LatentHparams
-from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.facts.tokens import EncodedPrompt, encode, too_long
 from tether.models.editable import EditableModel
@@ -17,14 +16,12 @@ def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -
     """The bare prompt first, then after each prefix, with the target; the KL prompt last. Raises EditFailedError where
     the subject or target has no token, or the model not enough positions."""
     tokenizer = model.tokenizer
-    try:
+    with reading_a_fact():
         prompts = [
             encode(tokenizer, fact.prompt, fact.subject, prefix=prefix, target=fact.target_new)
             for prefix in ("", *prefixes)
         ]
         prompts.append(encode(tokenizer, "{} is a", fact.subject))
-    except TetherError as error:
-        raise EditFailedError(str(error)) from None
     problem = too_long(model.limit, fact.text, [prompt.ids for prompt in prompts])
     if problem:
         raise EditFailedError(problem)

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import GenerationConfig
 
-from tether.facts.tokens import padded
+from tether.facts.tokens import encode, padded
 from tether.models.editable import EditableModel
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
@@ -65,7 +65,7 @@ def sample(model: EditableModel, starts: Sequence[str], length: int, *, seed: in
     `seed`; the caller's random state is left as it was. `top_k` 0 samples from the whole distribution, whatever the
     checkpoint's own generation settings say."""
     tokenizer = model.tokenizer
-    rows = [tokenizer(start)["input_ids"] for start in starts]
+    rows = [list(encode(tokenizer, "{}", start).ids) for start in starts]
     ids, mask = padded(rows, model.device, left=True)
     # Special tokens (an end of text above all) would cut a text short: they are never drawn.
     ends = end_tokens(model)

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tether.algebra.lowrank import LowRank
-from tether.editors.base import Context, EditFailedError, EditSkippedError, Proposal
+from tether.editors.base import Context, EditFailedError, EditSkippedError, Proposal, reading_a_fact
 from tether.editors.settings import Hparams, Need
 from tether.errors import BadSettingsError, TetherError
 from tether.facts.fact import Fact
@@ -249,10 +249,8 @@ class Mend:
         if context.trained is None:
             raise BadSettingsError("mend edits with a trained network: give one (`tether train-mend` makes it)")
         network: Hypernetwork = context.trained
-        try:
+        with reading_a_fact():
             prompt = encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)
-        except TetherError as error:
-            raise EditFailedError(str(error)) from None
         problem = too_long(model.limit, fact.text, [prompt.ids])
         if problem:
             raise EditFailedError(problem)

@@ -45,46 +45,46 @@ class Case:
 
     @classmethod
     def of(
-        cls,
-        method: Method,
-        model: EditableModel,
-        facts: Sequence[Fact],
-        cache: Path,
-        *,
-        settings: Mapping[str, Any] | None = None,
-        editor: Path | None = None,
-    ) -> Case:
+        cls, method: Method, model: EditableModel, facts: Sequence[Fact], cache: Path, *,
+        settings: Mapping[str, Any] | None = None, editor: Path | None = None,
+    ) -> Case:  # fmt: skip
         """`settings` go over those for the model; `editor` is the file of a trained editor; `cache` gets the moments,
         which are made of a little text of the model's own."""
-        if method.open_trained is None:
-            hparams, trained = settings_for(method, model, given=settings)[0], None
-        else:
+        hparams, trained = settings_for(method, model, given=settings)[0], None
+        if method.open_trained is not None:
             require(editor is not None, "it edits with a trained file: give one as `editor`")
             opened = method.open_trained(Path(str(editor)), model)
             hparams, trained = opened.settings(settings), opened.network
-        prefixes, found = [], {}
-        if "prefixes" in hparams.needs:
-            prefixes = sample_prefixes(model, hparams.prefixes, seed=0)
+        prefixes = sample_prefixes(model, hparams.prefixes, seed=0) if "prefixes" in hparams.needs else []
+        found = {}
         if "moments" in hparams.needs:
             tokens = 8 * max(model.weight(model.weight_name(layer)).shape[1] for layer in hparams.layers)
             found = moments(model, hparams.layers, Corpus.parse(f"self:{tokens}", window=64), cache=cache)
         return cls(method, model, facts, Context(hparams, prefixes, found, trained))
 
-    def propose(self, facts: Sequence[Fact], context: Context | None = None) -> Batch:
-        """What a new editor of the method proposes: for all facts together, or for the first."""
-        return proposed(self.method.editor(), self.model, facts, context or self.context)
+    @property
+    def weights(self) -> list[str]:
+        return self.method.editor().weights(self.model, self.context.hparams)
 
     @property
     def together(self) -> int:
-        """How many of the facts one proposal is asked for."""
+        """How many facts one proposal is asked for."""
         return 2 if isinstance(self.method.editor(), BatchEditor) else 1
 
+    def batch(self, facts: Sequence[Fact], context: Context | None = None, editor: Any = None) -> Batch:
+        """What an editor (None: a new one) proposes: for all facts together, or for the first."""
+        editor, context = editor or self.method.editor(), context or self.context
+        if isinstance(editor, BatchEditor):
+            return editor.propose_batch(self.model, facts, context)
+        return Batch(editor.propose(self.model, facts[0], context), [{}])
 
-def proposed(editor: Any, model: EditableModel, facts: Sequence[Fact], context: Context) -> Batch:
-    """The proposal of an editor of either kind, as a batch."""
-    if isinstance(editor, BatchEditor):
-        return editor.propose_batch(model, facts, context)
-    return Batch(editor.propose(model, facts[0], context), [{}])
+    def proposal(self, facts: Sequence[Fact], context: Context | None = None, editor: Any = None) -> Proposal:
+        """The same, where every fact can be edited."""
+        batch = self.batch(facts, context, editor)
+        failed = [outcome for outcome in batch.outcomes if isinstance(outcome, TetherError)]
+        if failed or batch.proposal is None:
+            raise AssertionError(f"give facts that the method can edit: {failed}")
+        return batch.proposal
 
 
 def require(holds: bool, rule: str) -> None:
@@ -123,18 +123,16 @@ def check_settings(case: Case) -> None:
 
 def check_weights(case: Case) -> None:
     """The weights it names are matrices of the model."""
-    names = case.method.editor().weights(case.model, case.context.hparams)
+    names = case.weights
     require(bool(names) and len(set(names)) == len(names), "weights: each once, at least one")
     require(all(case.model.weight(name).ndim == 2 for name in names), "weights: matrices of the model")
 
 
 def check_proposal(case: Case) -> None:
     """Updates are finite, float32, of the weights' shapes, and of no other weights; vectors fit them."""
-    batch = case.propose(case.facts)
-    proposal = _edited(batch)
-    names = case.method.editor().weights(case.model, case.context.hparams)
-    require(bool(proposal.updates) and set(proposal.updates) <= set(names), "updates: of weights that `weights` names")
-    edited = sum(not isinstance(outcome, TetherError) for outcome in batch.outcomes)
+    proposal, edited = case.proposal(case.facts), len(case.facts)
+    inside = set(proposal.updates) <= set(case.weights)
+    require(bool(proposal.updates) and inside, "updates: of weights that `weights` names")
     for name, update in proposal.updates.items():
         p, q = case.model.weight(name).shape
         require(update.shape == (p, q), f"{name}: the update is {update.shape}, the weight {(p, q)}")
@@ -154,21 +152,19 @@ def check_proposal(case: Case) -> None:
 
 def check_pure(case: Case) -> None:
     """A proposal changes nothing: no weight, no hook, no random state; also on a model that carries edits."""
-    model = case.model
-    name = case.method.editor().weights(model, case.context.hparams)[0]
-    update = _edited(case.propose(case.facts)).updates[name]
-    with model.provisional({name: replace(update, B=-0.5 * update.B)}):
-        _unchanged(case, lambda: case.propose(case.facts))
-    _unchanged(case, lambda: case.propose(case.facts))
+    updates = case.proposal(case.facts).updates
+    with case.model.provisional({name: replace(update, B=-0.5 * update.B) for name, update in updates.items()}):
+        _unchanged(case, lambda: case.batch(case.facts))
+    _unchanged(case, lambda: case.batch(case.facts))
 
 
 def check_deterministic(case: Case) -> None:
     """The same editor again, and a new one, propose the same bits."""
     editor = case.method.editor()
-    first, again = (_edited(proposed(editor, case.model, case.facts, case.context)) for _ in range(2))
-    for other in (again, _edited(case.propose(case.facts))):
-        for name, update in first.updates.items():
-            same = torch.equal(update.A, other.updates[name].A) and torch.equal(update.B, other.updates[name].B)
+    first, *others = (case.proposal(case.facts, editor=one).updates for one in (editor, editor, None))
+    for other in others:
+        for name, update in first.items():
+            same = torch.equal(update.A, other[name].A) and torch.equal(update.B, other[name].B)
             require(same, f"{name}: the same bits for the same fact and model")
 
 
@@ -177,7 +173,7 @@ def check_the_target_gets_likelier(case: Case) -> None:
     fact = case.facts[0]
     pairs = [(fact.text, fact.target_new)]
     (before,) = score(case.model, pairs)
-    with case.model.provisional(_edited(case.propose(case.facts[: case.together])).updates):
+    with case.model.provisional(case.proposal(case.facts[: case.together]).updates):
         (after,) = score(case.model, pairs)
     require(
         after.log_likelihood > before.log_likelihood, f"{fact.text!r} -> {fact.target_new!r}: no likelier than before"
@@ -193,7 +189,7 @@ def check_a_failing_fact_is_named(case: Case) -> None:
 
     def failed() -> EditFailedError:
         try:
-            batch = case.propose([long, *case.facts[1:]])
+            batch = case.batch([long, *case.facts[1:]])
         except EditFailedError as error:
             return error
         require(len(batch.outcomes) == len(case.facts), "outcomes: one for every fact")
@@ -249,14 +245,9 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 
 
 def check_method(
-    method: Method,
-    model: EditableModel,
-    facts: Sequence[Fact],
-    *,
-    settings: Mapping[str, Any] | None = None,
+    method: Method, model: EditableModel, facts: Sequence[Fact], *, settings: Mapping[str, Any] | None = None,
     editor: str | Path | None = None,
-    checks: Sequence[Callable[[Case], None]] = CHECKS,
-) -> None:
+) -> None:  # fmt: skip
     """Run every check. Raises AssertionError that names the method, the check and the rule. The model is as before.
 
     `settings` go over those that the method has for the model, for fewer steps; `editor` is the file of a method that
@@ -265,7 +256,7 @@ def check_method(
     with tempfile.TemporaryDirectory() as folder:
         trained = None if editor is None else Path(editor)
         case = Case.of(method, model, facts, Path(folder), settings=settings, editor=trained)
-        for check in checks:
+        for check in CHECKS:
             try:
                 check(case)
             except AssertionError as error:
@@ -273,14 +264,6 @@ def check_method(
 
 
 # --- what the checks share ------------------------------------------------------------------------------------------
-
-
-def _edited(batch: Batch) -> Proposal:
-    for outcome in batch.outcomes:
-        require(not isinstance(outcome, TetherError), f"give facts that the method can edit: {outcome}")
-    if batch.proposal is None:
-        raise AssertionError("no outcome failed, so there must be a proposal")
-    return batch.proposal
 
 
 def _state(model: EditableModel) -> dict[str, Tensor]:
@@ -307,38 +290,23 @@ def _unchanged(case: Case, work: Callable[[], Any]) -> Any:
 
 def _ledger(case: Case, folder: Path) -> Ledger:
     """An empty ledger of the method on the unedited model."""
-    model, hparams = case.model, case.context.hparams
-    names = case.method.editor().weights(model, hparams)
-    weights = {}
-    for name in names:
+    model, weights = case.model, {}
+    for name in case.weights:
         p, q = model.weight(name).shape
         weights[name] = WeightRecord(shape=(p, q), sigma_max=Spectrum(model.original(name)).sigma_max)
     header = Header(
-        created=now(),
-        model=model.id,
-        fingerprint=model.fingerprint(names),
-        dtype=str(model.dtype).removeprefix("torch."),
-        weights=weights,
-        method=case.method.name,
-        settings=hparams.model_dump(mode="json"),
-        settings_origin="a check",
-        prefixes=tuple(case.context.prefixes),
-        moments={},
-        corpus={},
-        seed=0,
-        threads=torch.get_num_threads(),
-        restrain="none",
-        every=None,
-        versions=versions(),
-    )
+        created=now(), model=model.id, fingerprint=model.fingerprint(case.weights), weights=weights,
+        dtype=str(model.dtype).removeprefix("torch."), method=case.method.name, settings_origin="a check",
+        settings=case.context.hparams.model_dump(mode="json"), prefixes=tuple(case.context.prefixes), moments={},
+        corpus={}, seed=0, threads=torch.get_num_threads(), restrain="none", every=None, versions=versions(),
+    )  # fmt: skip
     return Ledger.create(folder, header)
 
 
 def _append(case: Case, ledger: Ledger, facts: Sequence[Fact]) -> Proposal:
     """Edit facts into the ledger, on the model with the ledger's edits so far."""
-    context = replace(case.context, history=LedgerHistory(ledger))
     ledger.apply(case.model)
-    proposal = _edited(case.propose(facts, context))
+    proposal = case.proposal(facts, replace(case.context, history=LedgerHistory(ledger)))
     updates = {name: update.to("cpu", torch.float32) for name, update in proposal.updates.items()}
     with ledger.writing():
         ledger.append([Attempt("edit", fact, {}) for fact in facts], updates, proposal.vectors)
@@ -346,8 +314,8 @@ def _append(case: Case, ledger: Ledger, facts: Sequence[Fact]) -> Proposal:
 
 
 def _check_history(case: Case, history: LedgerHistory) -> None:
-    """Rows and shapes fit; a residual is what the updates of one edit, or of its batch, write at its key."""
-    for name in case.method.editor().weights(case.model, case.context.hparams):
+    """Rows and shapes fit."""
+    for name in case.weights:
         p, q = case.model.weight(name).shape
         keys, residuals, rows = history.keys(name), history.residuals(name), history.rows(name)
         require(history.updates(name).shape == (p, q), f"{name}: the history's update")

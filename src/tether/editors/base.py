@@ -48,11 +48,10 @@ class History(Protocol):
         """The sum of the live edits, before any restraint."""
 
 
-@dataclass(frozen=True)
 class NoHistory:
-    """The history of a ledger without edits. Of no weight a shape is known, so every tensor is 0×0."""
+    """The history of no edits. It knows no weight, so every tensor is 0×0."""
 
-    edits: tuple[int, ...] = ()
+    edits = ()
 
     def rows(self, weight: str) -> tuple[int, ...]:
         return ()

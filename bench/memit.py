@@ -18,9 +18,10 @@ from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
 from tether.cli.demo_run import demo_facts
 from tether.editors.delta import optimise, rows_of, within_memory
+from tether.editors.memit import MemitHparams
 from tether.editors.moments import Moments
 from tether.editors.prompts import encode_contexts
-from tether.editors.settings import MemitHparams, settings_for
+from tether.editors.settings import settings_for
 from tether.models.frozen_prefix import align, full_forward
 from tether.models.load import load
 from tether.models.sampling import sample_prefixes

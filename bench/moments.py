@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from common import CLOCKS, interleaved, ratios, spread, table, where
 
-from tether.editors.moments import Corpus, Moments, moments
+from tether.editors.corpus import Corpus
+from tether.editors.moments import Moments, moments
 from tether.models.load import load
 from tether.models.sampling import STARTS, sample
 

@@ -13,9 +13,11 @@ from common import CLOCKS, interleaved, plain_delta, ratios, spread, table, wher
 from torch import Tensor
 
 from tether.editors import Context, Proposal, editor
-from tether.editors.moments import Corpus, moments
+from tether.editors.corpus import Corpus
+from tether.editors.moments import moments
 from tether.editors.prompts import encode_contexts
-from tether.editors.settings import PrefixLength, RomeHparams, settings_for
+from tether.editors.rome import RomeHparams
+from tether.editors.settings import PrefixLength, settings_for
 from tether.facts.fact import Fact
 from tether.facts.tokens import encode
 from tether.models.editable import EditableModel

@@ -15,7 +15,7 @@ from torch import Tensor
 from tether.algebra.lowrank import LowRank
 from tether.editors import Context
 from tether.editors.moments import Moments
-from tether.editors.settings import RomeHparams
+from tether.editors.rome import RomeHparams
 from tether.facts.fact import Fact
 from tether.models import EditableModel
 

@@ -19,9 +19,10 @@ from tether.algebra.lowrank import LowRank
 from tether.editing.prepare import recorded_moments
 from tether.editing.run import Progress
 from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError, editor
-from tether.editors.delta import Group, Latent, optimise, rows_of, within_memory
+from tether.editors.delta import Group, OptimisedDelta, optimise, rows_of, within_memory
+from tether.editors.memit import MemitHparams
 from tether.editors.prompts import encode_contexts
-from tether.editors.settings import MemitHparams, settings_for
+from tether.editors.settings import settings_for
 from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.ledger import Ledger
@@ -51,7 +52,7 @@ def memit(name: str = "memit") -> BatchEditor:
     return found
 
 
-def latents(model: EditableModel, groups: list[Group], chosen: MemitHparams) -> list[Latent]:
+def latents(model: EditableModel, groups: list[Group], chosen: MemitHparams) -> list[OptimisedDelta]:
     rows = align([prompt for group in groups for prompt in group], model.device)
     run = full_forward(model, rows, chosen.layers[-1])
     h = run.hidden[[first for first, _ in rows_of(groups)], 0]

@@ -17,19 +17,21 @@ import torch
 from core import FACTS, bits, close, editable, reciter, same_bits
 from test_cli import answer, run
 from tiny import FAMILIES, save, tiny_model
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 import tether
 from tether.algebra.lowrank import LowRank
 from tether.editors import Context, EditFailedError, Editor, editor
+from tether.editors.mend import train as mend_train
 from tether.editors.mend.examples import Reader, States, examples, reads
 from tether.editors.mend.file import open_trained, read_tensors, write_tensors
-from tether.editors.mend.network import Hypernetwork, Pairs, gradient_pairs, mlp_weights, target_nll
+from tether.editors.mend.network import Hypernetwork, MendHparams, Pairs, gradient_pairs, mlp_weights, target_nll
 from tether.editors.mend.train import Training, edit_losses, example_pairs, train_mend
-from tether.editors.settings import MendHparams, settings_for
+from tether.editors.settings import settings_for
 from tether.errors import TetherError
 from tether.evaluation.scores import Continuation
-from tether.facts.fact import Fact
+from tether.facts.fact import Fact, LocalityPrompt
 from tether.facts.formats import read_training_facts
 from tether.models import EditableModel, load
 
@@ -602,3 +604,30 @@ def test_the_command_end_to_end(family: str, data: Path, tmp_path: Path) -> None
     (tmp_path / "e.st").rename(tmp_path / "moved.st")
     assert "gone" in run(tmp_path, *edit).stderr
     assert run(tmp_path, *edit, "--editor", "moved.st", "--skip", "4", "--limit", "1").returncode == 0
+
+
+def test_a_tokenizer_that_ends_every_text_does_not_move_what_is_read() -> None:
+    """The loss on unrelated text reads the last token of the text, not an end of text after it."""
+    model = editable("gpt2")
+    facts = [fact.model_copy(update={"locality": (LocalityPrompt(prompt="I think that"),)}) for fact in FACTS[:2]]
+    expected = examples(model, facts)
+    end = model.tokenizer.eos_token
+    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, model.tokenizer.eos_token_id)]
+    )
+    assert examples(model, facts) == expected
+    assert all(example.loc.ids[-1] != model.tokenizer.eos_token_id for example in expected)
+
+
+def test_every_epoch_is_shuffled_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+    shuffled = mend_train._shuffled
+    monkeypatch.setattr(
+        mend_train, "_shuffled", lambda n, seed, epoch: epochs.append(epoch) or shuffled(n, seed, epoch)
+    )
+    found = train_mend(
+        editable("gpt2"), data / "tiny.jsonl", data / "tiny.jsonl", tmp_path / "e", settings=data / "settings.json",
+        cache=tmp_path,
+    )  # fmt: skip
+    assert len(FACTS) == 6 and found.trained.record.settings.steps == 8
+    assert epochs == [0, 1]

@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from core import bits, editable, plain_text, random_update, same_bits
+from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, same_bits
 from torch import Tensor
 
-from tether.editors.moments import Corpus, Moments, _Pass, moments, moments_key, recent_moments
+import tether
+from tether.editing.prepare import recorded_moments
+from tether.editors import corpus as corpora
+from tether.editors import moments as moments_module
+from tether.editors.corpus import Corpus
+from tether.editors.moments import Moments, _Pass, moments, moments_keys
 from tether.errors import TetherError
 from tether.models import EditableModel
 
@@ -20,6 +25,10 @@ WINDOW = 32
 
 def corpus(**more: Any) -> Corpus:
     return Corpus.parse(plain_text(), **{"window": WINDOW, "max_tokens": 1024, **more})
+
+
+def moments_key(model: EditableModel, layer: int, text: Corpus) -> str:
+    return moments_keys(model, [layer], text)[layer]
 
 
 def naive(model: EditableModel, layer: int, windows: list[list[int]]) -> Tensor:
@@ -128,7 +137,7 @@ def test_what_a_kill_leaves_of_a_file_does_not_stay(
     monkeypatch.setattr(os, "getpid", lambda: -1)  # another process goes on
     collect(model, [0, 2], tmp_path)
     left = {f.suffix for f in (tmp_path / "moments").iterdir()}
-    assert left == {".safetensors", ".json", ".lock"}
+    assert left == {".safetensors", ".lock"}
 
 
 def test_the_cache_needs_no_forward(tmp_path: Path) -> None:
@@ -144,9 +153,6 @@ def test_the_cache_needs_no_forward(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="a forward ran"):
         collect(model, [3], tmp_path)
     handle.remove()
-    assert recent_moments(model, [1, 2], tmp_path) == Corpus(plain_text().resolve(), 1024, WINDOW, 0)
-    assert recent_moments(model, [1, 3], tmp_path) is None
-    assert recent_moments(editable("gpt2", seed=1), [1], tmp_path) is None
 
 
 def test_edits_do_not_matter(tmp_path: Path) -> None:
@@ -208,3 +214,87 @@ def test_texts_that_do_not_do(tmp_path: Path) -> None:
     assert found.tokens == len(model.tokenizer(short.read_text()).input_ids), "a single short window counts"
     with pytest.raises(TetherError, match="singular"):
         found.solve(torch.ones(80))
+
+
+# --- text of the model's own ----------------------------------------------------------------------------------------
+
+
+def seeds_of_batches(monkeypatch: pytest.MonkeyPatch, seed: int) -> list[int]:
+    """The seeds of the first batches of text that a corpus samples."""
+    seen: list[int] = []
+
+    def sampled(_: Any, starts: Any, length: int, *, seed: int) -> list[str]:
+        seen.append(seed)
+        return ["word " * length] * len(starts)
+
+    monkeypatch.setattr(corpora, "sample", sampled)
+    texts = Corpus.parse("self", seed=seed)._texts(editable("gpt2"))
+    for _ in range(6):
+        next(texts)
+    return seen
+
+
+def test_the_texts_of_two_seeds_share_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [seeds_of_batches(monkeypatch, seed) for seed in range(4)]
+    assert len({one for seeds in drawn for one in seeds}) == 4 * 6
+
+
+def test_how_much_text_is_sampled() -> None:
+    assert Corpus.parse(None) == Corpus.parse("self") == Corpus(None, 32768)
+    assert Corpus.parse("self:1024", seed=2) == Corpus(None, 1024, seed=2)
+    with pytest.raises(TetherError, match="self:many"):
+        Corpus.parse("self:many")
+
+
+def test_cached_moments_are_never_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments of another text in the cache, whichever is newer, do not serve an edit that names no corpus."""
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "cache"))
+    model = editable("llama")
+    settings = {**SETTINGS, "v_num_grad_steps": 2, "prefixes": []}
+    text = plain_text()
+    small = tether.edit(model, FACTS[:1], out=tmp_path / "a", method="rome", settings=settings, corpus="self:2048")
+    model.clear_updates()
+    tether.edit(model, FACTS[:1], out=tmp_path / "b", method="rome", settings=settings, corpus=text)
+    model.clear_updates()
+    plain = tether.edit(model, FACTS[:1], out=tmp_path / "c", method="rome", settings=settings)
+    assert [header.corpus["max_tokens"] for header in (small.header, plain.header)] == [2048, 32768]
+    assert plain.header.corpus["corpus"] == "self" and plain.header.moments[1]["tokens"] == 32768
+    assert plain.header.moments[1]["key"] != small.header.moments[1]["key"]
+
+
+def test_a_device_without_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of float32 on the device give the same moments to float32, and the same bits after a stop."""
+    model = editable("llama")
+    exact = collect(model, [1], tmp_path / "exact")[1]
+    monkeypatch.setattr(moments_module, "_has_float64", lambda device: False)
+    monkeypatch.setattr(moments_module, "_BLOCK", 2)
+    monkeypatch.setattr(_Pass, "CHECKPOINT_EVERY", 2)
+    whole = collect(model, [1], tmp_path / "blocks")[1]
+    assert whole.C.dtype == torch.float64 and not torch.equal(whole.C, exact.C)
+    torch.testing.assert_close(whole.C, exact.C, rtol=1e-5, atol=1e-6)
+    seen: list[int] = []
+
+    def stop(tokens: int, total: int | None) -> None:
+        seen.append(tokens)
+        if len(seen) == 5:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        collect(model, [1], tmp_path / "broken", progress=stop)
+    assert torch.equal(collect(model, [1], tmp_path / "broken")[1].C, whole.C)
+
+
+def test_old_sampled_moments_that_are_gone_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """A ledger of an earlier version goes on, and says that its text cannot be sampled again."""
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "cache"))
+    settings = {**SETTINGS, "v_num_grad_steps": 2, "prefixes": []}
+    ledger = tether.edit(
+        editable("llama"), FACTS[:1], out=tmp_path / "l", method="rome", settings=settings, corpus="self:1024"
+    )
+    old = {**ledger.header.corpus, "sha256": "seed 0"}
+    moments_of = {layer: {**one, "key": "0" * 32} for layer, one in ledger.header.moments.items()}
+    with caplog.at_level("WARNING"):
+        recorded_moments(editable("llama"), ledger.header.model_copy(update={"corpus": old, "moments": moments_of}))
+    assert "samples other text" in caplog.text

@@ -8,20 +8,34 @@ from typing import Any
 
 import pytest
 import torch
-from core import FACTS, PREFIXES, bits, close, context, editable, hparams, random_moments, reciter, same_bits
+from core import (
+    FACTS,
+    PREFIXES,
+    bits,
+    close,
+    context,
+    editable,
+    hparams,
+    random_moments,
+    random_update,
+    reciter,
+    same_bits,
+)
 from tiny import tiny_config, tiny_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from tether.editors import Context, EditFailedError, EditSkippedError, Proposal, editor
-from tether.editors.delta import Latent, optimise
-from tether.editors.moments import Corpus, moments
+from tether.editors.corpus import Corpus
+from tether.editors.delta import OptimisedDelta, optimise
+from tether.editors.moments import moments
 from tether.editors.prompts import encode_contexts
 from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.facts.tokens import EncodedPrompt, encode
-from tether.models import EditableModel
+from tether.models import EditableModel, frozen_prefix
 from tether.models.frozen_prefix import Rows, Run, align, full_forward
+from tether.models.upper_blocks import UpperCopy
 
 FACT = FACTS[0]
 LAYOUTS = ["llama", "gpt2"]  # Linear without bias, Conv1D with one
@@ -37,7 +51,7 @@ def prepared(model: EditableModel, layer: int) -> tuple[list[EncodedPrompt], Row
     return prompts, rows, full_forward(model, rows, layer)
 
 
-def latent(model: EditableModel, layer: int, **changes: Any) -> Latent:
+def latent(model: EditableModel, layer: int, **changes: Any) -> OptimisedDelta:
     prompts, rows, run = prepared(model, layer)
     return optimise(model, [prompts], rows, run, run.values[:1], hparams(layers=(layer,), **changes))[0]
 
@@ -231,6 +245,44 @@ def test_the_copy_in_another_dtype_is_no_older_than_the_model(frozen_prefix: boo
         fresh = editor("r-rome").propose(model, FACTS[1], given)
     (name,) = kept.updates
     assert torch.equal(kept.updates[name].A, fresh.updates[name].A)
+
+
+@pytest.mark.parametrize("change", ["another model", "another weight above"])
+def test_the_copy_in_another_dtype_is_the_models_own(change: str) -> None:
+    """One editor object, and then another model, or a weight above the edited layer that changed."""
+    model, one = editable("llama"), editor("r-rome")
+    given = context(model, delta_dtype="bfloat16")
+    one.propose(model, FACT, given)
+    if change == "another model":
+        model = editable("llama", seed=7)
+    else:
+        model.set_update(model.weight_name(2), random_update(32, 80, 2, seed=0, scale=3.0).to_dense())
+    again, fresh = (each.propose(model, FACT, given) for each in (one, editor("r-rome")))
+    (name,) = again.updates
+    assert torch.equal(again.updates[name].A, fresh.updates[name].A)
+
+
+def test_only_what_lies_above_is_copied() -> None:
+    model, copies = editable("llama"), UpperCopy()
+    upper = copies.of(model, 2, torch.bfloat16)
+    sizes = [sum(p.numel() for p in block.parameters()) for block in upper.blocks]
+    assert sizes[:3] == [0, 0, 0] and sizes[3] == sum(p.numel() for p in model.blocks[3].parameters())
+    assert upper.dtype == torch.bfloat16 and model.dtype == torch.float32
+    assert all(sum(p.numel() for p in block.parameters()) for block in model.blocks)
+    assert copies.of(model, 2, torch.bfloat16) is upper
+    assert copies.of(model, 1, torch.bfloat16) is not upper
+
+
+def test_what_a_layer_adds_to_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    measure = frozen_prefix._measure_residual
+    monkeypatch.setattr(
+        frozen_prefix, "_measure_residual", lambda model, layer: measured.append(layer) or measure(model, layer)
+    )
+    model, one = editable("llama"), editor("r-rome")
+    for fact in FACTS[:2]:
+        one.propose(model, fact, context(model, delta_dtype="bfloat16"))
+    assert measured == [1]
 
 
 # --- what cannot be edited ------------------------------------------------------------------------------------------

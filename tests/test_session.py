@@ -16,7 +16,7 @@ from core import FACTS, SETTINGS, bits, editable, plain_text, same_bits
 from tiny import save, tiny_model
 
 from tether.editing.run import Progress, edit
-from tether.editors.settings import RomeHparams
+from tether.editors.rome import RomeHparams
 from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.ledger import Ledger

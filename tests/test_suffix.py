@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tether.facts.tokens import EncodedPrompt, encode
 from tether.models import EditableModel
-from tether.models.frozen_prefix import Plain, Rows, Run, Suffix, align, full_forward, head_logits, projection_adds
+from tether.models.frozen_prefix import Plain, Rows, Run, Suffix, align, full_forward, head_logits, is_residual
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in FAMILIES},
@@ -83,7 +83,7 @@ def test_a_step_equals_the_whole_model(
     before = state(model)
     rows = align(prompts_of(model), model.device)
     for layer in (0, 1, 3):
-        adds = projection_adds(model, layer)
+        adds = is_residual(model, layer)
         assert adds == (variant not in NORM_BEHIND)
         run = full_forward(model, rows, layer)
         if layer == 0 and not adds:
@@ -158,7 +158,7 @@ def test_the_model_is_as_before_after_an_interruption(variant: str) -> None:
     before = state(model)
     rows = align(middle(model), model.device)
     run = full_forward(model, rows, 1)
-    adds = projection_adds(model, 1)
+    adds = is_residual(model, 1)
     delta = torch.zeros(model.hidden_size)
     suffix, plain = Suffix(model, rows, run, adds=adds), Plain(model, rows, run)
     expected = suffix(delta)
@@ -166,7 +166,7 @@ def test_the_model_is_as_before_after_an_interruption(variant: str) -> None:
         lambda: suffix(delta),
         lambda: plain(delta),
         lambda: full_forward(model, rows, 1),
-        lambda: projection_adds(model, 3),
+        lambda: is_residual(model, 3),
     ):
         broken(model, call)
         assert_untouched(model, before)
@@ -181,7 +181,7 @@ def test_bfloat16(variant: str) -> None:
     """A bfloat16 model, and a bfloat16 copy that steps behind a float32 model's run."""
     model = build(variant, dtype=torch.bfloat16)
     rows = align(middle(model), model.device)
-    adds = projection_adds(model, 2)
+    adds = is_residual(model, 2)
     assert adds == (variant not in NORM_BEHIND)
     run = full_forward(model, rows, 2)
     hidden, gradient = hidden_and_gradient(Suffix(model, rows, run, adds=adds), rows, model.hidden_size)
@@ -204,7 +204,7 @@ def test_a_norm_behind_the_projection_is_seen_however_large_the_activations(
 ) -> None:
     model = build(variant, dtype=dtype)
     model.hf.get_input_embeddings().weight.mul_(scale)
-    assert [projection_adds(model, layer) for layer in range(4)] == [variant not in NORM_BEHIND] * 4
+    assert [is_residual(model, layer) for layer in range(4)] == [variant not in NORM_BEHIND] * 4
 
 
 def test_what_a_run_keeps_is_not_changed_by_its_steps() -> None:

@@ -12,7 +12,8 @@ from tiny import save, tiny_model
 
 import tether
 from tether.editing.tune import Trial, better, write_settings
-from tether.editors.settings import MemitHparams, RomeHparams
+from tether.editors.memit import MemitHparams
+from tether.editors.rome import RomeHparams
 from tether.errors import TetherError
 from tether.evaluation.statistics.paired import paired
 from tether.models import EditableModel

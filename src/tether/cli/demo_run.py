@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from tether.editing.run import Progress, edit
-from tether.editors.moments import Corpus, moments, recent_moments
+from tether.editors.corpus import Corpus
+from tether.editors.moments import moments
 from tether.editors.settings import settings_for
 from tether.errors import TetherError
 from tether.evaluation import Results, Row, evaluate_ledger, write
@@ -20,7 +21,7 @@ from tether.models import EditableModel, load
 from tether.report import write_report
 
 MODEL, METHOD, RESTRAINT, METRIC = "smollm2", "rome", "log:1.2", "match_all"
-_CORPUS = Corpus(path=None, max_tokens=3840, window=128)  # one batch of sampled text
+_CORPUS = "self:3840"  # one batch of sampled text
 _FACTS = 44  # of the 64 that come with the package: what a small machine edits and measures in some minutes
 _STRIDE = 4  # edits between two looks at the spectrum
 
@@ -108,11 +109,11 @@ def run_demo(
         tell(Step("load"))
         model = load(MODEL)
     hparams, _ = settings_for(METHOD, model)
-    if recent_moments(model, hparams.layers) is None:
-        tell(Step("moments", 0, _CORPUS.max_tokens))
-        moments(model, hparams.layers, _CORPUS, progress=lambda done, total: tell(Step("moments", done, total)))
+    text = Corpus.parse(_CORPUS, seed=0)
+    tell(Step("moments", 0, text.max_tokens))
+    moments(model, hparams.layers, text, progress=lambda done, total: tell(Step("moments", done, total)))
     ledger = edit(
-        model, facts, out=out / "ledger", method=METHOD, restrain=RESTRAINT, seed=0, resume=True,
+        model, facts, out=out / "ledger", method=METHOD, restrain=RESTRAINT, corpus=_CORPUS, seed=0, resume=True,
         progress=lambda at: tell(Step("edit", at.done, at.total, at)),
     )  # fmt: skip
     tell(Step("evaluate"))

@@ -47,7 +47,7 @@ def command(
     seed: Annotated[int | None, typer.Option(help="Of the sampled prefixes; default 0.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted list.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first failed edit.")] = False,
-    corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self'.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self' (the default).")] = None,
     settings: Annotated[Path | None, typer.Option(help="JSON file of settings over the bundled ones.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, with commas.")] = None,
     editor: Annotated[Path | None, typer.Option(help="Trained editor (mend), as train-mend writes it.")] = None,

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, every, load_model, numbers, show
-from tether.editors.moments import ENOUGH, Corpus, moments
+from tether.editors.corpus import Corpus
+from tether.editors.moments import ENOUGH, moments
 from tether.editors.settings import settings_for
 
 

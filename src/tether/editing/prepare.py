@@ -14,11 +14,12 @@ import torch
 
 from tether.algebra.spectrum import Spectrum
 from tether.constraints.base import Constraint
+from tether.editors import EDITORS, Trained
 from tether.editors import editor as editor_of
-from tether.editors.mend.file import Trained, open_trained
-from tether.editors.moments import Corpus, Moments, cached_moments, moments, moments_key, recent_moments
-from tether.editors.settings import HPARAMS, settings_for
-from tether.errors import TetherError
+from tether.editors.corpus import Corpus
+from tether.editors.moments import Moments, cached_moments, moments, moments_keys
+from tether.editors.settings import settings_for
+from tether.errors import BadLedgerError, BadSettingsError, TetherError
 from tether.ledger import EditorRecord, Header, WeightRecord, now
 from tether.models import EditableModel, find_anatomy
 from tether.models.sampling import sample_prefixes
@@ -31,21 +32,20 @@ def trained_editor(
     model: EditableModel, method: str, editor: str | Path | None, layers: Sequence[int] | None
 ) -> Trained | None:
     """The trained editor of a new ledger; None for a method without one."""
-    editor_of(method)
-    needed = "editor" in HPARAMS[method].needs
+    opening = EDITORS[method].open_trained
     if editor is None:
-        if needed:
-            raise TetherError(f"{method} edits with a trained editor: name its file (`tether train-{method}` makes it)")
+        if opening is not None:
+            raise BadSettingsError(
+                f"{method} edits with a trained editor: name its file (tether train-mend makes MEND's)"
+            )
         return None
-    if not needed:
-        raise TetherError(f"editor {editor}: {method} needs no trained editor; leave it away")
-    trained = open_trained(editor, model)
-    if trained.record.method != method:
-        raise TetherError(f"editor {editor} was trained for {trained.record.method}, not {method}: name that method")
-    if layers is not None and tuple(layers) != trained.record.settings.layers:
-        raise TetherError(
-            f"layers {tuple(layers)}: the editor {editor} was trained for {trained.record.settings.layers}; leave them "
-            "away"
+    if opening is None:
+        raise BadSettingsError(f"editor {editor}: {method} needs no trained editor; leave it out")
+    trained = opening(Path(editor), model)
+    made_for = trained.settings(None).layers
+    if layers is not None and tuple(layers) != made_for:
+        raise BadSettingsError(
+            f"layers {tuple(layers)}: the editor {editor} was trained for {made_for}; leave them out"
         )
     return trained
 
@@ -54,10 +54,13 @@ def recorded_editor(model: EditableModel, header: Header, editor: str | Path | N
     """The trained editor a ledger was made with, from where it was or from `editor`."""
     if header.editor is None:
         return trained_editor(model, header.method, editor, None)
+    opening = EDITORS[header.method].open_trained
+    if opening is None:
+        raise BadLedgerError(f"this ledger records an editor, but {header.method} needs none: restore ledger.json")
     path = Path(header.editor.path if editor is None else editor)
     if not path.is_file():
         raise TetherError(f"editor {path} of this ledger is gone: put it back or name a copy, further edits need it")
-    trained = open_trained(path, model)
+    trained = opening(path, model)
     if trained.sha256 != header.editor.sha256:
         raise TetherError(
             f"editor {path} is not the one this ledger was made with (sha256 {trained.sha256[:12]}, the ledger's "
@@ -86,9 +89,10 @@ def new_header(
     keys: dict[int, str] = {}
     identity: dict[str, Any] = {}
     if "moments" in hparams.needs:
-        text = _corpus(model, hparams.layers, corpus, seed)
+        text = Corpus.parse(corpus, seed=seed)
+        logger.info("moments from %s", text.path or f"{text.max_tokens} tokens sampled from the model (self)")
         collected = moments(model, hparams.layers, text, progress=_log_moments)
-        keys = {layer: moments_key(model, layer, text) for layer in collected}
+        keys = moments_keys(model, hparams.layers, text)
         path = None if text.path is None else str(text.path.resolve())
         identity = {"path": path, **text.identity(), "seed": text.seed}
     elif corpus is not None:
@@ -128,15 +132,6 @@ def _anatomy(model: EditableModel) -> dict[str, str] | None:
     return asdict(model.anatomy)
 
 
-def _corpus(model: EditableModel, layers: Sequence[int], corpus: str | Path | None, seed: int) -> Corpus:
-    """The text of a new ledger's moments."""
-    if corpus is not None:
-        return Corpus.parse(corpus, seed=seed)
-    text = recent_moments(model, layers) or Corpus.parse("self", seed=seed)
-    logger.info("moments from %s", f"cached {text.name}" if text.path else "text sampled from the model (self)")
-    return text
-
-
 def _log_moments(tokens: int, total: int | None) -> None:
     logger.info("moments: %d tokens%s", tokens, "" if total is None else f" of {total}")
 
@@ -164,10 +159,15 @@ def recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]
 def _recorded_corpus(recorded: dict[str, Any]) -> Corpus:
     path = None if recorded["path"] is None else Path(recorded["path"])
     if path is not None and not path.is_file():
-        raise TetherError(
+        raise BadLedgerError(
             f"corpus {path} of this ledger is gone: put it back, its moments are needed for further edits"
         )
     text = Corpus(path, recorded["max_tokens"], recorded["window"], recorded["seed"])
     if text.identity()["sha256"] != recorded["sha256"]:
-        raise TetherError(f"corpus {path} has changed since this ledger was made: put the old text back")
+        if path is not None:
+            raise BadLedgerError(f"corpus {path} has changed since this ledger was made: put the old text back")
+        logger.warning(
+            "the moments of this ledger are not in the cache, and this version samples other text from the model than "
+            "the one that made it: new edits use that text"
+        )
     return text

@@ -23,14 +23,13 @@ from tether.editing.guard import Guard
 from tether.editing.health import Health, Reading
 from tether.editing.plan import EditPlan, OnAlarm, Schedule, plan_and_schedule
 from tether.editing.prepare import new_header, recorded_editor, recorded_moments, trained_editor
-from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError
+from tether.editors import EDITORS, Batch, BatchEditor, Context, EditFailedError, EditSkippedError, Trained
 from tether.editors import editor as editor_of
-from tether.editors.mend.file import Trained
-from tether.editors.settings import HPARAMS
 from tether.errors import TetherError
 from tether.facts.check import repeats
 from tether.facts.fact import Fact
 from tether.ledger import ATTEMPTS, Attempt, Event, Header, Ledger, Sums
+from tether.ledger.history import LedgerHistory
 from tether.ledger.journal import LOCK
 from tether.models import EditableModel
 
@@ -190,10 +189,11 @@ class _Run:
                 "this ledger was made with %d threads, now there are %d: new factors may differ in their last bits",
                 header.threads, torch.get_num_threads(),
             )  # fmt: skip
-        hparams = HPARAMS[header.method].model_validate(header.settings)
+        hparams = EDITORS[header.method].settings.model_validate(header.settings)
         self.editor = editor_of(header.method)
         network = None if trained is None else trained.network
-        self.context = Context(hparams, header.prefixes, recorded_moments(model, header), network)
+        history = LedgerHistory(ledger)
+        self.context = Context(hparams, header.prefixes, recorded_moments(model, header), network, history)
         self.sums: Sums = ledger.checked_sums()
         self.health = Health(model, header.weights, self._factors())
         self.level = "ok"

@@ -22,8 +22,10 @@ from typing import Any
 
 from tether.editing.run import edit
 from tether.editors import BatchEditor, editor
-from tether.editors.moments import Corpus, moments
-from tether.editors.settings import HPARAMS, LatentHparams, MemitHparams, settings_for
+from tether.editors.corpus import Corpus
+from tether.editors.moments import moments
+from tether.editors.registry import EDITORS
+from tether.editors.settings import LatentHparams, settings_for
 from tether.errors import TetherError
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
 from tether.evaluation.metrics.editing import evaluate_editing
@@ -95,7 +97,7 @@ def tune(
     if len(facts) < 2:
         raise TetherError(f"{len(facts)} probe facts: a standard error needs two, a sound choice a dozen or more")
     editor(method)
-    if not issubclass(HPARAMS[method], LatentHparams):
+    if not issubclass(EDITORS[method].settings, LatentHparams):
         raise TetherError(f"{method} has no settings to find on probe facts: train it (`tether train-{method}`)")
     size = (len(facts) if isinstance(editor(method), BatchEditor) else 1) if batch_size is None else batch_size
     start, origin = settings_for(method, model)
@@ -151,7 +153,7 @@ def _rounds(start: LatentHparams, n_layers: int) -> Iterator[tuple[str, list[dic
     width = len(start.layers)
     lasts = sorted({min(max(width - 1, round(depth * n_layers)), max(0, n_layers - 2)) for depth in DEPTHS})
     yield "layers", [{"layers": list(range(max(0, last - width + 1), last + 1))} for last in lasts]
-    if isinstance(start, MemitHparams):
+    if "mom2_update_weight" in type(start).model_fields:
         yield "mom2_update_weight", [{"mom2_update_weight": weight} for weight in WEIGHTS]
     yield (
         "v_num_grad_steps",
@@ -238,5 +240,5 @@ class _Probe:
 
 def write_settings(tuned: Tuned, path: str | Path) -> None:
     """A settings file for `tether edit --settings`, written whole or not at all."""
-    HPARAMS[tuned.method].model_validate(tuned.settings)
+    EDITORS[tuned.method].settings.model_validate(tuned.settings)
     write_atomically(Path(path), (json.dumps(tuned.settings, indent=2) + "\n").encode())

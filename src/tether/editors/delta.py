@@ -17,24 +17,33 @@ from torch import Tensor
 from tether.editors.settings import LatentHparams
 from tether.facts.tokens import EncodedPrompt
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import Plain, Rows, Run, Suffix, align, full_forward, head_logits, projection_adds
+from tether.models.frozen_prefix import Plain, Rows, Run, Suffix, align, full_forward, head_logits, is_residual
 
 _PADDED, _PADDED_SHARE = 32, 0.25  # tokens of padding (a step's own cost is about as much), and their share, in a batch
-Group = Sequence[EncodedPrompt]  # one fact's prompts: its contexts with the target behind, the bare one first; KL last
+Group = Sequence[EncodedPrompt]  # one fact's prompts: its contexts, each with the target, the bare one first; then KL's
 
 
 @dataclass(frozen=True)
-class Latent:
+class OptimisedDelta:
     """The optimised δ (float32, size p) and the total loss at every evaluation."""
 
     delta: Float[Tensor, " p"]
     losses: tuple[float, ...]
 
+    def record(self) -> dict[str, float]:
+        """How it went, for the record of an edit."""
+        return {
+            "loss_first": self.losses[0],
+            "loss_last": self.losses[-1],
+            "steps": float(len(self.losses)),
+            "delta_norm": float(self.delta.norm()),
+        }
+
 
 @dataclass(frozen=True)
 class Objective:
     """Which final hidden states the losses read, as (row, column from the anchor on) pairs, and what they make of them,
-    for the rows of f facts one behind the other."""
+    for the rows of f facts one after the other."""
 
     fact_of_row: Int[Tensor, " n"]
     row: Int[Tensor, " m"]
@@ -120,10 +129,10 @@ def optimise(
     hparams: LatentHparams,
     *,
     arithmetic: EditableModel | None = None,
-) -> list[Latent]:
+) -> list[OptimisedDelta]:
     """Minimise mean NLL(o*)/|o*| + kl_factor·KL(P_δ ‖ P₀) + v_weight_decay·‖δ‖/‖start‖² over each fact's δ with Adam.
 
-    `rows` are the groups' prompts in order, `run` their full forward; δ is added behind block `run.layer`; `start` is
+    `rows` are the groups' prompts in order, `run` their full forward; δ is added after block `run.layer`; `start` is
     v₀ (ROME) or h (MEMIT) at the bare prompt. At most `v_num_grad_steps` evaluations, so one Adam step fewer; after
     each step δ is clamped to clamp_norm_factor·‖start‖; below `loss_threshold` a fact is done and its rows are dropped.
     `arithmetic` is a copy of the model in another dtype for the steps. Gradients are taken with respect to δ alone. The
@@ -169,13 +178,13 @@ def optimise(
             adam.keep(kept)
         delta += adam.update(gradient)
         delta *= (hparams.clamp_norm_factor * norms / delta.norm(dim=1)).clamp(max=1)[:, None]
-    return [Latent(found[i], tuple(losses[i])) for i in range(len(groups))]
+    return [OptimisedDelta(found[i], tuple(losses[i])) for i in range(len(groups))]
 
 
 def _stepper(
     model: EditableModel, stepper: EditableModel, layer: int, *, frozen: bool
 ) -> Callable[[Rows, Run, int], Callable[[Tensor], Tensor]]:
-    adds = projection_adds(model, layer)
+    adds = is_residual(model, layer)
     if not frozen or (layer == 0 and not adds):
         return lambda rows, run, columns: Plain(stepper, rows, run)
     return lambda rows, run, columns: Suffix(stepper, rows, run, adds=adds, columns=columns)

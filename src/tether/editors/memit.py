@@ -5,28 +5,61 @@ edited layers ascending, each with the model as edited so far:
 
     R = (Z − H^L) / (edited layers left),      ΔW = R Kᵀ (λC + KKᵀ)⁻¹
 
-EMMET asks for ΔW K = R exactly, with the least change in the metric of C: the same solve with λ → 0 (`jointsolve`).
+EMMET asks for ΔW K = R exactly, with the least change in the metric of C: the same solve with λ → 0 (`joint_solve`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
-from tether.editors.base import Batch, Context, EditFailedError, Proposal
-from tether.editors.delta import Group, Latent, optimise, rows_of, within_memory
-from tether.editors.prompts import encode_contexts, failure
-from tether.editors.settings import MemitHparams
-from tether.errors import TetherError
+from tether.editors.base import Batch, Context, EditFailedError, Method, Proposal
+from tether.editors.delta import Group, OptimisedDelta, optimise, rows_of, within_memory
+from tether.editors.prompts import encode_contexts, why_not_edited
+from tether.editors.settings import LatentHparams, is_gated
+from tether.errors import TetherError, WrongModelError
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import align, full_forward, keys_and_states, projection_adds
+from tether.models.frozen_prefix import align, full_forward, is_residual, keys_and_states
+
+_ROWS = 16  # facts a forward for keys: no gradient, so small batches keep memory low at no cost
+
+
+class MemitHparams(LatentHparams):
+    """Settings of MEMIT and EMMET."""
+
+    family: ClassVar[str] = "memit"
+    resources: ClassVar[frozenset[str]] = frozenset({"memory_gb"})
+
+    layers: tuple[int, ...] = Field(min_length=1, description="the edited layers, ascending; δ is added after the last")
+    mom2_update_weight: float = Field(gt=0, description="λ: the weight of what the model knew")
+    equality_ridge: float = Field(default=1e-6, ge=0, description="EMMET: share of the mean of diag(KᵀC⁻¹K)")
+    memory_gb: float = Field(default=0.5, gt=0, description="what the steps for δ of a micro-batch may keep")
+
+    @classmethod
+    def rule(cls, model: EditableModel) -> dict[str, Any]:
+        """Five layers around ROME's, the decay and clamp of the paper's models of the same kind of MLP."""
+        gated = is_gated(model)
+        last = min(max(0, model.n_layers - 2), round((8 / 32 if gated else 17 / 48) * model.n_layers))
+        return {
+            "layers": tuple(range(max(0, last - 4), last + 1)),
+            "v_num_grad_steps": 25 if gated else 20,
+            "v_lr": 0.5,
+            "v_weight_decay": 1e-3 if gated else 0.5,
+            "clamp_norm_factor": 4 if gated else 0.75,
+            "kl_factor": 0.0625,
+            "mom2_update_weight": 15000 if model.hidden_size >= 2048 else 200,
+            "prefixes": [{"length": 10, "number": 5}],
+        }
 
 
 @dataclass
@@ -37,8 +70,8 @@ class Memit:
 
     def weights(self, model: EditableModel, hparams: MemitHparams) -> list[str]:
         for layer in hparams.layers:
-            if not projection_adds(model, layer):
-                raise TetherError(
+            if not is_residual(model, layer):
+                raise WrongModelError(
                     f"layer {layer}: a norm stands between the MLP's projection and the residual stream, so no key "
                     "can be given MEMIT's residual; use rome or r-rome for this model"
                 )
@@ -53,14 +86,14 @@ class Memit:
         for index, fact in enumerate(facts):
             try:
                 groups[index] = encode_contexts(model, fact, context.prefixes)
-            except TetherError as error:
-                outcomes[index] = EditFailedError(str(error))
+            except EditFailedError as error:
+                outcomes[index] = error
 
         # z of every fact, against the model before the batch.
         targets: dict[int, Tensor] = {}
-        for index, z, latent in self._targets(model, groups, hparams):
-            record = _record(latent, z)
-            refused = failure(facts[index], latent, hparams, record)
+        for index, z, found in self._targets(model, groups, hparams):
+            record = {**found.record(), "v0_norm": float((z - found.delta.cpu()).norm())}
+            refused = why_not_edited(facts[index], found, hparams, record)
             outcomes[index] = refused or record
             if refused is None:
                 targets[index] = z
@@ -79,10 +112,12 @@ class Memit:
             with model.provisional(updates):
                 K, H_last = self._keys(model, kept, layer, hparams)
             R = (Z - H_last) / (len(hparams.layers) - position)
-            solution = solve(
-                K, context.moments[layer].solve(K, ridge=hparams.moments_ridge), weight=hparams.mom2_update_weight,
-                equality_ridge=hparams.equality_ridge if self.equality else None,
-            )  # fmt: skip
+            X = context.moments[layer].solve(K, ridge=hparams.moments_ridge)
+            ridge = hparams.equality_ridge if self.equality else None
+            try:
+                solution = solve(K, X, weight=hparams.mom2_update_weight, equality_ridge=ridge)
+            except TetherError as error:
+                raise EditFailedError(str(error)) from None
             update = LowRank(R.mT.float().contiguous(), solution.G.float())
             if not (torch.isfinite(update.A).all() and torch.isfinite(update.B).all()):
                 raise EditFailedError(f"the update of {len(edited)} facts at layer {layer} is not finite")
@@ -93,7 +128,7 @@ class Memit:
 
     def _targets(
         self, model: EditableModel, groups: dict[int, Group], hparams: MemitHparams
-    ) -> list[tuple[int, Tensor, Latent]]:
+    ) -> list[tuple[int, Tensor, OptimisedDelta]]:
         """(fact, z = h + δ on the CPU, how δ was found), in micro-batches."""
         if not groups:
             return []
@@ -104,8 +139,8 @@ class Memit:
             rows = align([prompt for group in chosen for prompt in group], model.device)
             run = full_forward(model, rows, layer)
             h = run.hidden[[first for first, _ in rows_of(chosen)], 0]  # the bare prompts'
-            for i, start, latent in zip(batch, h, optimise(model, chosen, rows, run, h, hparams), strict=True):
-                found.append((indices[i], (start.float() + latent.delta).cpu(), latent))
+            for i, start, one in zip(batch, h, optimise(model, chosen, rows, run, h, hparams), strict=True):
+                found.append((indices[i], (start.float() + one.delta).cpu(), one))
         return found
 
     @staticmethod
@@ -113,7 +148,7 @@ class Memit:
         model: EditableModel, groups: Sequence[Group], layer: int, hparams: MemitHparams
     ) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n p"]]:
         """Keys of one layer, a mean over the kinds of context (the bare prompt, and each length of prefix) of the mean
-        within the kind, and the bare prompts' states behind the last layer; float64 on the CPU."""
+        within the kind, and the bare prompts' states after the last layer; float64 on the CPU."""
         keys, states = [], []
         last = hparams.layers[-1]
         kinds = [1, *(kind.number for kind in hparams.prefixes if kind.number)]
@@ -128,11 +163,17 @@ class Memit:
         return torch.stack(keys), torch.stack(states)
 
 
-_ROWS = 16  # facts a forward for keys: no gradient, so small batches keep memory low at no cost
-
-
-def _record(latent: Latent, z: Tensor) -> dict[str, float]:
-    return {
-        "loss_first": latent.losses[0], "loss_last": latent.losses[-1], "steps": float(len(latent.losses)),
-        "delta_norm": float(latent.delta.norm()), "v0_norm": float((z - latent.delta.cpu()).norm()),
-    }  # fmt: skip
+MEMIT = Method(
+    name="memit",
+    editor=partial(Memit, equality=False),
+    settings=MemitHparams,
+    paper="Mass-Editing Memory in a Transformer (https://arxiv.org/abs/2210.07229)",
+    summary="many facts in one solve, spread over several layers",
+)
+EMMET = Method(
+    name="emmet",
+    editor=partial(Memit, equality=True),
+    settings=MemitHparams,
+    paper="A Unified Framework for Model Editing (https://arxiv.org/abs/2403.14236)",
+    summary="MEMIT's solve with equality for the new facts, as ROME's",
+)

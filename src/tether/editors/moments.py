@@ -11,11 +11,9 @@ import hashlib
 import itertools
 import json
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,19 +21,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from tether.errors import TetherError
+from tether.editors.corpus import Corpus
+from tether.errors import BadSettingsError
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import forward_until, hooks
-from tether.models.sampling import STARTS, sample
 from tether.storage.atomic import write_atomically
 from tether.storage.cache import cache_dir, locked
 
 logger = logging.getLogger(__name__)
 
-SELF = "self"
 ENOUGH = 0.99  # mean cosine at the last doubling above which more text changes little
 _PROBES = 32
 _PANELS = 4  # column panels of KᵀK: only the upper ones are computed, 10 of 16
+_BLOCK = 32  # batches summed in float32, on a device that has no float64
 
 
 @dataclass(frozen=True)
@@ -60,69 +58,11 @@ class Moments:
             regular.diagonal().add_(ridge * self.C.diagonal().mean())
             factor, info = torch.linalg.cholesky_ex(regular)
             if int(info):
-                raise TetherError(
+                raise BadSettingsError(
                     f"the moments of {self.tokens} tokens are singular for keys of size {len(self.C)}: give more text"
                 )
             self._factors[ridge] = factor
         return self._factors[ridge]
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Where the keys come from: a plain text file, or `self`, text sampled from the unedited model."""
-
-    path: Path | None = None
-    max_tokens: int | None = None
-    window: int = 256
-    seed: int = 0
-
-    @classmethod
-    def parse(cls, text: str | Path, **kwargs: Any) -> Corpus:
-        """`self` or a file's path. Raises TetherError where there is no such file."""
-        if str(text) == SELF:
-            return cls(None, **{"max_tokens": 32768, **kwargs})
-        path = Path(text)
-        if not path.is_file():
-            raise TetherError(f"corpus {str(text)!r} is no file: give a plain text file, or 'self'")
-        return cls(path, **kwargs)
-
-    @property
-    def name(self) -> str:
-        return SELF if self.path is None else self.path.name
-
-    def identity(self) -> dict[str, Any]:
-        """What the moments depend on, as data."""
-        text = f"seed {self.seed}" if self.path is None else hashlib.sha256(self.path.read_bytes()).hexdigest()
-        return {"corpus": SELF if self.path is None else "file", "sha256": text, "max_tokens": self.max_tokens,
-                "window": self.window}  # fmt: skip
-
-    def windows(self, model: EditableModel) -> Iterator[list[int]]:
-        """Windows of consecutive tokens, without padding; a last short one is left away unless it is the only one."""
-        if self.max_tokens is not None and self.max_tokens < self.window:
-            raise TetherError(
-                f"{self.max_tokens} tokens of corpus {self.name!r} are fewer than a window; take at least {self.window}"
-            )
-        buffer: list[int] = []
-        left, some = math.inf if self.max_tokens is None else self.max_tokens, False
-        for text in self._texts(model):
-            buffer += model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            while len(buffer) >= self.window and left >= self.window:
-                yield buffer[: self.window]
-                some, left, buffer = True, left - self.window, buffer[self.window :]
-            if left < self.window:
-                return
-        if not some and buffer:
-            yield buffer
-
-    def _texts(self, model: EditableModel) -> Iterator[str]:
-        if self.path is None:
-            for batch in itertools.count():
-                starts = [STARTS[i % len(STARTS)] for i in range(32)]
-                yield "\n".join(sample(model, starts, self.window, seed=self.seed + 1 + batch)) + "\n"
-        else:
-            with self.path.open(encoding="utf-8", errors="replace") as handle:
-                while lines := handle.readlines(1 << 20):
-                    yield "".join(lines)
 
 
 def moments(
@@ -139,14 +79,14 @@ def moments(
     The model is not changed. `progress(tokens so far, total or None)` is called after each batch. Files go to `cache`
     (by default tether's cache folder), one a layer.
     """
-    folder = (cache or cache_dir()) / "moments"
-    folder.mkdir(parents=True, exist_ok=True)
     with model.unedited():
-        keys = _keys(model, sorted(set(layers)), corpus)
-        files = {layer: folder / f"{key}.safetensors" for layer, key in keys.items()}
+        keys = moments_keys(model, sorted(set(layers)), corpus)
+        files = _files(keys, cache)
         missing = {layer: file for layer, file in files.items() if not _whole(file)}
         if missing:
-            partial = folder / f"{_pass_name(keys[layer] for layer in missing)}.partial"
+            together = hashlib.sha256("".join(keys[layer] for layer in missing).encode()).hexdigest()[:32]
+            partial = next(iter(missing.values())).with_name(f"{together}.partial")
+            partial.parent.mkdir(parents=True, exist_ok=True)
             with locked(partial):
                 if not all(map(_whole, missing.values())):
                     _Pass(model, missing, corpus, partial, batch_tokens, progress).run()
@@ -154,48 +94,70 @@ def moments(
 
 
 def cached_moments(keys: Mapping[int, str], cache: Path | None = None) -> dict[int, Moments] | None:
-    """The moments with these `moments_key`s, one a layer, where the cache holds them all; the text is not needed."""
-    folder = (cache or cache_dir()) / "moments"
-    files = {layer: folder / f"{key}.safetensors" for layer, key in keys.items()}
+    """The moments with these `moments_keys`, one a layer, where the cache holds them all; the text is not needed."""
+    files = _files(keys, cache)
     return {layer: _load(file) for layer, file in files.items()} if all(map(_whole, files.values())) else None
 
 
-def moments_key(model: EditableModel, layer: int, corpus: Corpus) -> str:
-    """Identity of one layer's moments: weights of the checkpoint, text, tokens, window, dtype."""
-    return _keys(model, [layer], corpus)[layer]
-
-
-def _keys(model: EditableModel, layers: Sequence[int], corpus: Corpus) -> dict[int, str]:
-    """`moments_key` of every layer; weights and text, which take long to hash, are hashed once."""
+def moments_keys(model: EditableModel, layers: Sequence[int], corpus: Corpus) -> dict[int, str]:
+    """Identity of the moments of every layer: weights of the checkpoint, text, tokens, window, dtype. Weights and text,
+    which take long to hash, are hashed once."""
     shared = {**corpus.identity(), "weights": model.fingerprint(), "dtype": str(model.dtype)}
     described = {layer: json.dumps({**shared, "name": model.weight_name(layer)}, sort_keys=True) for layer in layers}
     return {layer: hashlib.sha256(text.encode()).hexdigest()[:32] for layer, text in described.items()}
 
 
-def _pass_name(keys: Iterable[str]) -> str:
-    """Of a pass for these layers, by their `moments_key`s."""
-    return hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
-
-
-def recent_moments(model: EditableModel, layers: Sequence[int], cache: Path | None = None) -> Corpus | None:
-    """The corpus of the newest complete cached moments of these layers for this model, or None."""
+def _files(keys: Mapping[int, str], cache: Path | None) -> dict[int, Path]:
+    """Where the cache keeps the moments with these keys."""
     folder = (cache or cache_dir()) / "moments"
-    for note in sorted(folder.glob("*.json"), key=lambda f: f.stat().st_mtime, reverse=True):
-        try:
-            recorded = json.loads(note.read_text())
-            corpus = Corpus(
-                Path(recorded["path"]) if recorded["path"] else None, recorded["max_tokens"], recorded["window"],
-                recorded["seed"],
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError):
-            logger.warning("%s is damaged and not used: delete it", note)
-            continue
-        if corpus.path is not None and not corpus.path.is_file():
-            continue
-        files = {layer: folder / f"{key}.safetensors" for layer, key in _keys(model, layers, corpus).items()}
-        if all(_whole(file) and _tokens(file) >= _size(model, layer) for layer, file in files.items()):
-            return corpus
-    return None
+    return {layer: folder / f"{key}.safetensors" for layer, key in keys.items()}
+
+
+class _Gram:
+    """ΣKᵀK of one layer, the upper panels alone: float64 on the device of the keys. Where the device has no float64,
+    float32 blocks there, which are added to float64 on the CPU."""
+
+    def __init__(self, q: int, device: torch.device) -> None:
+        edges = [q * i // _PANELS for i in range(_PANELS + 1)]
+        self._panels = [(left, right) for left, right in itertools.pairwise(edges) if left < right]
+        self._total = torch.zeros(q, q, dtype=torch.float64, device=device if _has_float64(device) else "cpu")
+        self._block = None if _has_float64(device) else torch.zeros(q, q, device=device)
+        self._batches = 0
+
+    def add(self, keys: Float[Tensor, "n q"]) -> None:
+        """Float32 products of one batch."""
+        total = self._total if self._block is None else self._block
+        for left, right in self._panels:
+            total[left:right, left:] += keys[:, left:right].mT @ keys[:, left:]
+        self._batches += 1
+        if self._batches % _BLOCK == 0:
+            self._move_block()
+
+    def _move_block(self) -> None:
+        if self._block is not None:
+            self._total += self._block.cpu()
+            self._block.zero_()
+
+    def upper(self) -> Float[Tensor, "q q"]:
+        """The sum so far, upper panels, float64 on the CPU. On the CPU it is no copy."""
+        self._move_block()
+        return self._total.cpu()
+
+    def restore(self, upper: Float[Tensor, "q q"]) -> None:
+        self._total.copy_(upper)
+
+    def symmetric(self) -> Float[Tensor, "q q"]:
+        """The sum so far, float64 on the CPU."""
+        upper = self.upper().triu()
+        return upper + upper.triu(1).mT
+
+
+def _has_float64(device: torch.device) -> bool:
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 class _Pass:
@@ -210,13 +172,13 @@ class _Pass:
         layers = list(files)
         self.model, self.layers, self.corpus, self.files, self.partial = model, layers, corpus, files, partial
         self.rows, self.progress = max(1, batch_tokens // corpus.window), progress
-        q = {layer: model.weight(model.weight_name(layer)).shape[1] for layer in layers}
-        self.sums = {layer: torch.zeros(q[layer], q[layer], dtype=torch.float64) for layer in layers}
+        weights = {layer: model.weight(model.weight_name(layer)) for layer in layers}
+        self.sums = {layer: _Gram(weight.shape[1], weight.device) for layer, weight in weights.items()}
         self.probes: dict[int, Tensor] = {}
         self.directions: dict[int, Tensor] = {}
         self.curves: dict[int, list[tuple[int, float]]] = {layer: [] for layer in layers}
         self.tokens, self.batches = 0, 0
-        self.next_look = 4 * max(q.values())
+        self.next_look = 4 * max(weight.shape[1] for weight in weights.values())
 
     def run(self) -> None:
         self._resume()
@@ -234,7 +196,7 @@ class _Pass:
             if self.progress:
                 self.progress(self.tokens, self.corpus.max_tokens)
         if not self.tokens:
-            raise TetherError(f"corpus {self.corpus.name!r} has no tokens: give a file with text")
+            raise BadSettingsError(f"corpus {self.corpus.name!r} has no tokens: give a file with text")
         self._look()
         for layer, file in self.files.items():
             with locked(file):
@@ -243,14 +205,14 @@ class _Pass:
         self.partial.unlink(missing_ok=True)
 
     def _add(self, ids: Tensor) -> None:
-        """Run one batch up to the last wanted projection, adding float32 blocks KᵀK to float64 sums."""
+        """Run one batch up to the last wanted projection, adding float32 products KᵀK to the sums."""
 
         def see(layer: int) -> Callable[..., None]:
             def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
                 keys = args[0].reshape(-1, args[0].shape[-1]).float()
                 if layer not in self.probes:
                     self.probes[layer] = keys[:: max(1, len(keys) // _PROBES)][:_PROBES].cpu().double()
-                _add_gram(self.sums[layer], keys)
+                self.sums[layer].add(keys)
 
             return hook
 
@@ -262,7 +224,7 @@ class _Pass:
     def _look(self) -> None:
         """How far C⁻¹k of the probe keys turned since the last look."""
         for layer in self.layers:
-            factor, info = torch.linalg.cholesky_ex(self._symmetric(layer))
+            factor, info = torch.linalg.cholesky_ex(self.sums[layer].symmetric())
             if int(info) or (self.curves[layer] and self.curves[layer][-1][0] == self.tokens):
                 continue
             directions = torch.cholesky_solve(self.probes[layer].mT, factor)
@@ -271,33 +233,20 @@ class _Pass:
                 self.curves[layer].append((self.tokens, float(cosine)))
             self.directions[layer] = directions.contiguous()  # the layout a checkpoint gives back: same last bits
 
-    def _symmetric(self, layer: int) -> Tensor:
-        upper = self.sums[layer].triu()
-        return upper + upper.triu(1).mT
-
     # --- on disk ------------------------------------------------------------------------------------------------
 
     def _save(self, path: Path, *, layer: int | None = None) -> None:
         state = {"tokens": self.tokens, "batches": self.batches, "next_look": self.next_look, "curves": self.curves}
-        note: dict[str, Any] | None = None
         if layer is None:
             tensors: dict[str, Tensor] = {}
             for i in self.layers:
-                tensors |= {f"{i}/sum": self.sums[i], f"{i}/probes": self.probes[i]}
+                tensors |= {f"{i}/sum": self.sums[i].upper(), f"{i}/probes": self.probes[i]}
                 if i in self.directions:
                     tensors[f"{i}/directions"] = self.directions[i].contiguous()
         else:
-            tensors = {"C": (self._symmetric(layer) / self.tokens).contiguous()}
+            tensors = {"C": (self.sums[layer].symmetric() / self.tokens).contiguous()}
             state = {"tokens": self.tokens, "convergence": self.curves[layer]}
-            note = {
-                "path": str(self.corpus.path.resolve()) if self.corpus.path else None,
-                "max_tokens": self.corpus.max_tokens,
-                "window": self.corpus.window,
-                "seed": self.corpus.seed,
-            }
         write_atomically(path, save(tensors, metadata={"state": json.dumps(state)}))
-        if note is not None:  # behind the tensors: a note promises them
-            write_atomically(path.with_suffix(".json"), json.dumps(note).encode())
 
     def _resume(self) -> None:
         if not _whole(self.partial):
@@ -306,21 +255,13 @@ class _Pass:
             state = json.loads(file.metadata()["state"])
             names = set(file.keys())
             for i in self.layers:
-                self.sums[i], self.probes[i] = file.get_tensor(f"{i}/sum"), file.get_tensor(f"{i}/probes")
+                self.sums[i].restore(file.get_tensor(f"{i}/sum"))
+                self.probes[i] = file.get_tensor(f"{i}/probes")
                 if f"{i}/directions" in names:
                     self.directions[i] = file.get_tensor(f"{i}/directions")
         self.tokens, self.batches, self.next_look = state["tokens"], state["batches"], state["next_look"]
         self.curves = {int(i): [(n, c) for n, c in curve] for i, curve in state["curves"].items()}
         logger.info("moments: going on after %d tokens", self.tokens)
-
-
-def _add_gram(total: Tensor, keys: Tensor) -> None:
-    """Add KᵀK to the upper triangle of `total`, in place, by column panels."""
-    q = keys.shape[1]
-    edges = [q * i // _PANELS for i in range(_PANELS + 1)]
-    for left, right in itertools.pairwise(edges):
-        if left < right:
-            total[left:right, left:] += (keys[:, left:right].mT @ keys[:, left:]).cpu()
 
 
 def _whole(file: Path) -> bool:
@@ -335,15 +276,6 @@ def _whole(file: Path) -> bool:
         file.unlink(missing_ok=True)
         return False
     return True
-
-
-def _tokens(file: Path) -> int:
-    with safe_open(file, framework="pt") as stored:
-        return int(json.loads(stored.metadata()["state"])["tokens"])
-
-
-def _size(model: EditableModel, layer: int) -> int:
-    return model.weight(model.weight_name(layer)).shape[1]
 
 
 def _load(file: Path) -> Moments:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tether.editors.base import EditFailedError, EditSkippedError
-from tether.editors.delta import Latent
+from tether.editors.base import EditFailedError, EditSkippedError, reading_a_fact
+from tether.editors.delta import OptimisedDelta
 from tether.editors.settings import LatentHparams
 from tether.facts.fact import Fact
 from tether.facts.tokens import EncodedPrompt, encode, too_long
@@ -13,22 +13,26 @@ from tether.models.editable import EditableModel
 
 
 def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -> list[EncodedPrompt]:
-    """The bare prompt first, then behind each prefix, with the target; the KL prompt last. Raises TetherError where the
-    subject or target has no token, or the model not enough positions."""
-    prompts = [
-        encode(model.tokenizer, fact.prompt, fact.subject, prefix=prefix, target=fact.target_new)
-        for prefix in ("", *prefixes)
-    ]
-    prompts.append(encode(model.tokenizer, "{} is a", fact.subject))
+    """The bare prompt first, then after each prefix, with the target; the KL prompt last. Raises EditFailedError where
+    the subject or target has no token, or the model not enough positions."""
+    tokenizer = model.tokenizer
+    with reading_a_fact():
+        prompts = [
+            encode(tokenizer, fact.prompt, fact.subject, prefix=prefix, target=fact.target_new)
+            for prefix in ("", *prefixes)
+        ]
+        prompts.append(encode(tokenizer, "{} is a", fact.subject))
     problem = too_long(model.limit, fact.text, [prompt.ids for prompt in prompts])
     if problem:
         raise EditFailedError(problem)
     return prompts
 
 
-def failure(fact: Fact, latent: Latent, hparams: LatentHparams, record: dict[str, float]) -> EditFailedError | None:
+def why_not_edited(
+    fact: Fact, found: OptimisedDelta, hparams: LatentHparams, record: dict[str, float]
+) -> EditFailedError | None:
     """Why an optimised fact is not edited: the model says it already, or its loss did not fall; None for a good one."""
-    losses = latent.losses
+    losses = found.losses
     if len(losses) == 1 and losses[0] < hparams.loss_threshold:
         return EditSkippedError(f"the model already says {fact.text!r} -> {fact.target_new!r}", record)
     if not losses[-1] < losses[0]:

@@ -6,28 +6,58 @@ with the least change to everything else, in the metric of the keys' second mome
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from tether.algebra.lowrank import LowRank
-from tether.editors.base import Context, EditFailedError, Proposal
+from tether.editors.base import Context, EditFailedError, Method, Proposal
 from tether.editors.delta import optimise
-from tether.editors.prompts import encode_contexts, failure
-from tether.editors.settings import RomeHparams
+from tether.editors.prompts import encode_contexts, why_not_edited
+from tether.editors.settings import LatentHparams, is_gated
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import align, full_forward, projection_adds
+from tether.models.frozen_prefix import align, full_forward, is_residual
+from tether.models.upper_blocks import UpperCopy
+
+
+class RomeHparams(LatentHparams):
+    """Settings of ROME and R-ROME."""
+
+    family: ClassVar[str] = "rome"
+
+    layers: tuple[int, ...] = Field(min_length=1, max_length=1, description="the one edited layer")
+    delta_dtype: Literal["model", "bfloat16"] = Field(
+        default="model", description="of the steps for δ, with a frozen prefix"
+    )
+
+    @classmethod
+    def rule(cls, model: EditableModel) -> dict[str, Any]:
+        """A gated MLP is edited early and with little decay, as the paper's Llamas; a plain one in the middle third, as
+        its GPT-2 XL."""
+        gated = is_gated(model)
+        share = 1 / 6 if gated else 17 / 48
+        return {
+            "layers": (min(model.n_layers - 2, round(share * model.n_layers)) if model.n_layers > 1 else 0,),
+            "v_num_grad_steps": 25 if gated else 20,
+            "v_lr": 0.5,
+            "v_weight_decay": 1e-3 if gated else 0.5,
+            "clamp_norm_factor": 4,
+            "kl_factor": 0.0625,
+            "prefixes": [{"length": 5, "number": 5}, {"length": 10, "number": 5}],
+        }
 
 
 @dataclass
 class Rome:
-    """`rebuilt` false: ΔW = δ uᵀ/(uᵀk₀), as ROME and the paper compute it: k̄ (the mean key over contexts) in u, k₀ (the
-    bare prompt's) elsewhere. `rebuilt` true: ΔW = (v₀ + δ − W k̄ − b) uᵀ/(uᵀk̄), k̄ everywhere."""
+    """`rome`: ΔW = δ uᵀ/(uᵀk₀), as ROME and the paper compute it: k̄ (the mean key over contexts) in u, k₀ (the bare
+    prompt's) elsewhere. `r-rome`: ΔW = (v₀ + δ − W k̄ − b) uᵀ/(uᵀk̄), k̄ everywhere."""
 
-    rebuilt: bool
-    _copies: dict[torch.dtype, EditableModel] = field(default_factory=dict, repr=False)
+    variant: Literal["rome", "r-rome"]
+    _upper: UpperCopy = field(default_factory=UpperCopy, repr=False)
 
     def weights(self, model: EditableModel, hparams: RomeHparams) -> list[str]:
         return [model.weight_name(layer) for layer in hparams.layers]
@@ -38,7 +68,7 @@ class Rome:
         (layer,) = hparams.layers
         name = model.weight_name(layer)
 
-        # Contexts: the bare prompt first, then behind each prefix; the KL prompt last.
+        # Contexts: the bare prompt first, then after each prefix; the KL prompt last.
         prompts = encode_contexts(model, fact, context.prefixes)
         rows = align(prompts, model.device)
         run = full_forward(model, rows, layer)
@@ -50,20 +80,20 @@ class Rome:
         u /= u.norm()
 
         # Value.
-        (latent,) = optimise(
+        (found,) = optimise(
             model, [prompts], rows, run, run.values[:1], hparams, arithmetic=self._arithmetic(model, hparams)
         )
         record = {
-            "loss_first": latent.losses[0], "loss_last": latent.losses[-1], "steps": float(len(latent.losses)),
-            "delta_norm": float(latent.delta.norm()), "v0_norm": float(run.values[0].float().norm()),
-        }  # fmt: skip
-        refused = failure(fact, latent, hparams, record)
+            **found.record(),
+            "v0_norm": float(run.values[0].float().norm()),
+        }
+        refused = why_not_edited(fact, found, hparams, record)
         if refused is not None:
             raise refused
 
         # Update.
-        v0, delta = run.values[0].cpu().double(), latent.delta.cpu().double()
-        if self.rebuilt:
+        v0, delta = run.values[0].cpu().double(), found.delta.cpu().double()
+        if self.variant == "r-rome":
             # Every W k̄ + b is the mean of the outputs W k + b that the forward saw.
             residual, key = v0 + delta - run.values[:-1].cpu().double().mean(0), k_mean
         else:
@@ -76,13 +106,26 @@ class Rome:
         return Proposal({name: update.to(model.device)}, vectors, record)
 
     def _arithmetic(self, model: EditableModel, hparams: RomeHparams) -> EditableModel | None:
-        """The model in the dtype of the steps for δ. Only blocks above the edited one are used, which never change;
-        where the edited block itself must run (behind a norm, and without a frozen prefix), the model's own dtype
-        stays."""
+        """The model in the dtype of the steps for δ. Only blocks above the edited one are used. Where the edited block
+        itself must run (before a norm, or without a frozen prefix), the model's own dtype stays."""
+        (layer,) = hparams.layers
         dtype = getattr(torch, hparams.delta_dtype, model.dtype)
-        if dtype == model.dtype or not hparams.frozen_prefix or not projection_adds(model, hparams.layers[0]):
+        if dtype == model.dtype or not hparams.frozen_prefix or not is_residual(model, layer):
             return None
-        if dtype not in self._copies:
-            hf = copy.deepcopy(model.hf).to(dtype)
-            self._copies[dtype] = EditableModel(hf, model.tokenizer, id=model.id, anatomy=model.anatomy)
-        return self._copies[dtype]
+        return self._upper.of(model, layer, dtype)
+
+
+ROME = Method(
+    name="rome",
+    editor=partial(Rome, "rome"),
+    settings=RomeHparams,
+    paper="Locating and Editing Factual Associations in GPT (https://arxiv.org/abs/2202.05262)",
+    summary="one fact at a time, a rank-1 update of one MLP weight",
+)
+R_ROME = Method(
+    name="r-rome",
+    editor=partial(Rome, "r-rome"),
+    settings=RomeHparams,
+    paper="Rebuilding ROME: Resolving Model Collapse during Sequential Model Editing (https://arxiv.org/abs/2403.07175)",
+    summary="ROME with one key throughout, which keeps a model whole over many edits",
+)

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from tether.errors import TetherError
 from tether.facts.tokens import Continuation, padded, tokenize
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import head_logits
+from tether.models.sampling import end_tokens, plain_generation
 
 BATCH_TOKENS = 4096  # tokens of a forward, padding included
 _HEAD_ROWS = 256  # positions the head is applied to at once: 256 × 256k logits in float32 are 256 MB
@@ -145,16 +146,9 @@ def greedy(
     rows = dict(zip(unique, _prompt_ids(model.tokenizer, unique), strict=True))
     order = sorted(unique, key=lambda prompt: len(rows[prompt]), reverse=True)
     texts: dict[str, str] = {}
-    kept = model.hf.generation_config
-    plain = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=model.tokenizer.eos_token_id if kept.eos_token_id is None else kept.eos_token_id,
-        pad_token_id=pad_token(model),
-    )
-    model.hf.generation_config = plain  # generate() fills what it is not told from here
-    try:
+    with plain_generation(
+        model, do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_tokens(model)
+    ) as plain:
         while order:
             width = len(rows[order[0]]) + max_new_tokens
             batch, order = order[: max(1, batch_tokens // width)], order[max(1, batch_tokens // width) :]
@@ -162,8 +156,6 @@ def greedy(
             output = model.hf.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
             new = model.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             texts.update(zip(batch, new, strict=True))
-    finally:
-        model.hf.generation_config = kept
     return [texts[prompt] for prompt in prompts]
 
 
@@ -181,10 +173,3 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> l
             raise TetherError(f"prompt {prompt!r} has no token: write a prompt")
         rows.append(tuple(ids[:length]))
     return rows
-
-
-def pad_token(model: EditableModel) -> int:
-    """What finished rows are filled with: a special token, so that decoding drops it."""
-    tokenizer = model.tokenizer
-    known = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id]
-    return next((token for token in known if token is not None), 0)

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from transformers.utils import cached_file
 
-from tether.editors.moments import SELF
-from tether.editors.settings import HPARAMS
+from tether.editors.corpus import SELF
+from tether.editors.registry import EDITORS
 from tether.errors import TetherError
 from tether.evaluation.abilities.data import HUB, TEXT_FILE
 from tether.evaluation.abilities.perplexity import builtin_text
@@ -129,13 +129,13 @@ def model_size(model: ModelSpec) -> Size:
 
 
 def _edit_tokens(job: Job) -> float:
-    if "editor" in HPARAMS[job.method].needs:
+    if "editor" in EDITORS[job.method].needs:
         return job.run.edits * 2.0 * TOKENS
     return job.run.edits * STEPS * PROMPTS * TOKENS / FROZEN
 
 
 def _corpus_tokens(job: Job) -> float:
-    if "moments" not in HPARAMS[job.method].needs:
+    if "moments" not in EDITORS[job.method].needs:
         return 0.0
     if job.corpus in (None, SELF) or not Path(str(job.corpus)).is_file():
         return SAMPLED * GENERATED_AS
@@ -168,9 +168,9 @@ def _ability_tokens(spec: GridSpec, name: str) -> float:
 def _memory(job: Job, parameters: float) -> float:
     """Bytes. Of a transformer of so many parameters a block's MLP projection holds about one in 200 (in 30 blocks) and
     is as wide as the root of four times that; an edit keeps W₀ and the update of every edited layer in float32."""
-    layers = len(job.layers) if job.layers else _WEIGHTS.get(HPARAMS[job.method].family, 1)
+    layers = len(job.layers) if job.layers else _WEIGHTS.get(EDITORS[job.method].settings.family, 1)
     projection = parameters / 200
-    moments = 8 * 4 * projection if "moments" in HPARAMS[job.method].needs else 0
+    moments = 8 * 4 * projection if "moments" in EDITORS[job.method].needs else 0
     return parameters * _BYTES[job.model.dtype] * 1.2 + layers * (8 * projection + moments) + 1e9
 
 

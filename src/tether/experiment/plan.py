@@ -18,8 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tether.editors.moments import SELF
-from tether.editors.settings import HPARAMS
+from tether.editors.corpus import SELF
+from tether.editors.registry import EDITORS
 from tether.errors import TetherError
 from tether.evaluation.abilities.data import HUB, TEXT_FILE, ability_data
 from tether.evaluation.abilities.harness import named_tasks
@@ -105,7 +105,7 @@ def make_plan(spec: GridSpec) -> Plan:
 
 
 def _depends_on_the_seed(cell: Cell) -> bool:
-    return cell.dataset.shuffle or bool(HPARAMS[cell.method].needs & {"prefixes", "moments"})
+    return cell.dataset.shuffle or bool(EDITORS[cell.method].needs & {"prefixes", "moments"})
 
 
 def _jobs(spec: GridSpec, cell: Cell, seed: int, look: _Look) -> list[Job]:
@@ -115,7 +115,7 @@ def _jobs(spec: GridSpec, cell: Cell, seed: int, look: _Look) -> list[Job]:
 
 
 def _job(spec: GridSpec, cell: Cell, seed: int, restrain: str, every: int | None, look: _Look) -> Job:
-    moments = "moments" in HPARAMS[cell.method].needs
+    moments = "moments" in EDITORS[cell.method].needs
     files = {
         "facts": look.sha256("datasets", cell.dataset.facts),
         **({"settings": look.sha256("settings", cell.settings)} if cell.settings else {}),
@@ -210,7 +210,7 @@ class _Look:
     def _settings(self, file: str, method: str) -> None:
         try:
             content = json.loads(Path(file).read_bytes())
-            unknown = [key for key in content if key not in HPARAMS[method].model_fields]
+            unknown = [key for key in content if key not in EDITORS[method].settings.model_fields]
         except (ValueError, TypeError) as error:
             self.missing[f"settings: {file} is no JSON object ({error})"] = None
             return

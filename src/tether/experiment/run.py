@@ -26,8 +26,9 @@ from tether.analyses.points import Analyses
 from tether.constraints.base import AS_RECORDED
 from tether.editing.prepare import trained_editor
 from tether.editing.run import Progress, edit
-from tether.editors.moments import Corpus
-from tether.editors.settings import HPARAMS, settings_for
+from tether.editors.corpus import Corpus
+from tether.editors.registry import EDITORS
+from tether.editors.settings import settings_for
 from tether.errors import TetherError
 from tether.evaluation import Results, evaluate_ledger
 from tether.evaluation.results import Row
@@ -188,9 +189,9 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
     else:
         expected = trained.settings(file)
         pairs["editor"] = header.editor and header.editor.sha256, trained.sha256
-    made, spent = HPARAMS[job.method].model_validate(header.settings), set(expected.resources)
+    made, spent = EDITORS[job.method].settings.model_validate(header.settings), set(expected.resources)
     pairs["settings"] = made.model_dump(mode="json", exclude=spent), expected.model_dump(mode="json", exclude=spent)
-    if job.corpus is not None and "moments" in HPARAMS[job.method].needs:
+    if job.corpus is not None and "moments" in EDITORS[job.method].needs:
         corpus = Corpus.parse(job.corpus, seed=job.run.seed).identity()
         pairs["corpus"] = {key: header.corpus.get(key) for key in corpus}, corpus
     for what, (found, wanted) in pairs.items():

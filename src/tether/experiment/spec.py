@@ -31,8 +31,8 @@ from pydantic import (
 
 from tether.constraints.base import parse
 from tether.editors import BatchEditor, editor
-from tether.editors.moments import SELF
-from tether.editors.settings import HPARAMS
+from tether.editors.corpus import SELF
+from tether.editors.registry import EDITORS
 from tether.errors import TetherError
 from tether.evaluation.abilities.data import HUB
 from tether.evaluation.metrics.editing import METRICS, check_metrics
@@ -269,7 +269,7 @@ class GridSpec(_Strict):
         holds["every"] = tuple(dict.fromkeys(every))
         if not holds["once"] and not holds["every"]:
             raise ValueError(f"once and every are both empty for {where}: name a restraint, none at least")
-        needed = "editor" in HPARAMS[chosen.method].needs
+        needed = "editor" in EDITORS[chosen.method].needs
         if needed and holds["editor"] is None:
             raise ValueError(
                 f"editor is missing for {where}: {chosen.method} edits with a trained editor; name its file "

@@ -123,7 +123,7 @@ class Ledger:
         for event in self.events:
             counts[event.kind] = counts.get(event.kind, 0) + 1
             if event.factors:
-                self._tensors(event)
+                self.tensors(event)
                 named.add(event.factors)
         self._check_no_lines_missing(named)
         report = {"events": len(self.events), "kinds": counts, "torn_line": self._journal.torn, "head": self.head}
@@ -228,7 +228,7 @@ class Ledger:
     def factors(self, event: Event) -> dict[str, LowRank]:
         """The updates of one edit by weight name, float32 on the CPU, checked against the journal. Of a fact edited in
         a batch: its term of the batch's sum."""
-        tensors, part = self._tensors(event), _part(event)
+        tensors, part = self.tensors(event), _part(event)
         with sound_factors(self.path, event):
             return {
                 name: LowRank(tensors[f"{name}/A"][:, part].clone(), tensors[f"{name}/B"][part].clone())
@@ -238,15 +238,16 @@ class Ledger:
     def vectors(self, event: Event, kind: Literal["K", "V"]) -> dict[str, Tensor]:
         """The keys "K" (n×q) or values "V" (n×p) that the editor kept of one edit, by weight name, one a row (one row
         but for editors with many keys a fact), float32 on the CPU, checked against the journal."""
-        tensors, part = self._tensors(event), _part(event)
+        tensors, part = self.tensors(event), _part(event)
         with sound_factors(self.path, event):
             return {
                 name: torch.atleast_2d(tensors[f"{name}/{kind}"])[part].clone()
                 for name in self.header.weights if f"{name}/{kind}" in tensors
             }  # fmt: skip
 
-    def _tensors(self, event: Event) -> dict[str, Tensor]:
-        """What the factors file of an edit holds, checked. The last file is kept, for the facts of one batch."""
+    def tensors(self, event: Event) -> dict[str, Tensor]:
+        """Everything in an edit's factors file, which the facts of a batch share: "<weight>/A", "<weight>/B", and what
+        its editor kept ("<weight>/K", …); float32 on the CPU, checked against the journal. The last file is kept."""
         where = f"{self.path}: event {event.number} (edit {event.edit})"
         if event.factors is None:
             raise BadLedgerError(f"{where} names no factors file: restore the ledger from a copy")
@@ -279,7 +280,7 @@ class Ledger:
         """The live edits in journal order, `without` some: as after their undo. For several numbers of edits or several
         restraints in one pass over the files."""
         counting = frozenset(self._live_numbers()) - without
-        return Replay(self.path, self.header, self.events, counting, self._tensors)
+        return Replay(self.path, self.header, self.events, counting, self.tensors)
 
     def sums(
         self, upto: int | None = None, restrain: str | Constraint | None = None, *, without: Set[int] = frozenset(),
@@ -438,7 +439,7 @@ class Ledger:
         tensors = {
             f"{name}/{part}": getattr(update, part) for name, update in updates.items() for part in "AB"
         } | vectors
-        data = save({name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()})
+        data = save({n: t.detach().to("cpu", torch.float32, copy=True).contiguous() for n, t in tensors.items()})
         file = _factors_file(edit)
         write_atomically(self.path / file, data)
         return {"factors": file, "sha256": hashlib.sha256(data).hexdigest()}

@@ -45,6 +45,7 @@ class EditableModel:
         self.id = id
         self.folder = folder
         self.anatomy = anatomy or find_anatomy(hf)
+        self.residual: dict[int, bool] = {}  # by layer, what `frozen_prefix.is_residual` measured
         self._originals: dict[str, Tensor] = {}
         self._updates: dict[str, Tensor] = {}
         self._fingerprints: dict[tuple[str, ...] | None, str] = {}

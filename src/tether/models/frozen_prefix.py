@@ -195,10 +195,16 @@ def forward_until(model: EditableModel, module: nn.Module, **inputs: Any) -> Ten
     return outputs[0]
 
 
-def projection_adds(model: EditableModel, layer: int) -> bool:
+def is_residual(model: EditableModel, layer: int) -> bool:
     """Whether a vector added to the projection's output arrives unchanged in the block's output: true for residual
-    blocks, false where a norm lies between (Gemma 2 and 3). Measured on one token, up to the block, with a vector as
-    large as the output, so that rounding hides nothing in any dtype."""
+    blocks, false where a norm lies between (Gemma 2 and 3). Measured once a layer and kept with the model."""
+    if layer not in model.residual:
+        model.residual[layer] = _measure_residual(model, layer)
+    return model.residual[layer]
+
+
+def _measure_residual(model: EditableModel, layer: int) -> bool:
+    """On one token, up to the block, with a vector as large as the output: rounding hides nothing in any dtype."""
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     before = forward_until(model, model.block(layer), input_ids=ids).float()
     size = 1 + before.abs().max().item()

@@ -9,6 +9,8 @@ It uses nothing but the model's own modules: the blocks below hand their input o
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -71,3 +73,37 @@ def final_hidden(
     modules = {model.hf.get_submodule(name.removesuffix(".weight")): u.to(model.device) for name, u in given.items()}
     with hooks(*(module.register_forward_hook(adding(update)) for module, update in modules.items())):
         return model.base(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+
+
+class UpperCopy:
+    """A copy, in another dtype, of all of a model but its blocks up to a layer; one at a time, kept until the model or
+    its upper weights change.
+
+    The lower blocks of the copy hold no weights: use it only where they are replaced (`Suffix`, `entered_at`).
+    """
+
+    def __init__(self) -> None:
+        self._of: weakref.ref[EditableModel] | None = None
+        self._key: tuple[object, ...] = ()
+        self._copy: EditableModel | None = None
+
+    def of(self, model: EditableModel, layer: int, dtype: torch.dtype) -> EditableModel:
+        """The copy of `model` above block `layer`. The model is not changed."""
+        lower = {id(p) for block in model.blocks[: layer + 1] for p in block.parameters()}
+        # A parameter's version grows with every change in place.
+        versions = tuple((p.data_ptr(), p._version) for p in model.hf.parameters() if id(p) not in lower)
+        key = (layer, dtype, versions)
+        if self._copy is None or self._of is None or self._of() is not model or self._key != key:
+            self._copy = None  # first: two copies need not fit into memory
+            memo = {id(block): _hollow(block) for block in model.blocks[: layer + 1]}
+            hf = copy.deepcopy(model.hf, memo).to(dtype)
+            self._copy = EditableModel(hf, model.tokenizer, id=model.id, anatomy=model.anatomy)
+            self._of, self._key = weakref.ref(model), key
+        return self._copy
+
+
+def _hollow(block: nn.Module) -> nn.Module:
+    """A module of the block's class with its plain attributes and none of its weights."""
+    hollow = copy.copy(block)
+    hollow._parameters, hollow._buffers, hollow._modules = {}, {}, {}
+    return hollow

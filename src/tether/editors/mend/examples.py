@@ -22,7 +22,7 @@ from tether.algebra.lowrank import LowRank
 from tether.editors.mend.network import edited_weights
 from tether.errors import TetherError
 from tether.facts.fact import Fact
-from tether.facts.tokens import Continuation, padded, tokenize, too_long
+from tether.facts.tokens import Continuation, encode, padded, tokenize, too_long
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import head_logits
 from tether.models.upper_blocks import blocks_return_tuples, entered_at, final_hidden, lower_states
@@ -76,14 +76,14 @@ def examples(model: EditableModel, facts: Sequence[Fact]) -> list[Example]:
 
 
 def _tokenized(model: EditableModel, pairs: Sequence[tuple[str, str | None]]) -> list[Continuation]:
-    """As `tokenize`; a prompt without a continuation has no target."""
+    """As `tokenize`. A prompt without a continuation has no target."""
     with_target = iter(tokenize(model.tokenizer, [(prompt, text) for prompt, text in pairs if text is not None]))
     found = []
     for prompt, text in pairs:
         if text is not None:
             found.append(next(with_target))
         else:
-            ids = tuple(model.tokenizer(prompt)["input_ids"])
+            ids = encode(model.tokenizer, "{}", prompt).ids
             found.append(Continuation(ids, len(ids)))
     return found
 

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from tether.editors.mend.network import Hypernetwork
-from tether.editors.settings import MendHparams, read_settings
-from tether.errors import TetherError, first_line
+from tether.editors.mend.network import Hypernetwork, MendHparams
+from tether.editors.settings import read_settings
+from tether.errors import BadSettingsError, TetherError, WrongModelError, first_line, pydantic_line
 from tether.models.editable import EditableModel
 from tether.storage.atomic import write_atomically
 
@@ -96,15 +96,14 @@ class Trained:
         given = read_settings(file)
         unknown = [key for key in given if key not in kept.of_an_edit]
         if unknown:
-            raise TetherError(
+            raise BadSettingsError(
                 f"setting {unknown[0]} comes with the trained editor {self.path}: a settings file may hold "
                 f"{', '.join(sorted(kept.of_an_edit))}; train another editor to change it"
             )
         try:
             return MendHparams.model_validate({**kept.model_dump(), **given})
         except ValidationError as error:
-            first = error.errors()[0]
-            raise TetherError(f"setting {first['loc'][0]} = {first.get('input')!r}: {first['msg']}") from None
+            raise BadSettingsError(f"setting {pydantic_line(error)}") from None
 
 
 def save_trained(path: Path, network: Hypernetwork, record: TrainedRecord) -> None:
@@ -119,15 +118,13 @@ def open_trained(path: str | Path, model: EditableModel) -> Trained:
     try:
         record = TrainedRecord.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "its header"
-        raise TetherError(f"{path} is no trained editor of this tether: {where}: {first['msg']}") from None
+        raise BadSettingsError(f"{path} is no trained editor of this tether: {pydantic_line(error)}") from None
     check_model(path, record, model)
     network = Hypernetwork(record.weights, record.settings)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise TetherError(
+        raise BadSettingsError(
             f"{path} does not hold the network it describes ({first_line(error)}): train it again"
         ) from None
     network.requires_grad_(False)
@@ -141,7 +138,7 @@ def check_model(path: Path, record: TrainedRecord, model: EditableModel) -> None
     except (AttributeError, TetherError):
         found = "another layout"
     if found != record.fingerprint:
-        raise TetherError(
+        raise WrongModelError(
             f"{model.id} is not the model of {path}: its weights have fingerprint {found[:12]}, the editor "
             f"{record.fingerprint[:12]}; it was trained for {record.model!r}, train one for this model"
         )
@@ -161,4 +158,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: torch.clone(handle.get_tensor(name)) for name in handle.keys()}, content  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         what = "has no description in its header" if isinstance(error, KeyError) else first_line(error)
-        raise TetherError(f"{path} is no trained editor ({what}): name a file that `tether train-mend` wrote") from None
+        raise BadSettingsError(
+            f"{path} is no trained editor ({what}): name a file that `tether train-mend` wrote"
+        ) from None

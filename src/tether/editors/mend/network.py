@@ -8,22 +8,24 @@ and the gradients δ at its outputs. A network maps every pair to a pseudo pair,
     z ← [(x − μ_x)/σ_x, (δ − μ_δ)/σ_δ];      twice:  z ← z + ReLU(s ⊙ (U V z + b) + o);      [x̃, δ̃] ← z
 
 U, V and b are shared by weights of one shape; s, o, α, μ and σ are a weight's own. At the start U = b = o = 0 and
-s = 1: the network hands its input on, and the edit is a step down the gradient of the normalised pairs.
+s = 1: the network passes its input on, and the edit is a step down the gradient of the normalised pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tether.algebra.lowrank import LowRank
-from tether.editors.base import Context, EditFailedError, EditSkippedError, Proposal
-from tether.editors.settings import MendHparams
-from tether.errors import TetherError
+from tether.editors.base import Context, EditFailedError, EditSkippedError, Proposal, reading_a_fact
+from tether.editors.settings import Hparams, Need
+from tether.errors import BadSettingsError, TetherError
 from tether.facts.fact import Fact
 from tether.facts.tokens import EncodedPrompt, encode, too_long
 from tether.models.editable import EditableModel
@@ -39,6 +41,49 @@ class Pairs:
 
     x: Float[Tensor, "t q"]
     delta: Float[Tensor, "t p"]
+
+
+class MendHparams(Hparams):
+    """Settings of MEND: of its network, of its training, and of an edit."""
+
+    family: ClassVar[str] = "mend"
+    needs: ClassVar[frozenset[Need]] = frozenset({"editor"})
+    of_an_edit: ClassVar[frozenset[str]] = frozenset({"loss_threshold", "drop_rising"})
+
+    layers: tuple[int, ...] = Field(min_length=1, description="the blocks whose MLP weights are edited")
+    rank: int = Field(default=1920, ge=1, description="inner dimension of the network's layers, at most their width")
+    last_relu: bool = Field(default=True, description="false: the second layer adds its sum as it is, also below zero")
+    v_std: float = Field(default=1.0, gt=0, description="standard deviation of V at the start")
+    edit_lr: float = Field(default=1e-4, description="α_w at the start")
+    lr: float = Field(default=1e-6, gt=0, description="Adam's learning rate for the networks")
+    lr_lr: float = Field(default=1e-4, ge=0, description="Adam's learning rate for the α_w")
+    lr_end: float = Field(
+        default=1.0, ge=0, le=1, description="share of both rates that they fall towards, in a line over `steps`"
+    )
+    c_edit: float = Field(default=0.1, ge=0, description="weight of L_e")
+    c_loc: float = Field(default=1.0, ge=0, description="weight of L_loc")
+    clip: float = Field(default=100.0, gt=0, description="largest norm of the gradient of an optimiser's step")
+    accumulate: int = Field(default=10, ge=1, description="edits an optimiser's step")
+    steps: int = Field(default=100_000, ge=1, description="edits in all")
+    validate_every: int = Field(default=1000, ge=1, description="edits between two looks at the validation loss")
+    patience: int = Field(default=10, ge=1, description="looks without a better validation loss before it stops")
+    validation: int = Field(default=200, ge=1, description="validation edits a look reads, at most")
+    statistics: int = Field(default=500, ge=1, description="edits that μ and σ are measured on before the first step")
+    seed: int = Field(default=0, description="of the network's start and the order of the edits")
+    frozen_blocks: bool = Field(default=True, description="false: whole forwards in training, the reference")
+    loss_threshold: float = Field(default=0.05, ge=0, description="a fact with a loss below this is known already")
+    drop_rising: bool = Field(default=True, description="leave out facts whose edit does not lower their loss")
+
+    @model_validator(mode="after")
+    def _looks_after_steps(self) -> MendHparams:
+        if self.validate_every % self.accumulate:
+            raise ValueError(f"validate_every {self.validate_every} must be a multiple of accumulate {self.accumulate}")
+        return self
+
+    @classmethod
+    def rule(cls, model: EditableModel) -> dict[str, Any]:
+        """The last three blocks, as in the paper, whose other settings are the defaults."""
+        return {"layers": tuple(range(max(0, model.n_layers - 3), model.n_layers))}
 
 
 # --- the gradient of a fact -----------------------------------------------------------------------------------------
@@ -202,9 +247,10 @@ class Mend:
         holds the keys K (t×q): the inputs x_t of every weight."""
         hparams: MendHparams = context.hparams
         if context.trained is None:
-            raise TetherError("mend edits with a trained network: give one (`tether train-mend` makes it)")
+            raise BadSettingsError("mend edits with a trained network: give one (`tether train-mend` makes it)")
         network: Hypernetwork = context.trained
-        prompt = encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)
+        with reading_a_fact():
+            prompt = encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)
         problem = too_long(model.limit, fact.text, [prompt.ids])
         if problem:
             raise EditFailedError(problem)

@@ -37,11 +37,12 @@ from tether.editors.mend.file import (
     save_trained,
     write_tensors,
 )
-from tether.editors.mend.network import Hypernetwork, Pairs, gradient_pairs, mlp_weights, target_nll
-from tether.editors.settings import MendHparams, settings_for
+from tether.editors.mend.network import Hypernetwork, MendHparams, Pairs, gradient_pairs, mlp_weights, target_nll
+from tether.editors.settings import settings_for
 from tether.errors import TetherError
 from tether.facts.formats import read_training_facts
 from tether.models.editable import EditableModel
+from tether.models.sampling import mixed_seed
 from tether.storage.atomic import check_writable
 from tether.storage.versions import versions
 
@@ -213,6 +214,7 @@ class _Training:
             train=train.record, val=val.record, versions=versions(),
         )  # fmt: skip
         self.since: list[tuple[float, float]] = []  # losses of the steps since the last look
+        self._order: tuple[int, list[int]] | None = None  # an epoch, and the order of the examples in it
         self.last_step = hparams.steps - hparams.steps % hparams.accumulate
 
     # --- the loop -----------------------------------------------------------------------------------------------
@@ -221,8 +223,8 @@ class _Training:
         if self.state.exists():
             self._restore()
         else:
-            chosen = [self.train.examples[i] for i in _shuffled(len(self.train.examples), self.hparams.seed, 0)]
-            self.network.measure(self._pairs(example) for example in chosen[: self.hparams.statistics])
+            chosen = range(min(self.hparams.statistics, len(self.train.examples)))
+            self.network.measure(self._pairs(self._example(step)) for step in chosen)
             self._look(0)
         started, begun = time.monotonic(), self.record.step
         step = begun
@@ -253,14 +255,20 @@ class _Training:
 
     def _edit(self, step: int) -> None:
         """Forward and backward of one edit; gradients add up in the network."""
-        n = len(self.train.examples)
-        example = self.train.examples[_shuffled(n, self.hparams.seed, step // n)[step % n]]
+        example = self._example(step)
         losses = edit_losses(self.model, self.network, self.reader, example, self._pairs(example))
         (losses.total(self.hparams) / self.hparams.accumulate).backward()
         values = losses.edit.item(), losses.loc.item()
         if not all(map(math.isfinite, values)):
             raise TetherError(f"the losses of step {step + 1} are {values[0]:g} and {values[1]:g}: give a smaller lr")
         self.since.append(values)
+
+    def _example(self, step: int) -> Example:
+        """The example of a step; every epoch is shuffled once, when its first step comes."""
+        epoch, place = divmod(step, len(self.train.examples))
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, _shuffled(len(self.train.examples), self.hparams.seed, epoch)
+        return self.train.examples[self._order[1][place]]
 
     def _pairs(self, example: Example) -> dict[str, Pairs]:
         return example_pairs(self.model, self.names, self.reader, example)
@@ -387,5 +395,4 @@ def _validated(
 
 def _shuffled(n: int, seed: int, epoch: int) -> list[int]:
     """The order of the examples in an epoch."""
-    mixed = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")
-    return torch.randperm(n, generator=torch.Generator().manual_seed(mixed)).tolist()
+    return torch.randperm(n, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch))).tolist()

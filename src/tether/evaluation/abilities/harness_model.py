@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import GenerationConfig
 
-from tether.evaluation.scores import BATCH_TOKENS, pad_token, score_ids
+from tether.evaluation.scores import BATCH_TOKENS, score_ids
 from tether.facts.tokens import Continuation
 from tether.models.editable import EditableModel
+from tether.models.sampling import end_tokens, plain_generation
 
 
 class HarnessModel(HFLM):
@@ -42,7 +40,8 @@ class HarnessModel(HFLM):
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         """The harness's own generation, batch after batch."""
         answers: dict[int, str] = {}
-        with self._plain_generation():
+        settings = {"do_sample": False, "eos_token_id": end_tokens(self._editable)}
+        with plain_generation(self._editable, **settings), torch.inference_mode():
             for batch in self.generation_batches(requests):
                 self.batch_size_per_gpu = len(batch)
                 texts = super().generate_until([requests[index] for index in batch], disable_tqdm=True)
@@ -70,19 +69,3 @@ class HarnessModel(HFLM):
         """How many tokens a request may generate."""
         settings = request.args[1]
         return int(settings.get("max_gen_toks", settings.get("max_new_tokens", self.max_gen_toks)))
-
-    @contextmanager
-    def _plain_generation(self) -> Iterator[None]:
-        """`generate` fills what it is not told from the model's own settings: plain ones inside the block."""
-        kept = self.model.generation_config
-        self.model.generation_config = GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=self.tokenizer.eos_token_id if kept.eos_token_id is None else kept.eos_token_id,
-            pad_token_id=pad_token(self._editable),
-        )
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            self.model.generation_config = kept

@@ -1,0 +1,96 @@
+"""The text that second moments are made of: a file, or text sampled from the model itself."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tether.errors import BadSettingsError
+from tether.models.editable import EditableModel
+from tether.models.sampling import STARTS, mixed_seed, sample
+
+SELF = "self"
+SELF_TOKENS = 32768
+_ROWS = 32  # texts sampled side by side, at most
+_START = 8  # positions kept for the start of a sampled text, special tokens included
+_SAMPLING = 2  # part of the identity of sampled text: raise it when the same seed gives other text
+
+
+def is_sampled(corpus: str | Path | None) -> bool:
+    """Whether a corpus as written is text sampled from the model: `self`, `self:TOKENS`, or none named."""
+    return corpus is None or str(corpus).partition(":")[0] == SELF
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where the keys come from: a plain text file, or `self`, text sampled from the unedited model."""
+
+    path: Path | None = None
+    max_tokens: int | None = None
+    window: int = 256
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str | Path | None, **fields: Any) -> Corpus:
+        """`self` (None means the same), `self:TOKENS`, or the path of a text file; `fields` are those of a Corpus.
+        Raises BadSettingsError where there is no such file."""
+        if is_sampled(text):
+            tokens = str(text or SELF).partition(":")[2]
+            if tokens and not tokens.isdecimal():
+                raise BadSettingsError(f"corpus {str(text)!r}: write self, or self:TOKENS, as in self:{SELF_TOKENS}")
+            return cls(None, **{"max_tokens": int(tokens or SELF_TOKENS), **fields})
+        path = Path(str(text))
+        if not path.is_file():
+            raise BadSettingsError(f"corpus {str(text)!r} is no file: give a plain text file, or 'self'")
+        return cls(path, **fields)
+
+    @property
+    def name(self) -> str:
+        return SELF if self.path is None else self.path.name
+
+    def identity(self) -> dict[str, Any]:
+        """What the moments depend on, as data."""
+        if self.path is None:
+            kind, text = SELF, f"seed {self.seed}, sampling {_SAMPLING}"
+        else:
+            kind, text = "file", hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return {"corpus": kind, "sha256": text, "max_tokens": self.max_tokens, "window": self.window}
+
+    def windows(self, model: EditableModel) -> Iterator[list[int]]:
+        """Windows of consecutive tokens, without padding. A last short one is left out unless it is the only one."""
+        if self.max_tokens is not None and self.max_tokens < self.window:
+            raise BadSettingsError(
+                f"{self.max_tokens} tokens of corpus {self.name!r} are fewer than a window; take at least {self.window}"
+            )
+        buffer: list[int] = []
+        left, some = math.inf if self.max_tokens is None else self.max_tokens, False
+        for text in self._texts(model):
+            buffer += model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            while len(buffer) >= self.window and left >= self.window:
+                yield buffer[: self.window]
+                some, left, buffer = True, left - self.window, buffer[self.window :]
+            if left < self.window:
+                return
+        if not some and buffer:
+            yield buffer
+
+    def _texts(self, model: EditableModel) -> Iterator[str]:
+        if self.path is None:
+            yield from self._sampled(model)
+            return
+        with self.path.open(encoding="utf-8", errors="replace") as handle:
+            while lines := handle.readlines(1 << 20):
+                yield "".join(lines)
+
+    def _sampled(self, model: EditableModel) -> Iterator[str]:
+        """Text without end; a small corpus samples few rows."""
+        rows = _ROWS if self.max_tokens is None else min(_ROWS, self.max_tokens // self.window + 1)
+        starts = [STARTS[i % len(STARTS)] for i in range(rows)]
+        length = self.window if model.limit is None else min(self.window, model.limit - _START)
+        for batch in itertools.count():
+            yield "\n".join(sample(model, starts, length, seed=mixed_seed(self.seed, batch))) + "\n"

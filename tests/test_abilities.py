@@ -78,7 +78,7 @@ def right_label(document: Document, choice: str) -> float:
 
 
 def task(name: str, data: str | None = None, limit: int | None = None) -> Any:
-    [found] = ability_tasks([name], ability_data(data), limit=limit)
+    [found] = ability_tasks([name], ability_data(data), limit=limit, trust_task_files=True)
     return found
 
 
@@ -306,7 +306,7 @@ def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (found.name, measured.value, measured.n) == ("sums", 50, 2)
     assert [record["target"] for record in measured.records] == ["1", "2"]
     with pytest.raises(TetherError, match=r"'sums' has no score that is a mean over its items \(it has f1\)"):
-        ability_tasks([yaml_task(tmp_path, "f1", "f1")], ability_data())
+        task(yaml_task(tmp_path, "f1", "f1"))
 
 
 def test_tasks_of_the_hub_are_not_downloaded_unasked() -> None:
@@ -315,7 +315,7 @@ def test_tasks_of_the_hub_are_not_downloaded_unasked() -> None:
 
 
 def test_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tether.evaluation import harness
+    from tether.evaluation.abilities import harness
 
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
@@ -511,14 +511,14 @@ def test_the_whole_way_by_the_command(tmp_path: Path) -> None:
     assert [row["abilities"]["nli"]["n"] for row in document["rows"]] == [3, 3, 3]
     assert set(document["rows"][0]["abilities"]) == {"perplexity", "nli", "paper_nli"}
     assert document["settings"]["abilities"]["nli"]["items"] == 3
-    again = run(tmp_path, *words, *asked)
+    again = run(tmp_path, *words[:-1], "s.json", *asked)
     assert "general abilities of a row" not in again.stderr  # everything is in the cache
     assert "| edits | restraint | perplexity (n " in again.stdout
     verdicts = json.loads(run(tmp_path, "compare", "r.json", "--json").stdout)["comparisons"]
     assert [(v["ability"], v["row"]) for v in verdicts] == [
         (ability, [2, "log:e"]) for ability in ("perplexity", "nli", "paper_nli")
     ]
-    missing = run(tmp_path, *words, "--abilities", "nli", "--abilities-data", "nowhere")
+    missing = run(tmp_path, *words[:-1], "t.json", "--abilities", "nli", "--abilities-data", "nowhere")
     assert missing.returncode == 1 and missing.stderr.startswith("tether: nowhere is not there")
     assert missing.stderr.count("\n") == 1
     assert run(tmp_path, *words, *asked[:2], "--limit", "0").returncode == 2

@@ -149,8 +149,10 @@ def test_many_comparisons_are_corrected() -> None:
 
 def test_only_items_both_have_are_compared() -> None:
     results = made({(9, "none"): [1.0, 0.0, 1.0, 0.0], (9, "log:e"): [1.0, 1.0, 1.0, 0.0]})
-    results.items = [i for i in results.items if (i["restraint"], i["item"]) not in {("none", 3), ("log:e", 0)}]
-    results.items.append({"edits": 9, "restraint": "none", "ability": "paper_nli", "item": 2, "value": None})
+    results.items = [
+        *(i for i in results.items if (i["restraint"], i["item"]) not in {("none", 3), ("log:e", 0)}),
+        {"edits": 9, "restraint": "none", "ability": "paper_nli", "item": 2, "value": None},
+    ]
     [found] = compare(results)
     assert found.test.n == 2 and found.test.difference == pytest.approx(50)
 

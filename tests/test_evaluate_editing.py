@@ -18,9 +18,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Spectrum
 from tether.errors import TetherError
-from tether.evaluation import evaluate, evaluate_editing, evaluate_ledger, measure_baseline, read
-from tether.evaluation.metrics.editing import says
-from tether.evaluation.results import Results, write
+from tether.evaluation import (
+    Measurement,
+    Number,
+    evaluate,
+    evaluate_editing,
+    evaluate_ledger,
+    measure_baseline,
+    read,
+)
+from tether.evaluation.metrics.generate import says
+from tether.evaluation.results import Results, Row, items_path, write
 from tether.evaluation.statistics.mean import cluster_mean
 from tether.facts.fact import Fact, LocalityPrompt
 from tether.ledger import Attempt, Header, Ledger, WeightRecord
@@ -116,8 +124,8 @@ DAVE = Fact(subject="dave", prompt="home of {}", target_new="new york", locality
 FACTS = [(1, ALICE), (2, DAVE)]
 
 
-def numbers(kinds: dict[str, dict[str, object]]) -> dict[str, tuple[object, object]]:
-    return {kind: (found["value"], found["n"]) for kind, found in kinds.items()}
+def numbers(kinds: dict[str, Number]) -> dict[str, tuple[object, object]]:
+    return {kind: (found.value, found.n) for kind, found in kinds.items()}
 
 
 def test_every_metric_of_the_edited_model() -> None:
@@ -140,8 +148,8 @@ def test_every_metric_of_the_edited_model() -> None:
         "locality": (third, 1),
         "locality_unchanged": (pytest.approx((50 + 100) / 2), 2),  # both prompts that end with alice changed
     }
-    assert found.summary["match_tokens"]["efficacy"]["prompts"] == 2
-    assert found.summary["generate"]["efficacy"]["value"] == 100.0
+    assert found.summary["match_tokens"]["efficacy"].prompts == 2
+    assert found.summary["generate"]["efficacy"].value == 100.0
     assert numbers(found.summary["generate"])["generalization"] == (half, 1)
     assert numbers(found.summary["generate"])["locality"] == (third, 1)
     assert found.retention == [(1, 100.0), (2, 100.0)]
@@ -149,7 +157,8 @@ def test_every_metric_of_the_edited_model() -> None:
 
 
 def test_the_unedited_model_and_its_probabilities() -> None:
-    found = evaluate_editing(bigram_model(), FACTS)
+    model = bigram_model()
+    found = evaluate_editing(model, FACTS, baseline=measure_baseline(model, FACTS))
     assert found.retention == [(1, 0.0), (2, 100.0)]
     assert numbers(found.summary["match_all"])["locality_unchanged"] == (100.0, 2)
     [record] = [r for r in found.records if r["metric"] == "compare" and r["kind"] == "efficacy"]
@@ -165,10 +174,10 @@ def test_the_unedited_model_and_its_probabilities() -> None:
 
 def test_shares_and_whole_targets_differ() -> None:
     fact = Fact(subject="dave", prompt="home of {}", target_new="new paris")
-    found = evaluate_editing(bigram_model(), [(1, fact)], metrics=["match"])
-    assert found.summary["match_tokens"]["efficacy"] == {"value": 50.0, "n": 1, "stderr": None, "prompts": 1}
-    assert found.summary["match_all"]["efficacy"]["value"] == 0.0
-    assert found.summary["match_all"]["locality"] == {"value": None, "n": 0, "stderr": None, "prompts": 0}
+    found = evaluate_editing(bigram_model(), [(1, fact)], Measurement(metrics=("match",)))
+    assert found.summary["match_tokens"]["efficacy"] == Number(value=50.0, n=1, stderr=None, prompts=1)
+    assert found.summary["match_all"]["efficacy"].value == 0.0
+    assert found.summary["match_all"]["locality"] == Number(value=None, n=0, stderr=None, prompts=0)
     assert set(found.summary) == {"match_tokens", "match_all"}
 
 
@@ -178,20 +187,20 @@ def test_a_baseline_saves_the_unedited_forwards_and_limits_take_the_first_prompt
     with model.provisional(become("alice", "bob")):
         baseline = measure_baseline(model, FACTS)
         handle = model.block(0).register_forward_hook(lambda *_: calls.append(1))
-        with_it = evaluate_editing(model, FACTS, baseline=baseline, metrics=["compare", "match"])
+        with_it = evaluate_editing(model, FACTS, Measurement(metrics=("compare", "match")), baseline=baseline)
         assert len(calls) == 1  # all metrics in one batch
-        without = evaluate_editing(model, FACTS, metrics=["compare", "match"])
+        without = evaluate_editing(model, FACTS, Measurement(metrics=("compare", "match")))
         assert len(calls) == 3
         handle.remove()
-        few = evaluate_editing(model, FACTS, max_paraphrases=1, max_locality=0)
+        few = evaluate_editing(model, FACTS, Measurement(max_paraphrases=1, max_locality=0))
     assert with_it == without
-    assert few.summary["match_all"]["generalization"] == {"value": 100.0, "n": 1, "stderr": None, "prompts": 1}
-    assert few.summary["match_all"]["locality_unchanged"]["n"] == 0
+    assert few.summary["match_all"]["generalization"] == Number(value=100.0, n=1, stderr=None, prompts=1)
+    assert few.summary["match_all"]["locality_unchanged"].n == 0
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(TetherError, match=r"exactness is no editing metric: choose from compare, match, generate"):
-        evaluate_editing(bigram_model(), FACTS, metrics=["exactness"])
+        evaluate_editing(bigram_model(), FACTS, Measurement(metrics=("exactness",)))
     with pytest.raises(TetherError, match=r"'chess' is no ability that can be measured: choose from perplexity"):
         evaluate(bigram_model(), [ALICE], abilities=["chess"])
 
@@ -219,15 +228,15 @@ def test_what_a_continuation_says(continuation: str, target: str, expected: bool
 def test_the_mean_of_facts(groups: list[list[float]]) -> None:
     found = cluster_mean(groups)
     means = [100 * statistics.fmean(group) for group in groups if group]
-    assert found["n"] == len(means) and found["prompts"] == sum(map(len, groups))
+    assert found.n == len(means) and found.prompts == sum(map(len, groups))
     if not means:
-        assert found["value"] is None and found["stderr"] is None
+        assert found.value is None and found.stderr is None
         return
-    assert found["value"] == pytest.approx(statistics.fmean(means), abs=1e-9)
+    assert found.value == pytest.approx(statistics.fmean(means), abs=1e-9)
     if len(means) == 1:
-        assert found["stderr"] is None
+        assert found.stderr is None
     else:
-        assert found["stderr"] == pytest.approx(statistics.stdev(means) / math.sqrt(len(means)), abs=1e-6)
+        assert found.stderr == pytest.approx(statistics.stdev(means) / math.sqrt(len(means)), abs=1e-6)
 
 
 # --- results.json -----------------------------------------------------------------------------------------------
@@ -275,13 +284,13 @@ def test_a_ledger_is_measured_at_every_number_of_edits(tmp_path: Path) -> None:
     assert model.edited == ()
 
     stored = json.loads(out.read_text())
-    assert set(stored) == {"model", "ledger", "facts_sha256", "versions", "settings", "rows"}
+    assert set(stored) == {"format", "model", "ledger", "facts_sha256", "versions", "settings", "rows"}
     assert set(stored["rows"][0]) == {
         "edits", "restraint", "replayed", "editing", "retention", "abilities", "spectrum",
     }  # fmt: skip
     assert stored["rows"][0]["spectrum"][WEIGHT]["kappa"] is None  # W₀ is zero here, κ infinite
     again = read(out)
-    assert again == results.model_copy(update={"rows": again.rows, "items": again.items})
+    assert again.model_dump(exclude={"rows"}) == results.model_dump(exclude={"rows"})
     assert again.items == results.items
     assert {(item["edits"], item["restraint"]) for item in again.items} == set(keys)
     assert not list(tmp_path.glob("*.tmp"))
@@ -342,9 +351,11 @@ def test_facts_of_another_ledger_are_refused_and_missing_ones_told(
 def test_items_hold_any_text(tmp_path: Path) -> None:
     """JSON leaves the line ends of other alphabets as they are; a model may generate them."""
     results = Results(model="m", ledger=None, facts_sha256="", versions={}, settings={})
-    results.items = [{"text": f"a{end}b"} for end in "\u0085\u2028\u2029\x0b\x0c\n\r"]
+    ends = "\u0085\u2028\u2029\x0b\x0c\n\r"
+    results.add(Row(edits=1, restraint="none", replayed=False), [{"text": f"a{end}b"} for end in ends])
     write(results, tmp_path / "results.json")
-    assert read(tmp_path / "results.json").items == results.items
+    items = results.items
+    assert len(items) == len(ends) and read(tmp_path / "results.json").items == items
 
 
 def test_damaged_results_are_named(tmp_path: Path) -> None:
@@ -352,7 +363,7 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
     with pytest.raises(TetherError, match=r"cannot be read"):
         read(file)
     file.write_text('{"rows": 3}')
-    with pytest.raises(TetherError, match=r"no results file \(model: Field required\)"):
+    with pytest.raises(TetherError, match=r"no results file \(model is missing\)"):
         read(file)
 
 

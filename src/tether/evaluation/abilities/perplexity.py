@@ -45,8 +45,7 @@ def perplexity(model: EditableModel, text: str, window: int = 512, *, batch_toke
     if window < 2:
         raise TetherError(f"window {window}: the first token of a window is not predicted; take at least 2")
     prefix, ids = _tokens(model, text)
-    longest = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None) or window + len(prefix)
-    window = min(window, longest - len(prefix))
+    window = min(window, (model.limit or window + len(prefix)) - len(prefix))
     windows = [ids[start : start + window] for start in range(0, len(ids), window)]
     texts = [Continuation(prefix + part, len(prefix) + 1) for part in windows if len(part) > 1]
     if not texts:

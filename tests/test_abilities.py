@@ -8,9 +8,12 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +21,14 @@ from core import FACTS, SETTINGS, bits, editable, random_update, same_bits
 from test_cli import run
 from tiny import save, tiny_model
 
-from tether.errors import TetherError
+import tether
+from tether.errors import BadSettingsError, TetherError
 from tether.evaluation import ABILITIES, measure_abilities
 from tether.evaluation.abilities.data import ability_data
 from tether.evaluation.abilities.estimate import in_words, probe
+from tether.evaluation.abilities.harness import quiet
 from tether.evaluation.abilities.run import AbilityRun, ability_tasks
-from tether.evaluation.abilities.tasks import task_file, task_names
+from tether.evaluation.abilities.tasks import read_yaml, task_file, task_names
 from tether.evaluation.abilities.tasks.documents import BUILT_IN, FILES, read
 from tether.evaluation.abilities.tasks.scoring import (
     answer_likelihood,
@@ -309,6 +314,45 @@ def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         task(yaml_task(tmp_path, "f1", "f1"))
 
 
+def test_a_task_file_is_read_only_where_it_is_trusted(tmp_path: Path) -> None:
+    file = yaml_task(tmp_path)
+    (tmp_path / "code.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\nf = 1\n")
+    Path(file).write_text(Path(file).read_text() + "process_docs: !function code.f\n")
+    with pytest.raises(
+        BadSettingsError, match=r"sums.yaml' is a task file, which can run any Python .* \(--trust-task"
+    ):
+        ability_tasks([file], ability_data())
+    with pytest.raises(BadSettingsError, match=r"is a task file"):
+        tether.evaluate(editable("llama"), FACTS, abilities=[file])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_task_file_is_looked_through_without_running_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("task: base\ndataset_path: somebody/data\ndoc_to_text: !function no.such\n")
+    (tmp_path / "own.yaml").write_text("include: base.yaml\ntask: own\n")
+    assert read_yaml(tmp_path / "own.yaml") == {
+        "task": "own",
+        "dataset_path": "somebody/data",
+        "doc_to_text": "no.such",
+    }
+    with pytest.raises(BadSettingsError, match=r"own.yaml' reads its data from the hub \(somebody/data\)"):
+        task(str(tmp_path / "own.yaml"))
+
+
+def test_versions_are_numbers_not_hashes_of_code() -> None:
+    assert {task_file(name).version for name in task_names()} == {"1.1"}
+
+
+def test_other_threads_are_heard_while_a_task_is_measured(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet():
+        thread = threading.Thread(target=lambda: sys.stderr.write("a warning of another thread"))
+        thread.start()
+        thread.join()
+    found = task("nli", limit=2).measure(editable("llama"))
+    said = capfd.readouterr().err
+    assert found.n == 2 and "a warning of another thread" in said and "it/s" not in said
+
+
 def test_tasks_of_the_hub_are_not_downloaded_unasked() -> None:
     with pytest.raises(TetherError, match=r"'arc_easy' reads its data from the hub \(allenai/ai2_arc\): add --abil"):
         ability_tasks(["arc_easy"], ability_data())
@@ -453,6 +497,38 @@ def test_a_damaged_cache_is_told_and_measured_anew(
     file.write_text(file.read_text()[:-9])
     again = measure_abilities(kept, ["perplexity"], ability_data(text="Big Ben is in London."))
     assert "is damaged: measured anew" in caplog.text and again == first
+
+
+def test_an_update_is_hashed_once(kept: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    class Sha256:
+        def __init__(self, data: bytes = b"") -> None:
+            self.real = sha256(data)
+
+        def update(self, data: Any) -> None:
+            read.append(len(bytes(data)))
+            self.real.update(data)
+
+        def hexdigest(self) -> str:
+            return self.real.hexdigest()
+
+    weight = kept.weight_name(1)
+    p, q = kept.weight(weight).shape
+    one, other = (random_update(p, q, 1, seed) for seed in (1, 2))
+    size = 4 * p * q
+    tasks = ability_tasks(["nli", "perplexity"], ability_data(), limit=2)
+    run = AbilityRun(kept, tasks)
+    monkeypatch.setattr("tether.evaluation.abilities.cache.hashlib", SimpleNamespace(sha256=Sha256))
+    with kept.provisional({weight: one}):
+        first = run.measure()
+        assert run.measure() == first
+        assert read.count(size) == 1
+    with kept.provisional({weight: other}):
+        assert run.measure() != first
+        assert read.count(size) == 2
+    with kept.provisional({weight: one}):
+        assert run.measure() == first
 
 
 def test_a_model_made_in_memory_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,14 @@ def test_what_cannot_be_compared() -> None:
         compare(empty)
 
 
+def test_a_model_as_it_is_is_not_taken_for_the_unedited_one() -> None:
+    results = made({(0, "as it is"): shares(80), (9, "none"): shares(70), (9, "log:e"): shares(75)})
+    [found] = compare(results)
+    assert found.kept is None and found.baseline_kept is None
+    with pytest.raises(TetherError, match=r"no row can be compared with '0'"):
+        compare(results, "0")
+
+
 def test_the_command(tmp_path: Path) -> None:
     write(made(FOUR, NATS), tmp_path / "results.json")
     done = run(tmp_path, "compare", "results.json", "--baseline", "none", "--json")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from core import editable
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -17,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Spectrum
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, TetherError, WrongModelError
 from tether.evaluation import (
     Measurement,
     Number,
@@ -27,8 +28,9 @@ from tether.evaluation import (
     measure_baseline,
     read,
 )
+from tether.evaluation import results as results_module
 from tether.evaluation.metrics.generate import says
-from tether.evaluation.results import Results, Row, items_path, write
+from tether.evaluation.results import Results, ResultsFile, Row, items_path, write
 from tether.evaluation.statistics.mean import cluster_mean
 from tether.facts.fact import Fact, LocalityPrompt
 from tether.ledger import Attempt, Header, Ledger, WeightRecord
@@ -376,3 +378,126 @@ def test_a_model_as_it_is() -> None:
     assert row.key == (2, "as it is") and results.ledger is None
     assert row.editing["compare"]["efficacy"].value == 100
     assert evaluate(model, [ALICE], abilities=[]).rows[0].edits == 0
+
+
+# --- a checkpoint that was edited before it was loaded ------------------------------------------------------------
+
+
+def merged(model: EditableModel, folder: Path) -> EditableModel:
+    """The model with its two edits, as an exported checkpoint."""
+    ledger_of_two(model, folder / "ledger").export(model, folder / "merged", as_="merged")
+    hf = LlamaForCausalLM.from_pretrained(folder / "merged")
+    return EditableModel(hf, model.tokenizer, id="merged", anatomy=model.anatomy)
+
+
+def test_a_foreign_checkpoint_is_not_compared_with_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = bigram_model()
+    foreign, facts = merged(base, tmp_path), [ALICE, DAVE]
+    assert not foreign.edited
+    [alone] = evaluate(foreign, facts, abilities=[]).rows
+    assert "locality_unchanged" not in alone.editing["match_all"] and "instance_change" not in alone.editing
+    assert "merged carries no updates and has no base: what match compares with the unedited model" in caplog.text
+    assert alone.key == (0, "as it is") and not alone.unedited
+
+    [row] = evaluate(foreign, facts, abilities=[], base=base).rows
+    assert row.key == (2, "as it is") and not base.edited and not foreign.edited
+    assert row.editing["match_all"]["locality"] == alone.editing["match_all"]["locality"]
+    ledger = Ledger.open(tmp_path / "ledger")
+    [expected] = evaluate_ledger(ledger, base, facts, restraints=["none"], abilities=[]).rows
+    assert row.editing == expected.editing and row.retention == expected.retention
+    assert expected.editing["match_all"]["locality_unchanged"].value == 62.5  # 1 of alice's 4, and dave's only one
+
+
+def test_the_base_must_be_the_models(tmp_path: Path) -> None:
+    with pytest.raises(WrongModelError, match=r"is not the base of in memory, its vocabulary is another"):
+        evaluate(bigram_model(), [ALICE], abilities=[], base=editable("llama"))
+
+
+# --- results on disk ----------------------------------------------------------------------------------------------
+
+
+def test_results_are_not_overwritten(tmp_path: Path) -> None:
+    model = bigram_model()
+    ledger = ledger_of_two(model, tmp_path / "ledger")
+    out = tmp_path / "results.json"
+    evaluate_ledger(ledger, model, [ALICE, DAVE], out=out, **OPTIONS)
+    before = out.read_bytes(), items_path(out).read_bytes()
+    with pytest.raises(BadSettingsError, match=r"results.json exists: name another file, or .* \(--resume\)"):
+        evaluate_ledger(ledger, model, [ALICE], out=out, abilities=[])
+    assert (out.read_bytes(), items_path(out).read_bytes()) == before
+
+
+def test_rows_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results = Results(model="m", ledger=None, facts_sha256="", versions={}, settings={})
+    file = ResultsFile(path, results)
+    assert not path.exists()
+    file.add(Row(edits=2, restraint="none", replayed=False), [{"ability": "a", "item": 0, "value": math.inf}])
+    written, inode = items_path(path).read_bytes(), items_path(path).stat().st_ino
+    file.add(Row(edits=1, restraint="none", replayed=False), [{"ability": "a", "item": 0, "value": 0.5}])
+    assert items_path(path).read_bytes().startswith(written) and items_path(path).stat().st_ino == inode
+    assert not results._items  # they are in the file alone
+    assert [row.edits for row in read(path).rows] == [1, 2]
+    assert results.items == read(path).items and [item["value"] for item in results.items] == [None, 0.5]
+
+
+def test_what_a_killed_evaluation_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bigram_model()
+    ledger = ledger_of_two(model, tmp_path / "ledger")
+    facts, out = [ALICE, DAVE], tmp_path / "results.json"
+    expected = evaluate_ledger(ledger, model, facts, **OPTIONS)
+    write_rows, calls = results_module._write_rows, []
+
+    def killed(results: Results, path: Path) -> None:
+        """After the items of the third row, before the row itself."""
+        calls.append(path)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        write_rows(results, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results_module, "_write_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_ledger(ledger, model, facts, out=out, **OPTIONS)
+    assert not model.edited
+    with items_path(out).open("a") as handle:
+        handle.write('{"edits": 2, "restra')
+    left = read(out)
+    keys = {row.key for row in left.rows}
+    assert len(keys) == 2 and {(item["edits"], item["restraint"]) for item in left.items} == keys
+    assert items_path(out).read_text().count("\n") > len(left.items)
+    resumed = evaluate_ledger(ledger, model, facts, out=out, resume=True, **OPTIONS)
+    again = read(out)
+    assert [row.model_dump_json() for row in resumed.rows] == [row.model_dump_json() for row in again.rows]
+    assert [row.key for row in again.rows] == [row.key for row in expected.rows]
+    for row in expected.rows:
+        mine, theirs = ([i for i in r.items if (i["edits"], i["restraint"]) == row.key] for r in (again, expected))
+        assert mine == json.loads(json.dumps(theirs))
+    assert items_path(out).read_text().count("\n") == len(expected.items)
+
+
+def test_fields_of_a_newer_version_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "results.json"
+    results = Results(model="m", ledger=None, facts_sha256="", versions={}, settings={})
+    results.add(Row(edits=1, restraint="none", replayed=False), [])
+    write(results, path)
+    content = json.loads(path.read_text())
+    assert content["format"] == 1
+    del content["format"]  # as files were before they had one
+    content["rows"][0]["fluency"], content["machine"] = 1.5, "m"
+    path.write_text(json.dumps(content))
+    assert read(path).rows == results.rows
+    assert caplog.text.count("fluency, machine not known to this version, and left out") == 1
+    path.write_text(json.dumps({**content, "format": 2}))
+    with pytest.raises(TetherError, match=r"has format 2: open it with a newer tether"):
+        read(path)
+
+
+def test_results_of_an_older_version_open(caplog: pytest.LogCaptureFixture) -> None:
+    path = Path(__file__).with_name("legacy") / "results.json"
+    old = read(path)
+    assert old.format == 1 and not caplog.text
+    assert {(item["edits"], item["restraint"]) for item in old.items} <= {row.key for row in old.rows}
+    assert len(old.items) == items_path(path).read_text().count("\n")
+    content = json.loads(path.read_text())
+    assert json.loads(old.model_dump_json()) == {"format": 1, **content}

@@ -6,17 +6,20 @@ reports, what is tested and shown of it) stands in its class, so a metric is one
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tether.errors import BadSettingsError
+from tether.errors import BadSettingsError, TetherError
 from tether.evaluation.scores import Score
 from tether.evaluation.statistics.mean import Number, Record, measure
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
 from tether.plugins import Registry
+
+logger = logging.getLogger(__name__)
 
 KINDS = ("efficacy", "generalization", "locality")
 INSTANCE = "instance"  # the kind of an instance prompt
@@ -134,7 +137,11 @@ def reported_by(names: Iterable[str]) -> dict[str, Metric]:
     for name in METRICS:
         if not wanted:
             break
-        metric = METRICS[name]
+        try:
+            metric = METRICS[name]
+        except TetherError as error:  # a package that is damaged says nothing of results that are there
+            logger.warning("%s", error)
+            continue
         found |= {reported: metric for reported in metric.reports if reported in wanted}
         wanted -= metric.reports.keys()
     return found

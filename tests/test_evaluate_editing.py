@@ -396,7 +396,7 @@ def test_a_foreign_checkpoint_is_not_compared_with_itself(tmp_path: Path, caplog
     assert not foreign.edited
     [alone] = evaluate(foreign, facts, abilities=[]).rows
     assert "locality_unchanged" not in alone.editing["match_all"] and "instance_change" not in alone.editing
-    assert "merged carries no updates and has no base: what match compares with the unedited model" in caplog.text
+    assert "merged carries no updates and has no base: what match compares is left out" in caplog.text
     assert alone.key == (0, "as it is") and not alone.unedited
 
     [row] = evaluate(foreign, facts, abilities=[], base=base).rows
@@ -489,7 +489,7 @@ def test_fields_of_a_newer_version_are_left_out(tmp_path: Path, caplog: pytest.L
     assert read(path).rows == results.rows
     assert caplog.text.count("fluency, machine not known to this version, and left out") == 1
     path.write_text(json.dumps({**content, "format": 2}))
-    with pytest.raises(TetherError, match=r"has format 2: open it with a newer tether"):
+    with pytest.raises(TetherError, match=r"format 2: open them with a newer tether"):
         read(path)
 
 

@@ -73,9 +73,9 @@ class Likely(Metric):
     def pairs(self, item):
         return [(item.prompt, item.answer)] if item.kind == "efficacy" else []
 
-    def measure(self, model, items, scores, unedited):
-        asked = [item for item in items if item.kind == "efficacy"]
-        return [item.record("likely", scores[item.prompt, item.answer].argmax_correct[0]) for item in asked]
+    def measure(self, asked):
+        items = [item for item in asked.items if item.kind == "efficacy"]
+        return [item.record("likely", asked.scores[item.prompt, item.answer].argmax_correct[0]) for item in items]
 
     def note(self, numbers):
         return "likely is a plug-in" if "likely" in numbers else None

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError, field_validator
 
 from tether.errors import TetherError, pydantic_line
 from tether.evaluation.statistics.mean import Number, Record
@@ -74,7 +74,7 @@ class Row(BaseModel):
 class Results(BaseModel):
     """A results file. `settings`: what the numbers depend on besides model and facts."""
 
-    format: int = Field(default=FORMAT, ge=1, le=FORMAT)
+    format: int = FORMAT
     model: str
     ledger: str | None
     facts_sha256: str
@@ -83,6 +83,13 @@ class Results(BaseModel):
     rows: list[Row] = []
     _file: Path | None = PrivateAttr(default=None)  # has the items of the rows that are there
     _items: list[Record] = PrivateAttr(default_factory=list)  # of rows that are in no file
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, number: int) -> int:
+        if number > FORMAT:
+            raise TetherError(f"results of format {number}: open them with a newer tether")
+        return number
 
     @property
     def items(self) -> list[Record]:
@@ -160,12 +167,9 @@ def read(path: str | Path) -> Results:
         results = Results.model_validate(content)
     except OSError as error:
         raise TetherError(f"{path} cannot be read ({error.strerror}): name a results file of tether evaluate") from None
-    except ValidationError as error:
-        if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
-            raise TetherError(f"{path} has format {content['format']}: open it with a newer tether") from None
-        raise TetherError(f"{path} is no results file ({pydantic_line(error)}): make it with tether evaluate") from None
     except ValueError as error:
-        raise TetherError(f"{path} is no results file ({error}): make it with tether evaluate") from None
+        why = pydantic_line(error) if isinstance(error, ValidationError) else error
+        raise TetherError(f"{path} is no results file ({why}): make it with tether evaluate") from None
     unknown = content.keys() - Results.model_fields.keys()
     unknown |= {name for row in content.get("rows", ()) for name in row.keys() - Row.model_fields.keys()}
     if unknown:

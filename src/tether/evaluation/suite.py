@@ -66,10 +66,8 @@ def evaluate(
             raise WrongModelError(f"{base.id} is not the base of {model.id}, its vocabulary is another: name its base")
         baseline = measure_baseline(base, numbered, plan.what)
     elif not model.edited and (names := [name for name in plan.what.metrics if METRICS[name].against_unedited]):
-        logger.warning(
-            "%s carries no updates and has no base: what %s compares with the unedited model is left out",
-            model.id, " and ".join(names),
-        )  # fmt: skip
+        what = " and ".join(names)
+        logger.warning("%s carries no updates and has no base: what %s compares is left out", model.id, what)
     results = Results(
         model=model.id,
         ledger=None,

@@ -165,6 +165,6 @@ def measure_abilities(
     limit: int | None = None,
     quick: bool = False,
 ) -> dict[str, AbilityResult]:
-    """The abilities `names` of the model as it is now, which is not changed. `data` None: the small sets that come
-    along; the rest as in `ability_tasks`."""
+    """The abilities `names` of the model as it is now, which is not changed. `data` None: the small sets of
+    tether; the rest as in `ability_tasks`."""
     return AbilityRun(model, ability_tasks(names, data or ability_data(), limit=limit, quick=quick)).measure()

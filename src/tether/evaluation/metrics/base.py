@@ -46,6 +46,17 @@ class Item:
         return {**asked, "prompt": self.prompt, **target, "value": float(value), **more}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One measurement of a metric: the model as it is now, the items, the scores of all `pairs`, and the unedited
+    model's answers to all `questions`; None where that model is not known."""
+
+    model: EditableModel
+    items: Sequence[Item]
+    scores: Mapping[Pair, Score]
+    unedited: Mapping[Any, Any] | None
+
+
 class Metric(ABC):
     """An editing metric, `name` being that of the registry. It keeps nothing between calls.
 
@@ -79,17 +90,8 @@ class Metric(ABC):
         return {}
 
     @abstractmethod
-    def measure(
-        self,
-        model: EditableModel,
-        items: Sequence[Item],
-        scores: Mapping[Pair, Score],
-        unedited: Mapping[Any, Any] | None,
-    ) -> list[Record]:
-        """A record for every item the metric applies to, of the model as it is now, which is not changed.
-
-        `scores` has all `pairs`; `unedited` has the unedited model's answer to all `questions`, None if not known.
-        """
+    def measure(self, asked: Asked) -> list[Record]:
+        """A record for every item the metric applies to. The model is not changed."""
 
     def summary(self, records: Sequence[Record], kinds: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Number]]:
         """The mean of every reported name and kind in `kinds`, from this metric's own records."""

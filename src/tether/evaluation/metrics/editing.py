@@ -13,7 +13,7 @@ from typing import Any
 
 from tether.errors import BadFactError
 from tether.evaluation.measurement import Measurement
-from tether.evaluation.metrics.base import INSTANCE, METRICS, Item, Metric, check_metrics
+from tether.evaluation.metrics.base import INSTANCE, METRICS, Asked, Item, Metric, check_metrics
 from tether.evaluation.scores import score
 from tether.evaluation.statistics.mean import Number, Record
 from tether.facts.fact import Fact
@@ -58,7 +58,7 @@ def evaluate_editing(
     records: list[Record] = []
     for metric in metrics:
         unedited = _completed(metric, model, items, baseline or {}) if known else None
-        found = metric.measure(model, items, scores, unedited)
+        found = metric.measure(Asked(model, items, scores, unedited))
         summary |= metric.summary(found, _kinds(metric, known))
         records += found
     return EditingResult(summary, _retention(metrics, facts, records), records)

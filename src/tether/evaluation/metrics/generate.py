@@ -6,14 +6,11 @@ The greedy continuation must contain the target as whole words, whatever the cas
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
-from tether.evaluation.metrics.base import KINDS, Item, Metric, Pair
-from tether.evaluation.scores import Score, greedy
+from tether.evaluation.metrics.base import KINDS, Asked, Metric
+from tether.evaluation.scores import greedy
 from tether.evaluation.statistics.mean import Record
-from tether.models.editable import EditableModel
 
 _TOKENS = 20  # generated at least; a longer target is given room
 
@@ -26,22 +23,16 @@ class Generate(Metric):
     columns = (("generate", "efficacy"),)
     holds = "generate"
 
-    def measure(
-        self,
-        model: EditableModel,
-        items: Sequence[Item],
-        scores: Mapping[Pair, Score],
-        unedited: Mapping[Any, Any] | None,
-    ) -> list[Record]:
-        asked = [(item, item.answer) for item in items if item.answer is not None]
-        if not asked:
+    def measure(self, asked: Asked) -> list[Record]:
+        wanted = [(item, item.answer) for item in asked.items if item.answer is not None]
+        if not wanted:
             return []
-        answers = list(dict.fromkeys(f" {answer}" for _, answer in asked))
-        longest = max(len(ids) for ids in model.tokenizer(answers, add_special_tokens=False)["input_ids"])
-        texts = greedy(model, [item.prompt for item, _ in asked], max(_TOKENS, longest + 4))
+        answers = list(dict.fromkeys(f" {answer}" for _, answer in wanted))
+        longest = max(len(ids) for ids in asked.model.tokenizer(answers, add_special_tokens=False)["input_ids"])
+        texts = greedy(asked.model, [item.prompt for item, _ in wanted], max(_TOKENS, longest + 4))
         return [
             item.record("generate", says(text, answer), continuation=text)
-            for (item, answer), text in zip(asked, texts, strict=True)
+            for (item, answer), text in zip(wanted, texts, strict=True)
         ]
 
 

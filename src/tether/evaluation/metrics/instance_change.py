@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from tether.evaluation.metrics.base import INSTANCE, Item, Metric, Pair
-from tether.evaluation.scores import Score, greedy
+from tether.evaluation.metrics.base import INSTANCE, Asked, Item, Metric
+from tether.evaluation.scores import greedy
 from tether.evaluation.statistics.mean import Number, Record, measure
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
@@ -22,8 +22,6 @@ DEMONSTRATION = (  # our own, in the form of the benchmark's questions
     "Whether Lake Geneva belongs to category lake? Yes\nWhether Mount Etna belongs to category novel? No\n"
 )
 _NEW_TOKENS = 2
-
-Answers = Mapping[str, str]  # instance prompt -> what it is continued with
 
 
 class InstanceChange(Metric):
@@ -46,30 +44,23 @@ class InstanceChange(Metric):
     def questions(self, items: Iterable[Item]) -> Sequence[str]:
         return list(dict.fromkeys(item.prompt for item in items if item.kind == INSTANCE))
 
-    def answers(self, model: EditableModel, questions: Sequence[str]) -> Answers:
+    def answers(self, model: EditableModel, questions: Sequence[str]) -> Mapping[str, str]:
         """In two tokens each."""
         texts = greedy(model, [DEMONSTRATION + prompt for prompt in questions], _NEW_TOKENS)
         return dict(zip(questions, texts, strict=True))
 
-    def measure(
-        self, model: EditableModel, items: Sequence[Item], scores: Mapping[Pair, Score], unedited: Answers | None
-    ) -> list[Record]:
-        if unedited is None:
+    def measure(self, asked: Asked) -> list[Record]:
+        if asked.unedited is None:
             return []
-        after = self.answers(model, self.questions(items))
-        return [
-            item.record(
-                INSTANCE_CHANGE,
-                _yes(unedited[item.prompt]) - _yes(after[item.prompt]),
-                kind="change",
-                before=unedited[item.prompt],
-                after=after[item.prompt],
-                neither_before=word(unedited[item.prompt]) is None,
-                neither_after=word(after[item.prompt]) is None,
-            )
-            for item in items
-            if item.kind == INSTANCE
-        ]
+        answers, records = self.answers(asked.model, self.questions(asked.items)), []
+        for item in asked.items:
+            if item.kind == INSTANCE:
+                before, after = asked.unedited[item.prompt], answers[item.prompt]
+                said = {"before": before, "after": after}
+                neither = {f"neither_{when}": word(answer) is None for when, answer in said.items()}
+                change = _yes(before) - _yes(after)
+                records.append(item.record(INSTANCE_CHANGE, change, kind="change", **said, **neither))
+        return records
 
     def summary(self, records: Sequence[Record], kinds: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Number]]:
         if not kinds:

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from tether.evaluation.metrics.base import KINDS, Item, Metric, Pair
-from tether.evaluation.scores import Score, score
+from tether.evaluation.metrics.base import KINDS, Asked, Item, Metric, Pair
+from tether.evaluation.scores import score
 from tether.evaluation.statistics.mean import Record
 from tether.models.editable import EditableModel
 
 UNCHANGED = "locality_unchanged"
-
-Argmax = Mapping[Pair, tuple[int, ...]]  # (prompt, continuation) -> the unedited model's argmax ids
 
 
 class Match(Metric):
@@ -38,21 +36,19 @@ class Match(Metric):
     def questions(self, items: Iterable[Item]) -> Sequence[Pair]:
         return list(dict.fromkeys(_stable(item) for item in items if item.kind == "locality"))
 
-    def answers(self, model: EditableModel, questions: Sequence[Pair]) -> Argmax:
+    def answers(self, model: EditableModel, questions: Sequence[Pair]) -> Mapping[Pair, tuple[int, ...]]:
+        """The argmax ids."""
         scores = score(model, questions)
         return {pair: found.argmax_ids for pair, found in zip(questions, scores, strict=True)}
 
-    def measure(
-        self, model: EditableModel, items: Sequence[Item], scores: Mapping[Pair, Score], unedited: Argmax | None
-    ) -> list[Record]:
+    def measure(self, asked: Asked) -> list[Record]:
         records = []
-        for item in items:
+        for item in asked.items:
             if item.answer is not None:
-                correct = scores[item.prompt, item.answer].argmax_correct
-                records += _both(item, item.kind, correct)
-            if item.kind == "locality" and unedited is not None:
-                read = None if item.answer is not None else 1
-                now, before = scores[_stable(item)].argmax_ids[:read], unedited[_stable(item)][:read]
+                records += _both(item, item.kind, asked.scores[item.prompt, item.answer].argmax_correct)
+            if item.kind == "locality" and asked.unedited is not None:
+                pair, read = _stable(item), None if item.answer is not None else 1
+                now, before = asked.scores[pair].argmax_ids[:read], asked.unedited[pair][:read]
                 records += _both(item, UNCHANGED, [a == b for a, b in zip(now, before, strict=True)])
         return records
 

@@ -6,14 +6,11 @@ teacher-forced likelihood of the words after a space. Prompts without both answe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Any
 
-from tether.evaluation.metrics.base import KINDS, Item, Metric, Pair
-from tether.evaluation.scores import Score
+from tether.evaluation.metrics.base import KINDS, Asked, Item, Metric, Pair
 from tether.evaluation.statistics.mean import Record
-from tether.models.editable import EditableModel
 
 
 class PrefersNew(Metric):
@@ -30,17 +27,11 @@ class PrefersNew(Metric):
             return ()
         return (item.prompt, item.answer), (item.prompt, item.other)
 
-    def measure(
-        self,
-        model: EditableModel,
-        items: Sequence[Item],
-        scores: Mapping[Pair, Score],
-        unedited: Mapping[Any, Any] | None,
-    ) -> list[Record]:
+    def measure(self, asked: Asked) -> list[Record]:
         records = []
-        for item in items:
+        for item in asked.items:
             if pairs := self.pairs(item):
-                answer, other = (scores[pair].mean for pair in pairs)
+                answer, other = (asked.scores[pair].mean for pair in pairs)
                 records.append(
                     item.record("compare", answer > other, log_likelihood=answer, against=item.other, other=other)
                 )

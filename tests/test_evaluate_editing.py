@@ -399,6 +399,7 @@ def test_a_foreign_checkpoint_is_not_compared_with_itself(tmp_path: Path, caplog
     assert "merged carries no updates and has no base: what match compares is left out" in caplog.text
     assert alone.key == (0, "as it is") and not alone.unedited
 
+    assert evaluate(base, facts, abilities=[], base=base).rows[0].key == (0, "as it is")
     [row] = evaluate(foreign, facts, abilities=[], base=base).rows
     assert row.key == (2, "as it is") and not base.edited and not foreign.edited
     assert row.editing["match_all"]["locality"] == alone.editing["match_all"]["locality"]

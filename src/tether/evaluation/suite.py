@@ -75,7 +75,7 @@ def evaluate(
         versions=versions(),
         settings=plan.settings(model, None),
     )
-    edits = len(facts) if model.edited or base is not None else 0
+    edits = len(facts) if model.edited or base not in (None, model) else 0
     row = Row(edits=edits, restraint=AS_IT_IS, replayed=False)
     results.add(*plan.measure(model, numbered, baseline, AbilityRun(model, plan.tasks).measure, row))
     return results

@@ -8,9 +8,12 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +21,14 @@ from core import FACTS, SETTINGS, bits, editable, random_update, same_bits
 from test_cli import run
 from tiny import save, tiny_model
 
-from tether.errors import TetherError
+import tether
+from tether.errors import BadSettingsError, TetherError
 from tether.evaluation import ABILITIES, measure_abilities
 from tether.evaluation.abilities.data import ability_data
 from tether.evaluation.abilities.estimate import in_words, probe
+from tether.evaluation.abilities.harness import quiet
 from tether.evaluation.abilities.run import AbilityRun, ability_tasks
-from tether.evaluation.abilities.tasks import task_file, task_names
+from tether.evaluation.abilities.tasks import read_yaml, task_file, task_names
 from tether.evaluation.abilities.tasks.documents import BUILT_IN, FILES, read
 from tether.evaluation.abilities.tasks.scoring import (
     answer_likelihood,
@@ -78,7 +83,7 @@ def right_label(document: Document, choice: str) -> float:
 
 
 def task(name: str, data: str | None = None, limit: int | None = None) -> Any:
-    [found] = ability_tasks([name], ability_data(data), limit=limit)
+    [found] = ability_tasks([name], ability_data(data), limit=limit, trust_task_files=True)
     return found
 
 
@@ -306,7 +311,46 @@ def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (found.name, measured.value, measured.n) == ("sums", 50, 2)
     assert [record["target"] for record in measured.records] == ["1", "2"]
     with pytest.raises(TetherError, match=r"'sums' has no score that is a mean over its items \(it has f1\)"):
-        ability_tasks([yaml_task(tmp_path, "f1", "f1")], ability_data())
+        task(yaml_task(tmp_path, "f1", "f1"))
+
+
+def test_a_task_file_is_read_only_where_it_is_trusted(tmp_path: Path) -> None:
+    file = yaml_task(tmp_path)
+    (tmp_path / "code.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\nf = 1\n")
+    Path(file).write_text(Path(file).read_text() + "process_docs: !function code.f\n")
+    with pytest.raises(
+        BadSettingsError, match=r"sums.yaml' is a task file, which can run any Python .* \(--trust-task"
+    ):
+        ability_tasks([file], ability_data())
+    with pytest.raises(BadSettingsError, match=r"is a task file"):
+        tether.evaluate(editable("llama"), FACTS, abilities=[file])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_task_file_is_looked_through_without_running_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("task: base\ndataset_path: somebody/data\ndoc_to_text: !function no.such\n")
+    (tmp_path / "own.yaml").write_text("include: base.yaml\ntask: own\n")
+    assert read_yaml(tmp_path / "own.yaml") == {
+        "task": "own",
+        "dataset_path": "somebody/data",
+        "doc_to_text": "no.such",
+    }
+    with pytest.raises(BadSettingsError, match=r"own.yaml' reads its data from the hub \(somebody/data\)"):
+        task(str(tmp_path / "own.yaml"))
+
+
+def test_versions_are_numbers_not_hashes_of_code() -> None:
+    assert {task_file(name).version for name in task_names()} == {"1.1"}
+
+
+def test_other_threads_are_heard_while_a_task_is_measured(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet():
+        thread = threading.Thread(target=lambda: sys.stderr.write("a warning of another thread"))
+        thread.start()
+        thread.join()
+    found = task("nli", limit=2).measure(editable("llama"))
+    said = capfd.readouterr().err
+    assert found.n == 2 and "a warning of another thread" in said and "it/s" not in said
 
 
 def test_tasks_of_the_hub_are_not_downloaded_unasked() -> None:
@@ -315,7 +359,7 @@ def test_tasks_of_the_hub_are_not_downloaded_unasked() -> None:
 
 
 def test_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tether.evaluation import harness
+    from tether.evaluation.abilities import harness
 
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
@@ -455,6 +499,38 @@ def test_a_damaged_cache_is_told_and_measured_anew(
     assert "is damaged: measured anew" in caplog.text and again == first
 
 
+def test_an_update_is_hashed_once(kept: EditableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    class Sha256:
+        def __init__(self, data: bytes = b"") -> None:
+            self.real = sha256(data)
+
+        def update(self, data: Any) -> None:
+            read.append(len(bytes(data)))
+            self.real.update(data)
+
+        def hexdigest(self) -> str:
+            return self.real.hexdigest()
+
+    weight = kept.weight_name(1)
+    p, q = kept.weight(weight).shape
+    one, other = (random_update(p, q, 1, seed) for seed in (1, 2))
+    size = 4 * p * q
+    tasks = ability_tasks(["nli", "perplexity"], ability_data(), limit=2)
+    run = AbilityRun(kept, tasks)
+    monkeypatch.setattr("tether.evaluation.abilities.cache.hashlib", SimpleNamespace(sha256=Sha256))
+    with kept.provisional({weight: one}):
+        first = run.measure()
+        assert run.measure() == first
+        assert read.count(size) == 1
+    with kept.provisional({weight: other}):
+        assert run.measure() != first
+        assert read.count(size) == 2
+    with kept.provisional({weight: one}):
+        assert run.measure() == first
+
+
 def test_a_model_made_in_memory_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TETHER_CACHE", str(tmp_path))
     measure_abilities(editable("llama"), ["perplexity"])
@@ -511,14 +587,14 @@ def test_the_whole_way_by_the_command(tmp_path: Path) -> None:
     assert [row["abilities"]["nli"]["n"] for row in document["rows"]] == [3, 3, 3]
     assert set(document["rows"][0]["abilities"]) == {"perplexity", "nli", "paper_nli"}
     assert document["settings"]["abilities"]["nli"]["items"] == 3
-    again = run(tmp_path, *words, *asked)
+    again = run(tmp_path, *words[:-1], "s.json", *asked)
     assert "general abilities of a row" not in again.stderr  # everything is in the cache
     assert "| edits | restraint | perplexity (n " in again.stdout
     verdicts = json.loads(run(tmp_path, "compare", "r.json", "--json").stdout)["comparisons"]
     assert [(v["ability"], v["row"]) for v in verdicts] == [
         (ability, [2, "log:e"]) for ability in ("perplexity", "nli", "paper_nli")
     ]
-    missing = run(tmp_path, *words, "--abilities", "nli", "--abilities-data", "nowhere")
+    missing = run(tmp_path, *words[:-1], "t.json", "--abilities", "nli", "--abilities-data", "nowhere")
     assert missing.returncode == 1 and missing.stderr.startswith("tether: nowhere is not there")
     assert missing.stderr.count("\n") == 1
     assert run(tmp_path, *words, *asked[:2], "--limit", "0").returncode == 2

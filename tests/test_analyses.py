@@ -27,7 +27,7 @@ from tether.analyses.copies import COPIES
 from tether.analyses.points import Values
 from tether.constraints.prune import parse
 from tether.errors import TetherError
-from tether.evaluation import Results, builtin_text, evaluate_editing, evaluate_ledger, perplexity, write
+from tether.evaluation import Measurement, Results, builtin_text, evaluate_editing, evaluate_ledger, perplexity, write
 from tether.facts.fact import Fact
 from tether.facts.tokens import encode
 from tether.ledger import Attempt, Event, Ledger
@@ -190,8 +190,8 @@ def said(model: EditableModel, event: Event, carried: dict[str, LowRank]) -> flo
     """Share of the tokens of the event's fact that the model says with `carried`."""
     assert event.fact is not None and event.edit is not None
     with model.provisional(carried):
-        summary = evaluate_editing(model, [(event.edit, event.fact)], metrics=["match"]).summary
-    return summary["match_tokens"]["efficacy"]["value"]
+        summary = evaluate_editing(model, [(event.edit, event.fact)], Measurement(metrics=("match",))).summary
+    return summary["match_tokens"]["efficacy"].value
 
 
 def test_copies_are_so_many_times_one_update(edited: tuple[EditableModel, Ledger]) -> None:

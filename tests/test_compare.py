@@ -149,8 +149,10 @@ def test_many_comparisons_are_corrected() -> None:
 
 def test_only_items_both_have_are_compared() -> None:
     results = made({(9, "none"): [1.0, 0.0, 1.0, 0.0], (9, "log:e"): [1.0, 1.0, 1.0, 0.0]})
-    results.items = [i for i in results.items if (i["restraint"], i["item"]) not in {("none", 3), ("log:e", 0)}]
-    results.items.append({"edits": 9, "restraint": "none", "ability": "paper_nli", "item": 2, "value": None})
+    results.items = [
+        *(i for i in results.items if (i["restraint"], i["item"]) not in {("none", 3), ("log:e", 0)}),
+        {"edits": 9, "restraint": "none", "ability": "paper_nli", "item": 2, "value": None},
+    ]
     [found] = compare(results)
     assert found.test.n == 2 and found.test.difference == pytest.approx(50)
 
@@ -162,6 +164,14 @@ def test_what_cannot_be_compared() -> None:
     empty.items = []
     with pytest.raises(TetherError, match=r"no items of general abilities"):
         compare(empty)
+
+
+def test_a_model_as_it_is_is_not_taken_for_the_unedited_one() -> None:
+    results = made({(0, "as it is"): shares(80), (9, "none"): shares(70), (9, "log:e"): shares(75)})
+    [found] = compare(results)
+    assert found.kept is None and found.baseline_kept is None
+    with pytest.raises(TetherError, match=r"no row can be compared with '0'"):
+        compare(results, "0")
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from core import editable
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -17,10 +18,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Spectrum
-from tether.errors import TetherError
-from tether.evaluation import evaluate, evaluate_editing, evaluate_ledger, measure_baseline, read
-from tether.evaluation.metrics.editing import says
-from tether.evaluation.results import Results, write
+from tether.errors import BadSettingsError, TetherError, WrongModelError
+from tether.evaluation import (
+    Measurement,
+    Number,
+    evaluate,
+    evaluate_editing,
+    evaluate_ledger,
+    measure_baseline,
+    read,
+)
+from tether.evaluation import results as results_module
+from tether.evaluation.metrics.generate import says
+from tether.evaluation.results import Results, ResultsFile, Row, items_path, write
 from tether.evaluation.statistics.mean import cluster_mean
 from tether.facts.fact import Fact, LocalityPrompt
 from tether.ledger import Attempt, Header, Ledger, WeightRecord
@@ -116,8 +126,8 @@ DAVE = Fact(subject="dave", prompt="home of {}", target_new="new york", locality
 FACTS = [(1, ALICE), (2, DAVE)]
 
 
-def numbers(kinds: dict[str, dict[str, object]]) -> dict[str, tuple[object, object]]:
-    return {kind: (found["value"], found["n"]) for kind, found in kinds.items()}
+def numbers(kinds: dict[str, Number]) -> dict[str, tuple[object, object]]:
+    return {kind: (found.value, found.n) for kind, found in kinds.items()}
 
 
 def test_every_metric_of_the_edited_model() -> None:
@@ -140,8 +150,8 @@ def test_every_metric_of_the_edited_model() -> None:
         "locality": (third, 1),
         "locality_unchanged": (pytest.approx((50 + 100) / 2), 2),  # both prompts that end with alice changed
     }
-    assert found.summary["match_tokens"]["efficacy"]["prompts"] == 2
-    assert found.summary["generate"]["efficacy"]["value"] == 100.0
+    assert found.summary["match_tokens"]["efficacy"].prompts == 2
+    assert found.summary["generate"]["efficacy"].value == 100.0
     assert numbers(found.summary["generate"])["generalization"] == (half, 1)
     assert numbers(found.summary["generate"])["locality"] == (third, 1)
     assert found.retention == [(1, 100.0), (2, 100.0)]
@@ -149,7 +159,8 @@ def test_every_metric_of_the_edited_model() -> None:
 
 
 def test_the_unedited_model_and_its_probabilities() -> None:
-    found = evaluate_editing(bigram_model(), FACTS)
+    model = bigram_model()
+    found = evaluate_editing(model, FACTS, baseline=measure_baseline(model, FACTS))
     assert found.retention == [(1, 0.0), (2, 100.0)]
     assert numbers(found.summary["match_all"])["locality_unchanged"] == (100.0, 2)
     [record] = [r for r in found.records if r["metric"] == "compare" and r["kind"] == "efficacy"]
@@ -165,10 +176,10 @@ def test_the_unedited_model_and_its_probabilities() -> None:
 
 def test_shares_and_whole_targets_differ() -> None:
     fact = Fact(subject="dave", prompt="home of {}", target_new="new paris")
-    found = evaluate_editing(bigram_model(), [(1, fact)], metrics=["match"])
-    assert found.summary["match_tokens"]["efficacy"] == {"value": 50.0, "n": 1, "stderr": None, "prompts": 1}
-    assert found.summary["match_all"]["efficacy"]["value"] == 0.0
-    assert found.summary["match_all"]["locality"] == {"value": None, "n": 0, "stderr": None, "prompts": 0}
+    found = evaluate_editing(bigram_model(), [(1, fact)], Measurement(metrics=("match",)))
+    assert found.summary["match_tokens"]["efficacy"] == Number(value=50.0, n=1, stderr=None, prompts=1)
+    assert found.summary["match_all"]["efficacy"].value == 0.0
+    assert found.summary["match_all"]["locality"] == Number(value=None, n=0, stderr=None, prompts=0)
     assert set(found.summary) == {"match_tokens", "match_all"}
 
 
@@ -178,20 +189,20 @@ def test_a_baseline_saves_the_unedited_forwards_and_limits_take_the_first_prompt
     with model.provisional(become("alice", "bob")):
         baseline = measure_baseline(model, FACTS)
         handle = model.block(0).register_forward_hook(lambda *_: calls.append(1))
-        with_it = evaluate_editing(model, FACTS, baseline=baseline, metrics=["compare", "match"])
+        with_it = evaluate_editing(model, FACTS, Measurement(metrics=("compare", "match")), baseline=baseline)
         assert len(calls) == 1  # all metrics in one batch
-        without = evaluate_editing(model, FACTS, metrics=["compare", "match"])
+        without = evaluate_editing(model, FACTS, Measurement(metrics=("compare", "match")))
         assert len(calls) == 3
         handle.remove()
-        few = evaluate_editing(model, FACTS, max_paraphrases=1, max_locality=0)
+        few = evaluate_editing(model, FACTS, Measurement(max_paraphrases=1, max_locality=0))
     assert with_it == without
-    assert few.summary["match_all"]["generalization"] == {"value": 100.0, "n": 1, "stderr": None, "prompts": 1}
-    assert few.summary["match_all"]["locality_unchanged"]["n"] == 0
+    assert few.summary["match_all"]["generalization"] == Number(value=100.0, n=1, stderr=None, prompts=1)
+    assert few.summary["match_all"]["locality_unchanged"].n == 0
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(TetherError, match=r"exactness is no editing metric: choose from compare, match, generate"):
-        evaluate_editing(bigram_model(), FACTS, metrics=["exactness"])
+        evaluate_editing(bigram_model(), FACTS, Measurement(metrics=("exactness",)))
     with pytest.raises(TetherError, match=r"'chess' is no ability that can be measured: choose from perplexity"):
         evaluate(bigram_model(), [ALICE], abilities=["chess"])
 
@@ -219,15 +230,15 @@ def test_what_a_continuation_says(continuation: str, target: str, expected: bool
 def test_the_mean_of_facts(groups: list[list[float]]) -> None:
     found = cluster_mean(groups)
     means = [100 * statistics.fmean(group) for group in groups if group]
-    assert found["n"] == len(means) and found["prompts"] == sum(map(len, groups))
+    assert found.n == len(means) and found.prompts == sum(map(len, groups))
     if not means:
-        assert found["value"] is None and found["stderr"] is None
+        assert found.value is None and found.stderr is None
         return
-    assert found["value"] == pytest.approx(statistics.fmean(means), abs=1e-9)
+    assert found.value == pytest.approx(statistics.fmean(means), abs=1e-9)
     if len(means) == 1:
-        assert found["stderr"] is None
+        assert found.stderr is None
     else:
-        assert found["stderr"] == pytest.approx(statistics.stdev(means) / math.sqrt(len(means)), abs=1e-6)
+        assert found.stderr == pytest.approx(statistics.stdev(means) / math.sqrt(len(means)), abs=1e-6)
 
 
 # --- results.json -----------------------------------------------------------------------------------------------
@@ -275,13 +286,13 @@ def test_a_ledger_is_measured_at_every_number_of_edits(tmp_path: Path) -> None:
     assert model.edited == ()
 
     stored = json.loads(out.read_text())
-    assert set(stored) == {"model", "ledger", "facts_sha256", "versions", "settings", "rows"}
+    assert set(stored) == {"format", "model", "ledger", "facts_sha256", "versions", "settings", "rows"}
     assert set(stored["rows"][0]) == {
         "edits", "restraint", "replayed", "editing", "retention", "abilities", "spectrum",
     }  # fmt: skip
     assert stored["rows"][0]["spectrum"][WEIGHT]["kappa"] is None  # W₀ is zero here, κ infinite
     again = read(out)
-    assert again == results.model_copy(update={"rows": again.rows, "items": again.items})
+    assert again.model_dump(exclude={"rows"}) == results.model_dump(exclude={"rows"})
     assert again.items == results.items
     assert {(item["edits"], item["restraint"]) for item in again.items} == set(keys)
     assert not list(tmp_path.glob("*.tmp"))
@@ -342,9 +353,11 @@ def test_facts_of_another_ledger_are_refused_and_missing_ones_told(
 def test_items_hold_any_text(tmp_path: Path) -> None:
     """JSON leaves the line ends of other alphabets as they are; a model may generate them."""
     results = Results(model="m", ledger=None, facts_sha256="", versions={}, settings={})
-    results.items = [{"text": f"a{end}b"} for end in "\u0085\u2028\u2029\x0b\x0c\n\r"]
+    ends = "\u0085\u2028\u2029\x0b\x0c\n\r"
+    results.add(Row(edits=1, restraint="none", replayed=False), [{"text": f"a{end}b"} for end in ends])
     write(results, tmp_path / "results.json")
-    assert read(tmp_path / "results.json").items == results.items
+    items = results.items
+    assert len(items) == len(ends) and read(tmp_path / "results.json").items == items
 
 
 def test_damaged_results_are_named(tmp_path: Path) -> None:
@@ -352,7 +365,7 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
     with pytest.raises(TetherError, match=r"cannot be read"):
         read(file)
     file.write_text('{"rows": 3}')
-    with pytest.raises(TetherError, match=r"no results file \(model: Field required\)"):
+    with pytest.raises(TetherError, match=r"no results file \(model is missing\)"):
         read(file)
 
 
@@ -365,3 +378,127 @@ def test_a_model_as_it_is() -> None:
     assert row.key == (2, "as it is") and results.ledger is None
     assert row.editing["compare"]["efficacy"].value == 100
     assert evaluate(model, [ALICE], abilities=[]).rows[0].edits == 0
+
+
+# --- a checkpoint that was edited before it was loaded ------------------------------------------------------------
+
+
+def merged(model: EditableModel, folder: Path) -> EditableModel:
+    """The model with its two edits, as an exported checkpoint."""
+    ledger_of_two(model, folder / "ledger").export(model, folder / "merged", as_="merged")
+    hf = LlamaForCausalLM.from_pretrained(folder / "merged")
+    return EditableModel(hf, model.tokenizer, id="merged", anatomy=model.anatomy)
+
+
+def test_a_foreign_checkpoint_is_not_compared_with_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = bigram_model()
+    foreign, facts = merged(base, tmp_path), [ALICE, DAVE]
+    assert not foreign.edited
+    [alone] = evaluate(foreign, facts, abilities=[]).rows
+    assert "locality_unchanged" not in alone.editing["match_all"] and "instance_change" not in alone.editing
+    assert "merged carries no updates and has no base: what match compares is left out" in caplog.text
+    assert alone.key == (0, "as it is") and not alone.unedited
+
+    assert evaluate(base, facts, abilities=[], base=base).rows[0].key == (0, "as it is")
+    [row] = evaluate(foreign, facts, abilities=[], base=base).rows
+    assert row.key == (2, "as it is") and not base.edited and not foreign.edited
+    assert row.editing["match_all"]["locality"] == alone.editing["match_all"]["locality"]
+    ledger = Ledger.open(tmp_path / "ledger")
+    [expected] = evaluate_ledger(ledger, base, facts, restraints=["none"], abilities=[]).rows
+    assert row.editing == expected.editing and row.retention == expected.retention
+    assert expected.editing["match_all"]["locality_unchanged"].value == 62.5  # 1 of alice's 4, and dave's only one
+
+
+def test_the_base_must_be_the_models(tmp_path: Path) -> None:
+    with pytest.raises(WrongModelError, match=r"is not the base of in memory, its vocabulary is another"):
+        evaluate(bigram_model(), [ALICE], abilities=[], base=editable("llama"))
+
+
+# --- results on disk ----------------------------------------------------------------------------------------------
+
+
+def test_results_are_not_overwritten(tmp_path: Path) -> None:
+    model = bigram_model()
+    ledger = ledger_of_two(model, tmp_path / "ledger")
+    out = tmp_path / "results.json"
+    evaluate_ledger(ledger, model, [ALICE, DAVE], out=out, **OPTIONS)
+    before = out.read_bytes(), items_path(out).read_bytes()
+    with pytest.raises(BadSettingsError, match=r"results.json exists: name another file, or .* \(--resume\)"):
+        evaluate_ledger(ledger, model, [ALICE], out=out, abilities=[])
+    assert (out.read_bytes(), items_path(out).read_bytes()) == before
+
+
+def test_rows_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results = Results(model="m", ledger=None, facts_sha256="", versions={}, settings={})
+    file = ResultsFile(path, results)
+    assert not path.exists()
+    file.add(Row(edits=2, restraint="none", replayed=False), [{"ability": "a", "item": 0, "value": math.inf}])
+    written, inode = items_path(path).read_bytes(), items_path(path).stat().st_ino
+    file.add(Row(edits=1, restraint="none", replayed=False), [{"ability": "a", "item": 0, "value": 0.5}])
+    assert items_path(path).read_bytes().startswith(written) and items_path(path).stat().st_ino == inode
+    assert not results._items  # they are in the file alone
+    assert [row.edits for row in read(path).rows] == [1, 2]
+    assert results.items == read(path).items and [item["value"] for item in results.items] == [None, 0.5]
+
+
+def test_what_a_killed_evaluation_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bigram_model()
+    ledger = ledger_of_two(model, tmp_path / "ledger")
+    facts, out = [ALICE, DAVE], tmp_path / "results.json"
+    expected = evaluate_ledger(ledger, model, facts, **OPTIONS)
+    write_rows, calls = results_module._write_rows, []
+
+    def killed(results: Results, path: Path) -> None:
+        """After the items of the third row, before the row itself."""
+        calls.append(path)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        write_rows(results, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results_module, "_write_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_ledger(ledger, model, facts, out=out, **OPTIONS)
+    assert not model.edited
+    with items_path(out).open("a") as handle:
+        handle.write('{"edits": 2, "restra')
+    left = read(out)
+    keys = {row.key for row in left.rows}
+    assert len(keys) == 2 and {(item["edits"], item["restraint"]) for item in left.items} == keys
+    assert items_path(out).read_text().count("\n") > len(left.items)
+    resumed = evaluate_ledger(ledger, model, facts, out=out, resume=True, **OPTIONS)
+    again = read(out)
+    assert [row.model_dump_json() for row in resumed.rows] == [row.model_dump_json() for row in again.rows]
+    assert [row.key for row in again.rows] == [row.key for row in expected.rows]
+    for row in expected.rows:
+        mine, theirs = ([i for i in r.items if (i["edits"], i["restraint"]) == row.key] for r in (again, expected))
+        assert mine == json.loads(json.dumps(theirs))
+    assert items_path(out).read_text().count("\n") == len(expected.items)
+
+
+def test_fields_of_a_newer_version_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "results.json"
+    results = Results(model="m", ledger=None, facts_sha256="", versions={}, settings={})
+    results.add(Row(edits=1, restraint="none", replayed=False), [])
+    write(results, path)
+    content = json.loads(path.read_text())
+    assert content["format"] == 1
+    del content["format"]  # as files were before they had one
+    content["rows"][0]["fluency"], content["machine"] = 1.5, "m"
+    path.write_text(json.dumps(content))
+    assert read(path).rows == results.rows
+    assert caplog.text.count("fluency, machine not known to this version, and left out") == 1
+    path.write_text(json.dumps({**content, "format": 2}))
+    with pytest.raises(TetherError, match=r"format 2: open them with a newer tether"):
+        read(path)
+
+
+def test_results_of_an_older_version_open(caplog: pytest.LogCaptureFixture) -> None:
+    path = Path(__file__).with_name("legacy") / "results.json"
+    old = read(path)
+    assert old.format == 1 and not caplog.text
+    assert {(item["edits"], item["restraint"]) for item in old.items} <= {row.key for row in old.rows}
+    assert len(old.items) == items_path(path).read_text().count("\n")
+    content = json.loads(path.read_text())
+    assert json.loads(old.model_dump_json()) == {"format": 1, **content}

@@ -15,8 +15,8 @@ from test_evaluate_editing import become, bigram_model, ledger_of_two
 import tether
 from tether.cli.evaluate import table
 from tether.errors import TetherError
-from tether.evaluation import METRICS, evaluate, evaluate_editing, evaluate_ledger, measure_baseline, read
-from tether.evaluation.metrics.instances import DEMONSTRATION, word
+from tether.evaluation import METRICS, Measurement, evaluate, evaluate_editing, evaluate_ledger, measure_baseline, read
+from tether.evaluation.metrics.instance_change import DEMONSTRATION, word
 from tether.facts import Fact, read_facts
 from tether.ledger import Attempt, Ledger
 from tether.models import EditableModel
@@ -90,7 +90,7 @@ def test_what_an_answer_is(answer: str, expected: str | None) -> None:
 def test_every_item_is_recorded(facts: list[Fact]) -> None:
     model = bigram_model()
     with model.provisional(become("harbour", "tunnel")):
-        records = evaluate_editing(model, [(3, facts[0])], metrics=["instance_change"]).records
+        records = evaluate_editing(model, [(3, facts[0])], Measurement(metrics=("instance_change",))).records
     assert [record["value"] for record in records] == [1, 1, 0]
     assert records[0] == {
         "edit": 3, "fact": facts[0].id, "metric": "instance_change", "kind": "change",
@@ -103,20 +103,19 @@ def test_every_item_is_recorded(facts: list[Fact]) -> None:
 
 def test_the_unedited_answers_are_measured_once(facts: list[Fact]) -> None:
     model = bigram_model()
-    numbered = list(enumerate(facts, 1))
+    numbered, only = list(enumerate(facts, 1)), Measurement(metrics=("instance_change",))
     calls: list[int] = []
     with model.provisional(become("harbour", "tunnel")):
-        baseline = measure_baseline(model, numbered, metrics=["instance_change"])
+        baseline = measure_baseline(model, numbered, only)
         handle = model.block(0).register_forward_hook(lambda *_: calls.append(1))
-        with_it = evaluate_editing(model, numbered, baseline=baseline, metrics=["instance_change"])
+        with_it = evaluate_editing(model, numbered, only, baseline=baseline)
         assert len(calls) == 2  # two tokens
-        without = evaluate_editing(model, numbered, metrics=["instance_change"])
+        without = evaluate_editing(model, numbered, only)
         assert len(calls) == 2 + 4
-        partly = measure_baseline(model, numbered[:1], metrics=["instance_change"])
-        assert evaluate_editing(model, numbered, baseline=partly, metrics=["instance_change"]) == with_it
+        partly = measure_baseline(model, numbered[:1], only)
+        assert evaluate_editing(model, numbered, only, baseline=partly) == with_it
         handle.remove()
-    assert with_it == without and not baseline.argmax
-    assert not measure_baseline(model, numbered, metrics=["match"]).answers
+    assert with_it == without and set(baseline) == {"instance_change"}
 
 
 def concept_ledger(model: EditableModel, facts: list[Fact], folder: Path) -> Ledger:
@@ -159,7 +158,7 @@ def test_facts_without_instances(facts: list[Fact]) -> None:
     assert "instance_change" not in results.rows[0].editing
     with pytest.raises(TetherError, match=r"^instance_change needs instance prompts, and no fact has any: .*$"):
         evaluate(model, bare, abilities=[], metrics=["instance_change"])
-    mixed = evaluate(model, [bare[0], facts[1]], abilities=[]).rows[0].editing["instance_change"]
+    mixed = evaluate(model, [bare[0], facts[1]], abilities=[], base=model).rows[0].editing["instance_change"]
     assert mixed["change"].n == 1 and mixed["before"].value == 0
 
 
@@ -167,7 +166,7 @@ def test_facts_without_instances(facts: list[Fact]) -> None:
 def test_answers_are_the_models_own(family: str, facts: list[Fact]) -> None:
     model = editable(family)
     prompt = facts[0].instances[0]
-    results = tether.evaluate(model, facts, abilities=[], metrics=["instance_change"])
+    results = tether.evaluate(model, facts, abilities=[], metrics=["instance_change"], base=model)
     ids = model.tokenizer(DEMONSTRATION + prompt, return_tensors="pt")["input_ids"]
     for _ in range(2):
         ids = torch.cat([ids, model.hf(ids).logits[:, -1:].argmax(dim=-1)], dim=1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tether.analyses.points import Analyses, BoundPoint, CopiesPoint, Difference, SpectrumPoint, ValuePoint, Values
 from tether.errors import TetherError
-from tether.evaluation.results import Ability, Number, Row, Singular, YesShare
+from tether.evaluation.results import Ability, Number, Row, Singular
 from tether.experiment import StoredGrid, StoredRun, read_grid, write_grid
 from tether.experiment.parquet import REST, ROWS
 from tether.experiment.results import Run  # fmt: skip
@@ -34,7 +34,7 @@ NUMBER = {"value": MAYBE, "n": COUNTS, "stderr": MAYBE, "prompts": COUNTS}
 ROW = build(
     Row, edits=COUNTS, restraint=RESTRAINTS, replayed=st.booleans(),
     editing=st.dictionaries(TEXTS, st.dictionaries(
-        TEXTS, build(Number, **NUMBER) | build(YesShare, **NUMBER, neither=COUNTS), max_size=2), max_size=2),
+        TEXTS, build(Number, **NUMBER) | build(Number, **NUMBER, neither=COUNTS), max_size=2), max_size=2),
     retention=st.lists(st.tuples(COUNTS, NUMBERS), max_size=3),
     abilities=st.dictionaries(TEXTS, build(Ability, value=MAYBE, n=COUNTS, stderr=MAYBE,
                                            unit=st.sampled_from(["percent", "ppl"])), max_size=2),

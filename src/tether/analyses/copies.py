@@ -12,6 +12,7 @@ from tether.constraints.base import Constraint, Weight, constrained
 from tether.constraints.prune import none
 from tether.evaluation.abilities.data import ability_data
 from tether.evaluation.abilities.run import PERPLEXITY, AbilityRun, ability_tasks
+from tether.evaluation.measurement import Measurement
 from tether.evaluation.metrics.editing import evaluate_editing
 from tether.facts.fact import Fact
 from tether.ledger import Ledger
@@ -68,7 +69,8 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
 def _efficacy(model: EditableModel, edit: int, fact: Fact, carried: dict[str, LowRank]) -> float | None:
     """Share of the target's tokens that the model says with `carried`, percent."""
     with model.provisional(carried):
-        return evaluate_editing(model, [(edit, fact)], metrics=["match"]).summary["match_tokens"]["efficacy"]["value"]
+        found = evaluate_editing(model, [(edit, fact)], Measurement(metrics=("match",)))
+        return found.summary["match_tokens"]["efficacy"].value
 
 
 def _from_the_middle(ledger: Ledger) -> list[tuple[int, Fact, dict[str, LowRank]]]:

@@ -22,8 +22,8 @@ from tether.cli.app import (
     tell_progress,
     understood,
 )
-from tether.evaluation import ABILITIES, METRICS, QUICK_ITEMS, Results, Row, YesShare, evaluate_ledger
-from tether.evaluation.metrics.editing import check_metrics
+from tether.evaluation import ABILITIES, METRICS, QUICK_ITEMS, Measurement, Results, evaluate_ledger
+from tether.evaluation.metrics.base import check_metrics, default_metrics, reported_by
 from tether.facts import read_facts
 
 
@@ -55,9 +55,12 @@ def command(
     quick: Annotated[
         bool, typer.Option("--quick", help=f"At most {QUICK_ITEMS} items a task: faster, with wider error bars.")
     ] = False,
-    metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(METRICS),
+    metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(default_metrics()),
     paraphrases: Annotated[int | None, typer.Option(min=0, help="At most N paraphrases a fact.")] = None,
     locality: Annotated[int | None, typer.Option(min=0, help="At most N locality prompts a fact.")] = None,
+    trust_task_files: Annotated[
+        bool, typer.Option("--trust-task-files", help="Take task files (YAML) as abilities; they can run any Python.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there.")] = False,
     dtype: Dtype = None,
     device: Device = None,
@@ -68,27 +71,28 @@ def command(
     chosen, counts, measured = restraints(restrain), numbers(at, "--at"), [m for m in metrics.split(",") if m]
     understood("--metrics", lambda _: check_metrics(measured), metrics)
     opened, loaded = open_ledger(ledger, model, dtype, device)
+    what = Measurement(
+        metrics=tuple(measured),
+        abilities=tuple(a for a in abilities.split(",") if a),
+        data=abilities_data,
+        limit=limit,
+        quick=quick,
+        max_paraphrases=paraphrases,
+        max_locality=locality,
+        trust_task_files=trust_task_files,
+    )
+    given = None if facts is None else read_facts(facts)
     results = evaluate_ledger(
-        opened, loaded, None if facts is None else read_facts(facts), at=counts, restraints=chosen,
-        abilities=[a for a in abilities.split(",") if a], metrics=measured,
-        max_paraphrases=paraphrases, max_locality=locality, abilities_data=abilities_data, limit=limit, quick=quick,
-        out=out, resume=resume,
-    )  # fmt: skip
+        opened, loaded, given, at=counts, restraints=chosen, measurement=what, out=out, resume=resume
+    )
     tables = [table(results), abilities_table(results)]
     show(results.model_dump(mode="json"), "\n\n".join(text for text in tables if text), as_json)
 
 
 def table(results: Results) -> str:
     """Every row's main numbers, mean ± standard error."""
-    wanted = [
-        ("compare", "efficacy"),
-        ("compare", "generalization"),
-        ("compare", "locality"),
-        ("match_tokens", "efficacy"),
-        ("match_all", "efficacy"),
-        ("generate", "efficacy"),
-        *([("instance_change", "change")] if any("instance_change" in row.editing for row in results.rows) else []),
-    ]
+    metrics = reported_by(metric for row in results.rows for metric in row.editing)
+    wanted = [column for metric in dict.fromkeys(metrics.values()) for column in metric.columns]
     start = next(
         (r.abilities["perplexity"].value for r in results.rows if r.edits == 0 and "perplexity" in r.abilities), None
     )
@@ -113,10 +117,7 @@ def table(results: Results) -> str:
         lines.append(f"| {row.edits} | {row.restraint} | {ks} | {ts} | {shown} | " + " | ".join(cells) + " |")
     counts = {n.n for row in results.rows for kinds in row.editing.values() for n in kinds.values()}
     lines.append(f"mean ± standard error in percent over n facts (n: {', '.join(map(str, sorted(counts)))})")
-    return "\n".join(lines + [_neither(row) for row in results.rows if "instance_change" in row.editing])
-
-
-def _neither(row: Row) -> str:
-    answered = [f"{n.neither} of {n.prompts} {when}" for when, n in row.editing["instance_change"].items()
-                if isinstance(n, YesShare)]  # fmt: skip
-    return f"{row.edits} edits, {row.restraint}: answers neither Yes nor No, which count as Yes: {', '.join(answered)}"
+    for row in results.rows:
+        notes = [note for metric in dict.fromkeys(metrics.values()) if (note := metric.note(row.editing))]
+        lines += [f"{row.edits} edits, {row.restraint}: {note}" for note in notes]
+    return "\n".join(lines)

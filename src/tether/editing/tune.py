@@ -28,6 +28,7 @@ from tether.editors.registry import EDITORS
 from tether.editors.settings import LatentHparams, settings_for
 from tether.errors import TetherError
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
+from tether.evaluation.measurement import Measurement
 from tether.evaluation.metrics.editing import evaluate_editing
 from tether.evaluation.statistics.paired import Paired, paired
 from tether.facts.fact import Fact
@@ -200,11 +201,11 @@ class _Probe:
         if kinds == {"failed"}:
             logger.warning("%s: no probe fact could be edited (%s)", what, reason)
             self.failures.append(f"{what}: {reason}")
-        found = evaluate_editing(self.model, list(enumerate(self.facts)), metrics=("compare", "match"))
+        found = evaluate_editing(self.model, list(enumerate(self.facts)), Measurement(metrics=("compare", "match")))
         ratio = perplexity(self.model, builtin_text()).value / self.start
         trial = Trial(
             what=what, settings=settings, scores=tuple(s * min(1.0, 1 / ratio) for s in self._scores(found.records)),
-            efficacy=found.summary["match_tokens"]["efficacy"]["value"],
+            efficacy=found.summary["match_tokens"]["efficacy"].value,
             generalization=self._either(found.summary, "generalization"),
             locality=self._either(found.summary, "locality"), perplexity_ratio=ratio,
             seconds=time.monotonic() - started,
@@ -215,8 +216,8 @@ class _Probe:
 
     @staticmethod
     def _either(summary: Any, kind: str) -> float | None:
-        value = summary["compare"][kind]["value"]
-        return summary["match_tokens"][kind]["value"] if value is None else value
+        value = summary["compare"][kind].value
+        return summary["match_tokens"][kind].value if value is None else value
 
     def _scores(self, records: Sequence[dict[str, Any]]) -> Iterator[float]:
         """A fact's mean over the kinds it has prompts for."""

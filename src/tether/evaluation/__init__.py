@@ -4,10 +4,13 @@ from tether.evaluation.abilities.data import AbilityData, ability_data
 from tether.evaluation.abilities.perplexity import Perplexity, builtin_text, perplexity
 from tether.evaluation.abilities.run import ABILITIES, QUICK_ITEMS, measure_abilities
 from tether.evaluation.abilities.task import AbilityResult
-from tether.evaluation.metrics.editing import METRICS, Baseline, EditingResult, evaluate_editing, measure_baseline
-from tether.evaluation.results import Results, Row, YesShare, read, write
+from tether.evaluation.measurement import Measurement
+from tether.evaluation.metrics.base import METRICS, Metric
+from tether.evaluation.metrics.editing import Baseline, EditingResult, evaluate_editing, measure_baseline
+from tether.evaluation.results import Results, Row, read, write
 from tether.evaluation.scores import Score, greedy, score
 from tether.evaluation.statistics.compare import Comparison, compare
+from tether.evaluation.statistics.mean import Number
 from tether.evaluation.suite import evaluate, evaluate_ledger
 
 __all__ = [
@@ -16,10 +19,12 @@ __all__ = [
     "QUICK_ITEMS",
     "AbilityData",
     "AbilityResult",
-    "YesShare",
     "Baseline",
     "Comparison",
     "EditingResult",
+    "Measurement",
+    "Metric",
+    "Number",
     "Perplexity",
     "Results",
     "Row",

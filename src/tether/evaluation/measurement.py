@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tether.errors import BadSettingsError, pydantic_line
-from tether.evaluation.metrics.editing import METRICS
+from tether.evaluation.metrics.base import check_metrics, default_metrics
 
 
 class Measurement(BaseModel):
@@ -17,11 +17,11 @@ class Measurement(BaseModel):
     lm-evaluation-harness by its name. `data` is a folder with the abilities' data, a text file for the perplexity, or
     "hub" to allow downloads; None: the small sets that come with the package. `text`, for the perplexity, goes before
     it. `limit` takes the first items of every task, `quick` a few. `max_paraphrases` and `max_locality` take the first
-    prompts of every fact."""
+    prompts of every fact. A task file (YAML) can run any Python: one is read only with `trust_task_files`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    metrics: tuple[str, ...] = METRICS
+    metrics: tuple[str, ...] = Field(default_factory=default_metrics)
     abilities: tuple[str, ...] = ("perplexity",)
     data: str | Path | None = None
     text: str | None = None
@@ -29,6 +29,13 @@ class Measurement(BaseModel):
     quick: bool = False
     max_paraphrases: int | None = Field(default=None, ge=0)
     max_locality: int | None = Field(default=None, ge=0)
+    trust_task_files: bool = False
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        check_metrics(metrics)
+        return tuple(dict.fromkeys(metrics))
 
 
 def measurement_of(

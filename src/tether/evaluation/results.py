@@ -1,44 +1,35 @@
 """results.json: what was measured, a row for every number of edits and restraint, and one record an item beside it.
 
-Rows are pydantic models of exactly what the file holds; numbers that are not finite stand as null.
+Rows are pydantic models of exactly what the file holds; numbers that are not finite stand as null. The format grows by
+optional fields: fields that this version does not know are left out, with a warning.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError, field_validator
 
-from tether.errors import TetherError
-from tether.evaluation.statistics.mean import Measure, Record
+from tether.errors import TetherError, pydantic_line
+from tether.evaluation.statistics.mean import Number, Record
 from tether.facts.fact import Fact
 from tether.storage.atomic import finite, write_atomically
 
+logger = logging.getLogger(__name__)
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+FORMAT = 1  # raise it where a file can no longer be read by leaving out what is unknown
+AS_IT_IS = "as it is"  # the restraint of a row of a model that came without a ledger
 
-
-class Number(_Strict):
-    """A mean in percent over `n` facts with `prompts` prompts, and its standard error."""
-
-    value: float | None
-    n: int
-    stderr: float | None
-    prompts: int
+RowKey = tuple[int, str]
 
 
-class YesShare(Number):
-    """A share of prompts answered Yes; `neither` of them with neither Yes nor No, which counts as Yes."""
-
-    neither: int
-
-
-class Ability(_Strict):
+class Ability(BaseModel):
     """A general ability: `n` items (tokens for perplexity)."""
 
     value: float | None
@@ -47,12 +38,7 @@ class Ability(_Strict):
     unit: Literal["percent", "ppl"]
 
 
-def number(found: Measure) -> Number:
-    """A measure as it stands in a row."""
-    return (YesShare if "neither" in found else Number).model_validate(found)
-
-
-class Singular(_Strict):
+class Singular(BaseModel):
     """Extreme singular values of a weight, κ, and the largest of its update."""
 
     sigma_max: float | None
@@ -61,32 +47,60 @@ class Singular(_Strict):
     update_sigma_max: float | None
 
 
-class Row(_Strict):
-    """The model after `edits` edits under `restraint`; `replayed`: the journal with the restraints recorded in it."""
+class Row(BaseModel):
+    """The model after `edits` edits under `restraint`; `replayed`: the journal with the restraints recorded in it.
+
+    Under AS_IT_IS `edits` is the number of facts, and 0 for a model of which nothing says that it was edited.
+    """
 
     edits: int
     restraint: str
     replayed: bool
-    editing: dict[str, dict[str, YesShare | Number]] = {}
+    editing: dict[str, dict[str, Number]] = {}
     retention: list[tuple[int, float]] = []
     abilities: dict[str, Ability] = {}
     spectrum: dict[str, Singular] = {}
 
     @property
-    def key(self) -> tuple[int, str]:
+    def key(self) -> RowKey:
         return self.edits, self.restraint
 
+    @property
+    def unedited(self) -> bool:
+        """Whether this is known to be the model before its first edit."""
+        return self.edits == 0 and self.restraint != AS_IT_IS
 
-class Results(_Strict):
-    """A results file. `settings`: what the numbers depend on besides model and facts; `items` go to their own file."""
 
+class Results(BaseModel):
+    """A results file. `settings`: what the numbers depend on besides model and facts."""
+
+    format: int = FORMAT
     model: str
     ledger: str | None
     facts_sha256: str
     versions: dict[str, str]
     settings: dict[str, Any]
     rows: list[Row] = []
-    items: list[Record] = Field(default=[], exclude=True, repr=False)
+    _file: Path | None = PrivateAttr(default=None)  # has the items of the rows that are there
+    _items: list[Record] = PrivateAttr(default_factory=list)  # of rows that are in no file
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, number: int) -> int:
+        if number > FORMAT:
+            raise TetherError(f"results of format {number}: open them with a newer tether")
+        return number
+
+    @property
+    def items(self) -> list[Record]:
+        """One record an item of the rows; those that lie in a file are read with every call."""
+        keys = {row.key for row in self.rows}
+        stored = [] if self._file is None else _stored_items(self._file)
+        return [item for every in (stored, self._items) for item in every if _key(item) in keys]
+
+    @items.setter
+    def items(self, items: Iterable[Record]) -> None:
+        self._items, self._file = list(items), None
 
     def comparable(self, other: Results) -> bool:
         """Whether rows of both were measured in the same way on the same facts of the same edits."""
@@ -94,9 +108,37 @@ class Results(_Strict):
 
     def add(self, row: Row, items: Iterable[Record]) -> None:
         """Take in a row and its items; rows stay in order of edits."""
+        self._insert(row)
+        self._items += _of_row(row, items)
+
+    def _insert(self, row: Row) -> None:
         self.rows.append(row)
         self.rows.sort(key=lambda row: row.edits)
-        self.items += [{"edits": row.edits, "restraint": row.restraint, **item} for item in items]
+
+
+class ResultsFile:
+    """A results file that grows row by row. The items of a row are appended, then results.json is written with the row:
+    what a killed run leaves behind is at most items without a row, which reading leaves out.
+
+    `results` has the rows of the file that are kept. Nothing is written before the first row.
+    """
+
+    def __init__(self, path: Path, results: Results) -> None:
+        self._path, self._results, self._begun = path, results, False
+        results._file = path
+
+    def add(self, row: Row, items: Iterable[Record]) -> None:
+        """Take a row into the results and the files."""
+        if not self._begun:  # only the rows that are kept, and their items
+            _write_rows(self._results, self._path)
+            write_atomically(items_path(self._path), b"".join(map(_line, self._results.items)))
+            self._begun = True
+        with items_path(self._path).open("ab") as handle:
+            handle.writelines(map(_line, _of_row(row, items)))
+            handle.flush()
+            os.fsync(handle.fileno())
+        self._results._insert(row)
+        _write_rows(self._results, self._path)
 
 
 def facts_sha256(facts: Iterable[Fact]) -> str:
@@ -112,27 +154,56 @@ def items_path(path: Path) -> Path:
 def write(results: Results, path: str | Path) -> None:
     """Write the items, then the results, each under a temporary name first, so that whatever is there is whole."""
     path = Path(path)
-    lines = (json.dumps(finite(item), ensure_ascii=False) + "\n" for item in results.items)
-    for file, text in ((items_path(path), "".join(lines)), (path, results.model_dump_json(indent=2) + "\n")):
-        write_atomically(file, text.encode())
+    write_atomically(items_path(path), b"".join(map(_line, results.items)))
+    _write_rows(results, path)
 
 
 def read(path: str | Path) -> Results:
-    """A results file with its items (none where their file is missing). Raises TetherError for anything else."""
+    """A results file; its items are read when they are asked for (none where their file is missing). Raises TetherError
+    for anything else."""
     path = Path(path)
     try:
-        results = Results.model_validate_json(path.read_bytes())
-        items = items_path(path)
-        if items.exists():
-            lines = items.read_text(encoding="utf-8").split("\n")  # splitlines would also split inside a text
-            results.items = [json.loads(line) for line in lines if line]
+        content = json.loads(path.read_bytes())
+        results = Results.model_validate(content)
     except OSError as error:
         raise TetherError(f"{path} cannot be read ({error.strerror}): name a results file of tether evaluate") from None
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "the file"
-        raise TetherError(
-            f"{path} is no results file ({where}: {error.errors()[0]['msg']}): make it with tether evaluate"
-        ) from None
     except ValueError as error:
-        raise TetherError(f"{items_path(path)} is damaged ({error}): remove it and evaluate again") from None
+        why = pydantic_line(error) if isinstance(error, ValidationError) else error
+        raise TetherError(f"{path} is no results file ({why}): make it with tether evaluate") from None
+    unknown = content.keys() - Results.model_fields.keys()
+    unknown |= {name for row in content.get("rows", ()) for name in row.keys() - Row.model_fields.keys()}
+    if unknown:
+        logger.warning("%s: %s not known to this version, and left out", path, ", ".join(sorted(unknown)))
+    results._file = path
     return results
+
+
+def _write_rows(results: Results, path: Path) -> None:
+    write_atomically(path, (results.model_dump_json(indent=2) + "\n").encode())
+
+
+def _of_row(row: Row, items: Iterable[Record]) -> Sequence[Record]:
+    return [{"edits": row.edits, "restraint": row.restraint, **item} for item in items]
+
+
+def _line(item: Record) -> bytes:
+    return (json.dumps(finite(item), ensure_ascii=False) + "\n").encode()
+
+
+def _key(item: Record) -> RowKey:
+    return item["edits"], item["restraint"]
+
+
+def _stored_items(path: Path) -> Iterator[Record]:
+    """The items beside a results file. A last line without its end is what a killed run left, and is left out. Raises
+    TetherError for damage."""
+    file = items_path(path)
+    try:
+        with file.open("rb") as handle:  # in bytes: text would also split at line ends inside a record
+            yield from (json.loads(line) for line in handle if line.endswith(b"\n"))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise TetherError(f"{file} cannot be read ({error.strerror}): mend that, or remove it") from None
+    except ValueError as error:
+        raise TetherError(f"{file} is damaged ({error}): remove it and evaluate again") from None

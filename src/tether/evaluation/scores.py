@@ -26,7 +26,7 @@ _HEAD_ROWS = 256  # positions the head is applied to at once: 256 × 256k logits
 
 @dataclass(frozen=True)
 class Score:
-    """A continuation behind its prompt: its log-likelihood (natural, summed over `n_tokens`), and at each of its
+    """A continuation after its prompt: its log-likelihood (natural, summed over `n_tokens`), and at each of its
     positions the model's own choice given the true tokens before it, and whether that is the true token."""
 
     log_likelihood: float
@@ -43,7 +43,7 @@ class Score:
 def score(model: EditableModel, pairs: Sequence[tuple[str, str]], *, batch_tokens: int = BATCH_TOKENS) -> list[Score]:
     """The Score of every (prompt, continuation), in order, of the model as it is now; float32 log-softmax.
 
-    "prompt continuation" is tokenised as one text with the tokenizer's default special tokens (those behind the text
+    "prompt continuation" is tokenised as one text with the tokenizer's default special tokens (those after the text
     are cut off); the tokens that reach beyond the prompt's end are scored. Changes nothing. Raises TetherError for a
     continuation without tokens, a prompt without any, and a tokenizer without character offsets.
     """

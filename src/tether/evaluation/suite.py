@@ -9,19 +9,14 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from tether.constraints.base import Constraint, label_of, parse
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, TetherError, WrongModelError
 from tether.evaluation.abilities.data import ability_data
 from tether.evaluation.abilities.run import AbilityRun, ability_tasks, described
-from tether.evaluation.abilities.task import AbilityResult, AbilityTask
+from tether.evaluation.abilities.task import AbilityResult
 from tether.evaluation.measurement import Measurement, measurement_of
-from tether.evaluation.metrics.editing import (
-    Baseline,
-    applying,
-    check_metrics,
-    evaluate_editing,
-    measure_baseline,
-)
-from tether.evaluation.results import Ability, Results, Row, Singular, facts_sha256, number, read, write
+from tether.evaluation.metrics.base import METRICS
+from tether.evaluation.metrics.editing import Baseline, NumberedFacts, applying, evaluate_editing, measure_baseline
+from tether.evaluation.results import AS_IT_IS, Ability, Results, ResultsFile, Row, Singular, facts_sha256, read
 from tether.evaluation.statistics.mean import Record
 from tether.facts.fact import Fact
 from tether.ledger import Ledger, SpectrumRow
@@ -30,10 +25,6 @@ from tether.storage.atomic import check_writable
 from tether.storage.versions import versions
 
 logger = logging.getLogger(__name__)
-
-AS_IT_IS = "as it is"  # of a model that came without a ledger
-
-NumberedFacts = Sequence[tuple[int, Fact]]
 
 
 class MeasurementOptions(TypedDict, total=False):
@@ -46,6 +37,7 @@ class MeasurementOptions(TypedDict, total=False):
     quick: bool
     max_paraphrases: int | None
     max_locality: int | None
+    trust_task_files: bool
 
 
 def evaluate(
@@ -54,21 +46,28 @@ def evaluate(
     abilities: Sequence[str] | None = None,
     *,
     measurement: Measurement | None = None,
+    base: EditableModel | None = None,
     **options: Unpack[MeasurementOptions],
 ) -> Results:
     """One row for the model as it is now, which is not changed: `facts` (numbered from 1) and general abilities.
 
     `measurement` says what is measured; its fields can be given as keywords instead, `abilities` also by position.
-    What was measured before of the same weights, task and data is taken from tether's cache. Raises TetherError for an
-    unknown metric or ability, and for data that are missing.
+    `base` is the unedited model of a checkpoint that was edited before it was loaded: what must not change is compared
+    with it. Without it that is compared with the model without the updates it carries; of a model that carries none
+    those numbers are left out. What was measured before of the same weights, task and data is taken from tether's
+    cache. Raises TetherError for an unknown metric or ability, for data that are missing, and for a base whose
+    tokenizer is another.
     """
-    what = measurement_of(measurement, abilities, options)
-    abilities_data, text, limit, quick = what.data, what.text, what.limit, what.quick
-    metrics, max_paraphrases, max_locality = what.metrics, what.max_paraphrases, what.max_locality
-    data = ability_data(abilities_data, text=text)
-    tasks = ability_tasks(what.abilities, data, limit=limit, quick=quick)
-    plan = _Plan(applying(metrics, facts), max_paraphrases, max_locality, tasks)
     numbered = list(enumerate(facts, 1))
+    plan = _Plan(measurement_of(measurement, abilities, options), facts)
+    baseline = None
+    if base is not None:
+        if base.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+            raise WrongModelError(f"{base.id} is not the base of {model.id}, its vocabulary is another: name its base")
+        baseline = measure_baseline(base, numbered, plan.what)
+    elif not model.edited and (names := [name for name in plan.what.metrics if METRICS[name].against_unedited]):
+        what = " and ".join(names)
+        logger.warning("%s carries no updates and has no base: what %s compares is left out", model.id, what)
     results = Results(
         model=model.id,
         ledger=None,
@@ -76,9 +75,9 @@ def evaluate(
         versions=versions(),
         settings=plan.settings(model, None),
     )
-    edits = len(facts) if model.edited else 0
-    run = AbilityRun(model, plan.abilities)
-    results.add(*plan.measure(model, numbered, None, run.measure, Row(edits=edits, restraint=AS_IT_IS, replayed=False)))
+    edits = len(facts) if model.edited or base not in (None, model) else 0
+    row = Row(edits=edits, restraint=AS_IT_IS, replayed=False)
+    results.add(*plan.measure(model, numbered, baseline, AbilityRun(model, plan.tasks).measure, row))
     return results
 
 
@@ -101,21 +100,20 @@ def evaluate_ledger(
     largest row, so that every other row has a baseline. Facts given here lend their paraphrases, locality and
     instance prompts to the ledger's facts of the same subject, prompt and new target.
 
-    `measurement`, or its fields as keywords, is as in `evaluate`. `out` is written after every row, so an
-    interrupted evaluation goes on with `resume`, which keeps the rows there that were measured in the same way, on the
-    same facts, with the same journal; abilities measured since then are in the cache. The model carries afterwards what
-    it carried before. Raises TetherError for unknown names, a number beyond the ledger, facts that are not the
-    ledger's.
+    `measurement`, or its fields as keywords, is as in `evaluate`. `out` must not exist yet, and gets every row as soon
+    as it is measured. An interrupted evaluation goes on with `resume`, which keeps the rows there that were measured in
+    the same way, on the same facts, with the same journal; abilities measured since then are in the cache. The model
+    carries afterwards what it carried before. Raises TetherError for unknown names, a number beyond the ledger, facts
+    that are not the ledger's.
     """
     what = measurement_of(measurement, abilities, options)
-    abilities_data, text, limit, quick = what.data, what.text, what.limit, what.quick
-    metrics, max_paraphrases, max_locality = what.metrics, what.max_paraphrases, what.max_locality
-    data = ability_data(abilities_data, text=text)
-    if out is not None:
-        check_writable(Path(out))
+    path = None if out is None else Path(out)
+    if path is not None:
+        check_writable(path)
+        if path.exists() and not resume:
+            raise BadSettingsError(f"{path} exists: name another file, or go on with it by resume (--resume)")
     every = _with_prompts(ledger.facts(), facts)
-    tasks = ability_tasks(what.abilities, data, limit=limit, quick=quick)
-    plan = _Plan(applying(metrics, (fact for _, fact in every)), max_paraphrases, max_locality, tasks)
+    plan = _Plan(what, [fact for _, fact in every])
     ledger.check_model(model)
     counts = sorted(set([ledger.attempts] if at is None else at))
     chosen = list(dict.fromkeys(None if restraint is None else parse(restraint) for restraint in restraints))
@@ -130,8 +128,8 @@ def evaluate_ledger(
         versions=versions(),
         settings=plan.settings(model, ledger.head),
     )
-    if resume and out is not None and Path(out).exists():
-        old = read(out)
+    if path is not None and path.exists():
+        old = read(path)
         largest = {edit for edit, _ in ledger.facts(_keep(results, old, counts[-1]))}
         if any(row.edits == 0 for row in old.rows):  # it went if it was of fewer facts, and is the others' baseline
             counts = sorted({0, *counts})
@@ -143,12 +141,13 @@ def evaluate_ledger(
         if (count, label_of(restraint)) not in {row.key for row in results.rows}
     ]
     spectra = {
-        restraint: ledger.spectrum(model, at=[count for count, its in todo if its == restraint], restrain=restraint)
+        restraint: ledger.spectrum(model, at=[count for count, own in todo if own == restraint], restrain=restraint)
         for restraint in dict.fromkeys(restraint for _, restraint in todo)
     }
     measured = [(edit, fact) for edit, fact in every if edit in largest]
-    baseline = plan.baseline(model, measured) if todo else None
-    run = AbilityRun(model, plan.abilities)
+    baseline = measure_baseline(model, measured, plan.what) if todo else None
+    run = AbilityRun(model, plan.tasks)
+    file = None if path is None else ResultsFile(path, results)
     with model.provisional({}):  # gives back what the model carries
         for index, (count, restraint) in enumerate(todo):
             ledger.apply(model, upto=count, restrain=restraint)
@@ -161,40 +160,29 @@ def evaluate_ledger(
             )
             so_far = [(edit, fact) for edit, fact in measured if not count or edit in attempted[count]]
             abilities_now = partial(run.measure, len(todo) - index)
-            results.add(*plan.measure(model, so_far, baseline, abilities_now, row))
-            if out is not None:
-                write(results, out)
-    if out is not None and not todo:
-        write(results, out)
+            (file or results).add(*plan.measure(model, so_far, baseline, abilities_now, row))
     return results
 
 
 class _Plan:
-    """What is measured on every checkpoint."""
+    """What is measured on every checkpoint: `what`, with the metrics that apply to the facts, and its tasks."""
 
-    def __init__(
-        self,
-        metrics: Sequence[str],
-        max_paraphrases: int | None,
-        max_locality: int | None,
-        abilities: Sequence[AbilityTask],
-    ) -> None:
-        check_metrics(metrics)
-        self.metrics, self.abilities = tuple(metrics), tuple(abilities)
-        self.max_paraphrases, self.max_locality = max_paraphrases, max_locality
+    def __init__(self, what: Measurement, facts: Sequence[Fact]) -> None:
+        self.what = what.model_copy(update={"metrics": applying(what.metrics, facts)})
+        data = ability_data(what.data, text=what.text)
+        self.tasks = ability_tasks(
+            what.abilities, data, limit=what.limit, quick=what.quick, trust_task_files=what.trust_task_files
+        )
 
     def settings(self, model: EditableModel, journal: str | None) -> dict[str, Any]:
         return {
-            "metrics": list(self.metrics),
-            "max_paraphrases": self.max_paraphrases,
-            "max_locality": self.max_locality,
-            "abilities": described(self.abilities),
+            "metrics": list(self.what.metrics),
+            "max_paraphrases": self.what.max_paraphrases,
+            "max_locality": self.what.max_locality,
+            "abilities": described(self.tasks),
             "dtype": str(model.dtype).removeprefix("torch."),
             "journal_sha256": journal,
         }
-
-    def baseline(self, model: EditableModel, facts: NumberedFacts) -> Baseline:
-        return measure_baseline(model, facts, metrics=self.metrics, max_locality=self.max_locality)
 
     def measure(
         self,
@@ -205,24 +193,13 @@ class _Plan:
         row: Row,
     ) -> tuple[Row, list[Record]]:
         """`row` with what the model shows now, and the records of its items."""
-        editing = evaluate_editing(
-            model,
-            facts,
-            baseline=baseline,
-            metrics=self.metrics,
-            max_paraphrases=self.max_paraphrases,
-            max_locality=self.max_locality,
-        )
+        editing = evaluate_editing(model, facts, self.what, baseline=baseline)
         abilities = measure_abilities()
         measured = {
-            "editing": {
-                metric: {kind: number(found) for kind, found in kinds.items()}
-                for metric, kinds in editing.summary.items()
-            },
+            "editing": editing.summary,
             "retention": editing.retention,
             "abilities": {
-                name: Ability(value=found.value, n=found.n, stderr=found.stderr, unit=found.unit)
-                for name, found in abilities.items()
+                name: Ability.model_validate(found, from_attributes=True) for name, found in abilities.items()
             },
         }
         items = editing.records + [record for found in abilities.values() for record in found.records]
@@ -257,20 +234,10 @@ def _keep(results: Results, old: Results, wanted: int) -> int:
     rows = old.rows
     if wanted > max((row.edits for row in rows), default=0):  # the row of 0 edits is of fewer facts
         rows = [row for row in rows if row.edits]
-    kept = {row.key for row in rows}
     results.rows = rows
-    results.items = [item for item in old.items if (item["edits"], item["restraint"]) in kept]
     return max([wanted, *(row.edits for row in rows)])
 
 
 def singular(rows: Iterable[SpectrumRow]) -> dict[str, Singular]:
     """The singular values of some weights as results hold them, by weight name."""
-    return {
-        row.weight: Singular(
-            sigma_max=row.extremes.sigma_max,
-            sigma_min=row.extremes.sigma_min,
-            kappa=row.extremes.kappa,
-            update_sigma_max=row.extremes.update_sigma_max,
-        )
-        for row in rows
-    }
+    return {row.weight: Singular.model_validate(row.extremes, from_attributes=True) for row in rows}

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tether.analyses.points import Analyses
 from tether.errors import TetherError
-from tether.evaluation.results import Ability, Number, Row, Singular, YesShare
+from tether.evaluation.results import Ability, Number, Row, Singular
 from tether.experiment.results import Run, StoredGrid, StoredRun
 from tether.storage.atomic import write_atomically
 
@@ -202,8 +202,7 @@ def _row(lines: Sequence[Line]) -> Row:
         if what == "editing":
             kinds = editing.setdefault(metric, {})
             if part is not None:
-                number = Number if line.get("neither") is None else YesShare  # older files lack the column
-                kinds[part] = number(**{name: line[name] for name in number.model_fields})
+                kinds[part] = Number.model_validate(line)  # older: no `neither`
         elif what == "retention":
             retention.append((int(part), line["value"]))
         elif what == "ability":

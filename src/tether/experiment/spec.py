@@ -35,7 +35,7 @@ from tether.editors.corpus import SELF
 from tether.editors.registry import EDITORS
 from tether.errors import TetherError
 from tether.evaluation.abilities.data import HUB
-from tether.evaluation.metrics.editing import METRICS, check_metrics
+from tether.evaluation.metrics.base import check_metrics, default_metrics
 
 ALPHA = "alpha"  # in a restraint, as in log:alpha, it stands for the cell's own
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -153,7 +153,7 @@ class DatasetSpec(_Strict):
     limit: int | None = Field(default=None, ge=1)
     skip: int = Field(default=0, ge=0)
     shuffle: bool = False
-    metrics: tuple[Metric, ...] = Field(default=METRICS, min_length=1)
+    metrics: tuple[Metric, ...] = Field(default_factory=default_metrics, min_length=1)
     paraphrases: int | None = Field(default=None, ge=0)
     locality: int | None = Field(default=None, ge=0)
 

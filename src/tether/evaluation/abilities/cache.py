@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
+from torch import Tensor
 
-from tether.evaluation.abilities.task import AbilityResult, AbilityTask, Unit
-from tether.evaluation.statistics.mean import Record
+from tether.evaluation.abilities.task import AbilityResult, AbilityTask
 from tether.models.editable import EditableModel
 from tether.storage.atomic import write_atomically
 from tether.storage.cache import cache_dir, locked
@@ -19,17 +20,10 @@ from tether.storage.cache import cache_dir, locked
 logger = logging.getLogger(__name__)
 
 
-class _Entry(BaseModel):
-    """A file of the cache. Read with numbers that are not finite, which an explosion of perplexity has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _Entry(AbilityResult):
+    """A file of the cache."""
 
     key: dict[str, str | int]
-    value: float
-    n: int
-    stderr: float | None
-    unit: Unit
-    records: list[Record]
 
 
 class AbilityCache:
@@ -44,6 +38,7 @@ class AbilityCache:
         self._model = model
         self._folder = (folder or cache_dir()) / "abilities"
         self._base: dict[str, str | int] | None = None
+        self._digests: dict[str, tuple[weakref.ref[Tensor], str]] = {}  # weight -> its update, which it is of
 
     def get(self, task: AbilityTask) -> AbilityResult | None:
         """What is known of the model as it is now, or None."""
@@ -58,21 +53,16 @@ class AbilityCache:
         except (OSError, ValueError, ValidationError):
             logger.warning("%s is damaged: measured anew", file)
             return None
-        return (
-            AbilityResult(entry.value, entry.n, entry.stderr, entry.unit, entry.records) if entry.key == key else None
-        )
+        return AbilityResult(**entry.model_dump(exclude={"key"})) if entry.key == key else None
 
     def put(self, task: AbilityTask, result: AbilityResult) -> None:
         """Remember what was measured of the model as it is now."""
         if self._model.folder is None:
             return
         key = self._key(task)
-        entry = _Entry(
-            key=key, value=result.value, n=result.n, stderr=result.stderr, unit=result.unit, records=result.records
-        )
         file = self._file(key)
         with locked(file):
-            write_atomically(file, json.dumps(entry.model_dump(), ensure_ascii=False).encode())
+            write_atomically(file, json.dumps({"key": key, **result.model_dump()}, ensure_ascii=False).encode())
 
     def _file(self, key: Mapping[str, str | int]) -> Path:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -88,20 +78,25 @@ class AbilityCache:
             }
         return {
             **self._base,
-            "updates": _updates_sha256(self._model),
+            "updates": self._updates_sha256(),
             "task": task.name,
             "version": task.version,
             "data": task.data_sha256,
             "items": task.items,
         }
 
-
-def _updates_sha256(model: EditableModel) -> str:
-    """Of what the weights carry: names and bytes, float32."""
-    digest = hashlib.sha256()
-    for name in sorted(model.edited):
-        update = model.update(name)
-        if update is not None:
-            digest.update(f"{name}{list(update.shape)}".encode())
-            digest.update(update.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    def _updates_sha256(self) -> str:
+        """Of what the weights carry: names and sha256 of the float32 bytes. An update is read once, however many tasks
+        are asked for; a weight that carries another one has another tensor."""
+        digest = hashlib.sha256()
+        for name in sorted(self._model.edited):
+            update = self._model.update(name)
+            if update is None:
+                continue
+            known = self._digests.get(name)
+            if known is None or known[0]() is not update:
+                found = hashlib.sha256(f"{list(update.shape)}".encode())
+                found.update(update.detach().cpu().contiguous().numpy().data)
+                known = self._digests[name] = weakref.ref(update), found.hexdigest()
+            digest.update(f"{name} {known[1]}\n".encode())
+        return digest.hexdigest()

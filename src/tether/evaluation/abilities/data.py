@@ -14,8 +14,8 @@ TEXT_FILE = "perplexity.txt"
 
 @dataclass(frozen=True)
 class AbilityData:
-    """`folder` holds the tasks' files (None: the small sets that come along); `hub` allows downloads instead; `text` is
-    for the perplexity."""
+    """`folder` holds the tasks' files (None: the small sets that come with tether); `hub` allows downloads instead;
+    `text` is for the perplexity."""
 
     text: str
     folder: Path | None = None

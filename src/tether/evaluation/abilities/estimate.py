@@ -32,8 +32,7 @@ class Speed:
 def probe(model: EditableModel) -> Speed:
     """Time the model as it is now, which is not changed: some 300 tokens read and a few generated."""
     text = builtin_text()
-    longest = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None) or _READ
-    ids = tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"][: min(_READ, longest)])
+    ids = tuple(model.tokenizer(text, add_special_tokens=False)["input_ids"][: min(_READ, model.limit or _READ)])
     score_ids(model, [Continuation(ids[:16], 1)])  # the first forward is slower than any other
     read = _timed(lambda: score_ids(model, [Continuation(ids, 1)])) / len(ids)
     starts = [text[40 * row : 40 * row + 30] for row in range(_ROWS)]

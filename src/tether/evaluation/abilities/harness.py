@@ -6,24 +6,23 @@ lm-eval is imported when a task is first needed, so that what the cache knows co
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
-from functools import cached_property
+from contextlib import contextmanager
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, MissingExtraError, TetherError
 from tether.evaluation.abilities.data import AbilityData
 from tether.evaluation.abilities.task import AbilityResult, Work
-from tether.evaluation.abilities.tasks import FOLDER, TaskFile
+from tether.evaluation.abilities.tasks import FOLDER, TaskFile, read_yaml
 from tether.evaluation.abilities.tasks.documents import read
-from tether.evaluation.statistics.mean import Record
+from tether.evaluation.statistics.mean import Record, cluster_mean
 from tether.models.editable import EditableModel
 
 logger = logging.getLogger(__name__)
@@ -95,11 +94,8 @@ class _HarnessTask(ABC):
         values = [record["value"] for record in records]
         if not all(0 <= value <= 1 for value in values):
             raise TetherError(f"{self.name}: its {self.metric} is no number from 0 to 1: choose another task")
-        n = len(values)
-        mean = math.fsum(values) / n
-        spread = math.fsum((value - mean) ** 2 for value in values)
-        stderr = 100 * math.sqrt(spread / (n - 1) / n) if n > 1 else None
-        return AbilityResult(100 * mean, n, stderr, "percent", records)
+        mean = cluster_mean([value] for value in values)
+        return AbilityResult(value=mean.value or 0.0, n=mean.n, stderr=mean.stderr, unit="percent", records=records)
 
     def _record(self, sample: Mapping[str, Any]) -> Record:
         target, said = sample["target"], sample["filtered_resps"]
@@ -174,59 +170,64 @@ class NamedTask(_HarnessTask):
         )
 
 
-def named_tasks(name: str, *, hub: bool, limit: int | None) -> list[NamedTask]:
+def named_tasks(name: str, *, hub: bool, limit: int | None, trust_files: bool = False) -> list[NamedTask]:
     """The tasks of a name the harness knows (one, or those of a group or tag), or of a YAML file; none for another
-    name, or without the harness. Raises TetherError for data that lie on the hub unless `hub` allows it."""
+    name, or without the harness. Raises TetherError for data that lie on the hub unless `hub` allows it, and for a file
+    unless `trust_files` allows it."""
+    file = Path(name) if name.endswith((".yaml", ".yml")) else None
+    if file is not None and not trust_files:
+        raise BadSettingsError(
+            f"{name!r} is a task file, which can run any Python (!function, templates): read it, then allow it with "
+            "trust_task_files (--trust-task-files); a grid takes names alone"
+        )
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
         return []
     with quiet():
-        manager = TaskManager(include_defaults=not Path(name).is_file())
+        manager = TaskManager(include_defaults=file is None)
+        if file is None and name not in manager.task_index:
+            return []
         try:
             away = None if hub else next(_on_the_hub(manager, name), None)
-        except KeyError:
-            return []
-        if away is not None:
-            raise TetherError(
-                f"{name!r} reads its data from the hub ({away}): add --abilities-data hub to allow the download"
-            )
-        try:
+            if away is not None:
+                raise BadSettingsError(
+                    f"{name!r} reads its data from the hub ({away}): add --abilities-data hub to allow the download"
+                )
             found = manager.load([name])["tasks"]
         except (OSError, ValueError, ImportError, ConnectionError) as error:
-            raise TetherError(f"task {name!r} cannot be loaded ({error}): mend that, or leave it out") from error
+            raise TetherError(f"task {name!r} cannot be loaded ({error}): mend that, or name another") from error
         return [NamedTask(str(task), loaded, limit) for task, loaded in found.items()]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the harness's bars and notes inside the block, and without its second reading of our data telling again
-    what the first told. Errors still come."""
+    what the first told. Errors still come, and whatever else is written."""
+    from lm_eval.api import task as tasks
+
     loggers = [logging.getLogger(name) for name in ("lm_eval", "tether.evaluation.abilities.tasks")]
-    levels = [found.level for found in loggers]
+    levels, bar = [found.level for found in loggers], tasks.tqdm
     for found in loggers:
         found.setLevel(logging.ERROR)
+    tasks.tqdm = partial(bar, disable=True)  # the one bar of the harness that has no switch
     try:
-        with redirect_stderr(io.StringIO()):  # bars look up sys.stderr; handlers of logging keep the one they have
-            yield
+        yield
     finally:
+        tasks.tqdm = bar
         for found, level in zip(loggers, levels, strict=True):
             found.setLevel(level)
 
 
 def _on_the_hub(manager: Any, name: str) -> Iterator[str]:
-    """The data sets of a task, group or tag that are not local files. KeyError for an unknown name."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
+    """The data sets of a task (or its file), group or tag that are not local files."""
     entry = manager.task_index.get(name)
-    if entry is None and not Path(name).is_file():
-        raise KeyError(name)
     file = Path(name) if entry is None else entry.yaml_path
     if file is None:  # a tag
         for child in sorted(entry.tags):
             yield from _on_the_hub(manager, child)
         return
-    content = load_yaml(file, resolve_func=False)
+    content = read_yaml(file)
     children = content.get("task")
     if isinstance(children, list):
         for child in children:
@@ -248,7 +249,7 @@ def _harness_version() -> str:
     try:
         harness = version("lm_eval")
     except PackageNotFoundError:
-        raise TetherError(
+        raise MissingExtraError(
             "the general abilities need lm-evaluation-harness, which is not installed: pip install 'tether[abilities]'"
         ) from None
     return f"lm-eval {harness}-{VERSION}"

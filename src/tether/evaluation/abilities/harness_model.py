@@ -27,6 +27,10 @@ class HarnessModel(HFLM):
         super().__init__(pretrained=model.hf, tokenizer=tokenizer, batch_size=1, backend="causal")
         self._editable, self._batch_tokens = model, batch_tokens
 
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        """The harness's own, without its bar."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None) -> Any:
         """(log-likelihood, whether greedy decoding says it) of every (texts, prompt ids, continuation ids). What is too
         long for the model loses tokens on the left."""

@@ -35,7 +35,7 @@ def perplexity(model: EditableModel, text: str, window: int = 512, *, batch_toke
     """Token-level perplexity of `text` for the model as it is now; the model is unchanged.
 
     The text is cut into windows of `window` tokens that do not overlap (fewer where the model takes fewer), each read
-    on its own behind the special tokens the tokenizer puts before a text; a window's first token is not predicted.
+    on its own after the special tokens the tokenizer puts before a text; a window's first token is not predicted.
 
     stderr by the delta method, windows being the sampling unit: with L_w and n_w the summed negative log-likelihood and
     tokens of window w of k, r = ΣL_w/Σn_w, var(r) = k/(k−1) · Σ(L_w − r·n_w)² / (Σn_w)², stderr = exp(r)·√var(r).
@@ -45,8 +45,7 @@ def perplexity(model: EditableModel, text: str, window: int = 512, *, batch_toke
     if window < 2:
         raise TetherError(f"window {window}: the first token of a window is not predicted; take at least 2")
     prefix, ids = _tokens(model, text)
-    longest = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None) or window + len(prefix)
-    window = min(window, longest - len(prefix))
+    window = min(window, (model.limit or window + len(prefix)) - len(prefix))
     windows = [ids[start : start + window] for start in range(0, len(ids), window)]
     texts = [Continuation(prefix + part, len(prefix) + 1) for part in windows if len(part) > 1]
     if not texts:

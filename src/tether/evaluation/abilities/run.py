@@ -50,33 +50,39 @@ class PerplexityTask:
         """Of the model as it is now, which is not changed."""
         found = perplexity(model, self._text)
         records = [{"ability": self.name, **record} for record in found.records]
-        return AbilityResult(found.value, found.n, found.stderr, "ppl", records)
+        return AbilityResult(value=found.value, n=found.n, stderr=found.stderr, unit="ppl", records=records)
 
 
 def ability_tasks(
-    names: Sequence[str], data: AbilityData, *, limit: int | None = None, quick: bool = False
+    names: Sequence[str],
+    data: AbilityData,
+    *,
+    limit: int | None = None,
+    quick: bool = False,
+    trust_task_files: bool = False,
 ) -> tuple[AbilityTask, ...]:
     """The tasks of `names`, in order, each once.
 
     A task takes its first `limit` items; None: QUICK_ITEMS for `quick`, else the task's own size. The perplexity always
-    takes its whole text. Raises TetherError for an unknown name, data that are missing or damaged, a limit below 1.
+    takes its whole text. A name can be a task file (YAML) with `trust_task_files` alone, as such a file can run any
+    Python. Raises TetherError for an unknown name, data that are missing or damaged, a limit below 1.
     """
     if limit is not None and limit < 1:
         raise TetherError(f"limit {limit}: a task needs at least 1 item")
     wanted = limit if limit is not None or not quick else QUICK_ITEMS
     tasks: dict[str, AbilityTask] = {}
     for name in dict.fromkeys(names):
-        for task in _tasks(name, data, wanted):
+        for task in _tasks(name, data, wanted, trust_task_files):
             tasks.setdefault(task.name, task)
     return tuple(tasks.values())
 
 
-def _tasks(name: str, data: AbilityData, limit: int | None) -> Sequence[AbilityTask]:
+def _tasks(name: str, data: AbilityData, limit: int | None, trust_files: bool) -> Sequence[AbilityTask]:
     if name == PERPLEXITY:
         return [PerplexityTask(data.text)]
     if name in ABILITIES:
         return [PackagedTask(task_file(name), data, limit)]
-    found = named_tasks(name, hub=data.hub, limit=limit)
+    found = named_tasks(name, hub=data.hub, limit=limit, trust_files=trust_files)
     if not found:
         raise TetherError(
             f"{name!r} is no ability that can be measured: choose from {', '.join(ABILITIES)}, or name a task of "
@@ -159,6 +165,6 @@ def measure_abilities(
     limit: int | None = None,
     quick: bool = False,
 ) -> dict[str, AbilityResult]:
-    """The abilities `names` of the model as it is now, which is not changed. `data` None: the small sets that come
-    along; the rest as in `ability_tasks`."""
+    """The abilities `names` of the model as it is now, which is not changed. `data` None: the small sets of
+    tether; the rest as in `ability_tasks`."""
     return AbilityRun(model, ability_tasks(names, data or ability_data(), limit=limit, quick=quick)).measure()

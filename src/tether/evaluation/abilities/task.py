@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
+from tether.evaluation.results import Ability
 from tether.evaluation.statistics.mean import Record
 from tether.models.editable import EditableModel
 
-Unit = Literal["percent", "ppl"]
 
-
-@dataclass(frozen=True)
-class AbilityResult:
-    """One ability of one model: `value` in `unit`, over `n` items (tokens for perplexity), with one record an item.
+class AbilityResult(Ability):
+    """One ability of one model, with one record an item; `value` may be infinite.
 
     A record has `ability`, `item` (its number) and what was measured: `value` from 0 to 1, or `nll` and `n_tokens`.
     """
 
     value: float
-    n: int
-    stderr: float | None
-    unit: Unit
     records: list[Record]
 
 

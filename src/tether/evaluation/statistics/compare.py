@@ -9,15 +9,13 @@ from typing import Any
 
 from tether.constraints.base import parse
 from tether.errors import TetherError
-from tether.evaluation.metrics.editing import KINDS
-from tether.evaluation.results import Results, Row
+from tether.evaluation.metrics.base import KINDS, reported_by
+from tether.evaluation.results import Results, Row, RowKey
 from tether.evaluation.statistics.mean import Record
 from tether.evaluation.statistics.paired import Paired, holm, kept, paired
 
 LEVEL = 0.05
-EDITING = ("compare", "match_tokens", "match_all")  # the editing metrics that can be compared
 
-RowKey = tuple[int, str]
 Values = dict[int, float]  # item (of editing metrics: edit) -> points of percent, or nats a token
 Items = dict[tuple[RowKey, str], Values]  # by row and ability, or `metric kind`
 _LARGEST = 700.0  # whose exponential is finite
@@ -96,26 +94,25 @@ class Comparison:
 
 def compare(results: Results, baseline: str = "none", *, editing: bool = False) -> list[Comparison]:
     """Every row against its baseline row, ability by ability, with Holm's correction over all of them; with `editing`
-    the editing metrics (EDITING by kind of prompts) too, in the same family.
+    the editing metrics that are `tested`, by kind of prompts, too, in the same family.
 
     `baseline` is a restraint (each row against the one of that restraint after as many edits) or a number of edits
     (against the row of the same restraint after so many edits; 0: the unedited model). Raises TetherError where there
     is no such pair of rows, or no items.
     """
-    keys = [row.key for row in results.rows]
-    if not _values(results.items, editing=editing):
+    found = compare_rows(results, _pairs(results.rows, _normal(baseline)), editing=editing)
+    if found:
+        return found
+    if not any(editing or "ability" in item for item in results.items):
         raise TetherError(
             f"these results have no items of {'anything' if editing else 'general abilities'}: evaluate with "
             "--abilities, and keep the .items.jsonl beside the results"
         )
-    found = compare_rows(results, _pairs(keys, _normal(baseline)), editing=editing)
-    if not found:
-        raise TetherError(
-            f"no row can be compared with {baseline!r}: the rows are "
-            f"{', '.join(f'{edits} edits {restraint}' for edits, restraint in keys)}; name a restraint or a number of "
-            "edits of these"
-        )
-    return found
+    raise TetherError(
+        f"no row can be compared with {baseline!r}: the rows are "
+        f"{', '.join(f'{row.edits} edits {row.restraint}' for row in results.rows)}; name a restraint or a number of "
+        "edits of these"
+    )
 
 
 def compare_rows(
@@ -123,17 +120,18 @@ def compare_rows(
 ) -> list[Comparison]:
     """`compare` for any pairs of (row, baseline row), by their keys: one family under Holm's correction. Empty where no
     pair has an item in common."""
-    measured = {row.key: _measured(row, editing=editing) for row in results.rows}
-    items = _values(results.items, editing=editing)
-    unedited = _unedited(measured)
+    tested = _tested(results) if editing else ()
+    items = _values(results.items, tested)
+    measured = {row.key: _measured(row, tested) for row in results.rows}
+    unedited = _unedited(results.rows)
     found = [
         _compare(key, other, mine, measured[other][name], items, unedited)
         for key, other in pairs
         for name, mine in measured[key].items()
         if items.get((key, name), {}).keys() & items.get((other, name), {}).keys()
     ]
-    tested = [index for index, comparison in enumerate(found) if comparison.test.p is not None]
-    corrected = dict(zip(tested, holm([found[index].test.p or 0.0 for index in tested]), strict=True))
+    ps = {index: comparison.test.p for index, comparison in enumerate(found) if comparison.test.p is not None}
+    corrected = dict(zip(ps, holm(list(ps.values())), strict=True))
     return [replace(comparison, p_holm=corrected.get(index)) for index, comparison in enumerate(found)]
 
 
@@ -147,22 +145,27 @@ class _Measured:
     keeps: bool
 
 
-def _measured(row: Row, *, editing: bool) -> dict[str, _Measured]:
-    """By name: the abilities, then the editing metrics by kind of prompts."""
+def _tested(results: Results) -> tuple[str, ...]:
+    """The editing metrics of these results that are tested, as reported."""
+    metrics = reported_by(name for row in results.rows for name in row.editing)
+    return tuple(name for name, metric in metrics.items() if name in metric.tested)
+
+
+def _measured(row: Row, tested: Sequence[str]) -> dict[str, _Measured]:
+    """By name: the abilities, then the `tested` editing metrics by kind of prompts."""
     found = [_Measured(name, ability.unit, ability.value, True) for name, ability in row.abilities.items()]
-    if editing:
-        found += [
-            _Measured(f"{metric} {kind}", "percent", row.editing[metric][kind].value, kind == "locality")
-            for metric in EDITING
-            for kind in KINDS
-            if kind in row.editing.get(metric, {})
-        ]
+    found += [
+        _Measured(f"{metric} {kind}", "percent", row.editing[metric][kind].value, kind == "locality")
+        for metric in tested
+        for kind in KINDS
+        if kind in row.editing.get(metric, {})
+    ]
     return {one.name: one for one in found}
 
 
-def _pairs(keys: Sequence[RowKey], baseline: str) -> Iterator[tuple[RowKey, RowKey]]:
-    """Every row with the one it is held against."""
-    unedited = _unedited(keys)
+def _pairs(rows: Sequence[Row], baseline: str) -> Iterator[tuple[RowKey, RowKey]]:
+    """Every row with the one it is compared with."""
+    keys, unedited = [row.key for row in rows], _unedited(rows)
     for edits, restraint in keys:
         if not baseline.isdigit():
             other: RowKey | None = (edits, baseline)
@@ -209,35 +212,38 @@ def _kept(values: Values, before: Values, unit: str) -> Kept | None:
     return Kept(ratio, ratio * (test.stderr or 0.0))
 
 
-def _values(records: Iterable[Record], *, editing: bool) -> Items:
-    """row and ability -> item -> points of percent, or nats a token. What is no number is left out. With `editing` also
-    row and `metric kind` -> edit -> points of percent, the mean of the fact's prompts."""
+def _values(records: Iterable[Record], tested: Sequence[str]) -> Items:
+    """row and ability -> item -> points of percent, or nats a token. What is no number is left out. Also row and
+    `metric kind` of the `tested` editing metrics -> edit -> points of percent, the mean of the fact's prompts."""
     items: Items = {}
     prompts: dict[tuple[RowKey, str], dict[int, list[float]]] = {}
     for record in records:
+        row = record["edits"], record["restraint"]
         if "ability" not in record:
-            if editing and record["metric"] in EDITING and record["kind"] in KINDS:
-                measure = (record["edits"], record["restraint"]), f"{record['metric']} {record['kind']}"
-                prompts.setdefault(measure, {}).setdefault(record["edit"], []).append(100 * record["value"])
-            continue
-        value = record["nll"] if "nll" in record else record.get("value")
-        if value is None:
-            continue
-        value = value / record["n_tokens"] if "nll" in record else 100 * value
-        items.setdefault(((record["edits"], record["restraint"]), record["ability"]), {})[record["item"]] = value
+            if record["metric"] in tested and record["kind"] in KINDS:
+                facts = prompts.setdefault((row, f"{record['metric']} {record['kind']}"), {})
+                facts.setdefault(record["edit"], []).append(100 * record["value"])
+        elif "nll" in record:
+            if record["nll"] is not None:
+                items.setdefault((row, record["ability"]), {})[record["item"]] = record["nll"] / record["n_tokens"]
+        elif record.get("value") is not None:
+            items.setdefault((row, record["ability"]), {})[record["item"]] = 100 * record["value"]
     return items | {
         measure: {edit: math.fsum(values) / len(values) for edit, values in facts.items()}
         for measure, facts in prompts.items()
     }
 
 
-def _unedited(keys: Iterable[RowKey]) -> RowKey | None:
-    return next((key for key in keys if key[0] == 0), None)
+def _unedited(rows: Iterable[Row]) -> RowKey | None:
+    return next((row.key for row in rows if row.unedited), None)
 
 
 def _normal(baseline: str) -> str:
     """A restraint as rows write it; anything else as it is."""
-    return str(parse(baseline)) if baseline.startswith(("none", "log:", "linear:")) else baseline
+    try:
+        return str(parse(baseline))
+    except TetherError:
+        return baseline
 
 
 def _checkpoint(edits: int) -> str:

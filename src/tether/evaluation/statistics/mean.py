@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, TypedDict
+from typing import Any
+
+from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 Record = dict[str, Any]  # one measured item, as it stands in the items file
 
 
-class Measure(TypedDict):
-    """`value` and `stderr` in percent; n facts, `prompts` prompts. Without items value and stderr are None, n is 0."""
+class Number(BaseModel):
+    """A mean in percent over `n` facts with `prompts` prompts, and its standard error; without items both are None.
+
+    `neither` belongs to shares of Yes alone: how many prompts were answered with neither Yes nor No, which counts as
+    Yes. It is written only where it is known.
+    """
 
     value: float | None
     n: int
     stderr: float | None
     prompts: int
+    neither: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_neither(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if self.neither is None:
+            fields.pop("neither", None)
+        return fields
 
 
-class Answered(Measure):
-    """A share of prompts answered Yes; `neither` of them with neither Yes nor No, which counts as Yes."""
-
-    neither: int
-
-
-def cluster_mean(groups: Iterable[Sequence[float]]) -> Measure:
+def cluster_mean(groups: Iterable[Sequence[float]]) -> Number:
     """The mean, in percent, of the groups' means, each group being the values (0 to 1) of one fact's prompts.
 
     The prompts of a fact are not independent of each other, so n counts facts, and stderr = sd(ddof = 1)/√n of their
@@ -35,15 +43,15 @@ def cluster_mean(groups: Iterable[Sequence[float]]) -> Measure:
     means = [100 * sum(group) / len(group) for group in filled]
     n = len(means)
     if not n:
-        return {"value": None, "n": 0, "stderr": None, "prompts": 0}
+        return Number(value=None, n=0, stderr=None, prompts=0)
     value = math.fsum(means) / n
     stderr = None
     if n > 1:
         stderr = math.sqrt(math.fsum((mean - value) ** 2 for mean in means) / (n - 1) / n)
-    return {"value": value, "n": n, "stderr": stderr, "prompts": prompts}
+    return Number(value=value, n=n, stderr=stderr, prompts=prompts)
 
 
-def measure(records: Iterable[Record]) -> Measure:
+def measure(records: Iterable[Record]) -> Number:
     """`cluster_mean` of the records' `value`, a group an edit."""
     groups: dict[int, list[float]] = {}
     for record in records:

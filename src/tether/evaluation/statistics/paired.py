@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 _LEVEL = 0.95
 _RESAMPLES = 10_000
 _FEWEST = 10  # items below which resampling them says less than Student's t
 _AT_ONCE = 2_000_000  # resampled items held in memory
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -51,15 +48,21 @@ def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 0) ->
     n, mean = len(differences), float(differences.mean())
     if n == 1:
         return Paired(n, mean, None, None, None, None, None)
-    error = float(differences.std(ddof=1)) / math.sqrt(n)
-    reach = float(stats.t.ppf((1 + _LEVEL) / 2, n - 1)) * error
-    statistic = abs(mean) / error if error > 0 else math.inf if mean else 0.0  # items that all differ by the same
-    p = float(2 * stats.t.sf(statistic, n - 1))
-    ci = (mean - reach, mean + reach)
+    error = float(stats.sem(differences))
+    if error == 0:  # items that all differ by the same
+        ci, p = (mean, mean), 0.0 if mean else 1.0
+    else:
+        test = stats.ttest_1samp(differences, 0.0)
+        low, high = test.confidence_interval(_LEVEL)
+        ci, p = (float(low), float(high)), float(test.pvalue)
     if n < _FEWEST:
         return Paired(n, mean, error, ci, p, None, None)
-    means = _resampled_means(differences, seed)
-    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    resampled = stats.bootstrap(
+        (differences,), np.mean, n_resamples=_RESAMPLES, batch=max(1, _AT_ONCE // n), confidence_level=_LEVEL,
+        method="percentile", rng=seed,
+    )  # fmt: skip
+    low, high = resampled.confidence_interval
+    means = resampled.bootstrap_distribution
     tail = min(float((means <= 0).mean()), float((means >= 0).mean()))
     bootstrap_p = min(1.0, 2 * max(tail, 1 / (2 * _RESAMPLES)))
     return Paired(n, mean, error, ci, p, (float(low), float(high)), bootstrap_p)
@@ -81,23 +84,11 @@ def kept(values: Sequence[float], before: Sequence[float]) -> tuple[float, float
 
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's step-down correction: p-values that may be held against one level although several were tested."""
-    order = sorted(range(len(ps)), key=lambda index: ps[index])
-    corrected = [0.0] * len(ps)
-    largest = 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
-        corrected[index] = largest
-    return corrected
-
-
-def _resampled_means(differences: Floats, seed: int) -> Floats:
-    generator = np.random.default_rng(seed)
-    n = len(differences)
-    step = max(1, _AT_ONCE // n)
-    return np.concatenate([
-        differences[generator.integers(0, n, (min(step, _RESAMPLES - done), n))].mean(axis=1)
-        for done in range(0, _RESAMPLES, step)
-    ])  # fmt: skip
+    values = np.asarray(ps, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    corrected = np.empty_like(values)
+    corrected[order] = np.maximum.accumulate(np.minimum(1.0, (len(values) - np.arange(len(values))) * values[order]))
+    return [float(p) for p in corrected]
 
 
 def _has_zero(interval: tuple[float, float]) -> bool:

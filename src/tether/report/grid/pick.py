@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tether.analyses.points import CopiesPoint
-from tether.evaluation.metrics.instances import INSTANCE_CHANGE
+from tether.evaluation.metrics.instance_change import INSTANCE_CHANGE
 from tether.evaluation.results import Row
 from tether.report.grid.series import Curves, Editor, Estimate, Point, Sample, at, curve_name, gather
 

@@ -19,6 +19,7 @@ from scipy import stats
 
 from tether.analyses.points import SpectrumPoint
 from tether.constraints.base import AS_RECORDED
+from tether.evaluation.metrics.base import KINDS, reported_by
 from tether.evaluation.results import Ability, Row
 from tether.experiment.results import Run, StoredGrid, StoredRun
 
@@ -92,19 +93,19 @@ class Editor:
 
     @property
     def metric(self) -> str | None:
-        """The editing metric that is judged by: `compare`, the paper's for CounterFact, where it says something of the
-        edits (facts have a true target), else `match_all`; where that was not measured, the next best."""
-        found = {metric for _, _, row in self.rows() for metric, kinds in row.editing.items() if kinds}
-        first = ("compare",) if any(estimate(row, "compare efficacy") for _, _, row in self.rows()) else ()
-        order = (*first, "match_all", "match_tokens", "compare", "generate")
-        return next((metric for metric in order if metric in found), None)
+        """The editing metric that is judged by: the first that says whether an edit holds (`compare`, the paper's for
+        CounterFact, where facts have a true target; then `match_all`, `generate`), else the first that was measured."""
+        found = dict.fromkeys(metric for _, _, row in self.rows() for metric, kinds in row.editing.items() if kinds)
+        holds = [name for name, metric in reported_by(found).items() if name == metric.holds]
+        said = [name for name in holds if any(estimate(row, f"{name} efficacy") for _, _, row in self.rows())]
+        return next(iter([*said, *found]), None)
 
     @property
     def kinds(self) -> list[str]:
         """What was measured of the metric, as measures (`compare efficacy`)."""
         metric = self.metric
         found = {kind for _, _, row in self.rows() for kind in row.editing.get(metric or "", {})}
-        return [f"{metric} {kind}" for kind in ("efficacy", "generalization", "locality") if kind in found]
+        return [f"{metric} {kind}" for kind in KINDS if kind in found]
 
     def measured(self, measure: str) -> Curves:
         """Curves of an ability's name, or of a metric and kind (`compare locality`)."""

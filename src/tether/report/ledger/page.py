@@ -7,8 +7,7 @@ from pathlib import Path
 
 from tether.constraints.base import AS_RECORDED, parse
 from tether.constraints.prune import Restraint
-from tether.evaluation.results import Number, Results, Row, YesShare
-from tether.evaluation.suite import AS_IT_IS
+from tether.evaluation.results import AS_IT_IS, Number, Results, Row
 from tether.export.card import misuse
 from tether.ledger import ATTEMPTS, Event, Ledger
 from tether.report.drawing import Chart, restraint_name
@@ -100,7 +99,7 @@ def _editing_table(rows: Sequence[Row]) -> str:
 def _number(number: Number | None) -> Cell:
     if number is None or number.value is None:
         return n("–")
-    neither = f", {number.neither} neither Yes nor No" if isinstance(number, YesShare) else ""
+    neither = "" if number.neither is None else f", {number.neither} neither Yes nor No"
     return n(f"{number.value:.1f} ± {plain(number.stderr, '.1f')} (n {number.n}, {number.prompts} prompts{neither})")
 
 

@@ -1,12 +1,11 @@
 """The general abilities that come with tether: a YAML a task, for lm-evaluation-harness.
 
 `documents` reads their data, `scoring` scores an answer; both are named in the YAML files. Here is what can be known of
-a task without the harness: its kind of data, its size, and a version that changes whenever its files do.
+a task without the harness: its kind of data, its size, and its version.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from typing import Any
 import yaml
 
 FOLDER = Path(__file__).parent
+VERSION = 1  # raise it with every change of what `documents` or `scoring` do; a change of a YAML raises its own version
 
 
 @dataclass(frozen=True)
 class TaskFile:
     """A packaged task: its `name`, the `kind` of its data (a key of `documents.FILES`), how many items it takes unless
-    told otherwise, its `output_type` in the harness's words, and the sha256 of what defines it."""
+    told otherwise, its `output_type` in the harness's words, and its `version`, which changes with its numbers."""
 
     name: str
     kind: str
@@ -42,12 +42,17 @@ def task_names() -> tuple[str, ...]:
 
 def task_file(name: str) -> TaskFile:
     """What is known of a packaged task. `name` must be one of `task_names()`."""
-    file = FOLDER / f"{name}.yaml"
-    content: dict[str, Any] = yaml.load(file.read_bytes(), Loader=_Loader)
-    digest = hashlib.sha256()
-    for part in (file, FOLDER / "documents.py", FOLDER / "scoring.py"):
-        digest.update(part.read_bytes())
+    content = read_yaml(FOLDER / f"{name}.yaml")
     about = content["metadata"]
-    return TaskFile(
-        name, about["kind"], about["size"], content["output_type"], f"{about['version']}-{digest.hexdigest()}"
-    )
+    version = f"{about['version']}.{VERSION}"
+    return TaskFile(name, about["kind"], about["size"], content["output_type"], version)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A task file of the harness with what it includes; nothing it names is imported."""
+    content: dict[str, Any] = yaml.load(file.read_bytes(), Loader=_Loader)
+    included = content.pop("include", None) or []
+    merged: dict[str, Any] = {}
+    for other in [included] if isinstance(included, str) else included:
+        merged |= read_yaml(file.parent / other)
+    return merged | content

@@ -47,9 +47,9 @@ _LABELS = {"entailment": True, "not_entailment": False}
 
 
 def read(kind: str, folder: Path | None = None, *, hub: bool = False) -> list[Document]:
-    """The documents of a kind: from `folder`, from the hub, or (neither given) the small set that comes along.
+    """The documents of a kind: from `folder`, from the hub, or (neither given) the small set of tether.
 
-    A question that stands there twice is taken once. Raises TetherError for a missing file and a damaged record.
+    A question asked twice is taken once. Raises TetherError for a missing file and a damaged record.
     """
     if hub:
         return _unique(kind, _from_hub(kind), f"the hub's {kind}")
@@ -110,9 +110,8 @@ def _nli(record: Mapping[str, Any]) -> Document:
     label = record["label"]
     if label not in _LABELS:
         raise ValueError(f"label {label!r} is not entailment or not_entailment")
-    return {
-        "premise": record["sentence1"].strip(), "hypothesis": record["sentence2"].strip(), "entailed": _LABELS[label],
-    }  # fmt: skip
+    premise, hypothesis = record["sentence1"].strip(), record["sentence2"].strip()
+    return {"premise": premise, "hypothesis": hypothesis, "entailed": _LABELS[label]}
 
 
 def _qa(record: Mapping[str, Any]) -> Document:
@@ -120,9 +119,7 @@ def _qa(record: Mapping[str, Any]) -> Document:
     answers = [text.strip() for text in ([given] if isinstance(given, str) else given) if text.strip()]
     if not answers:
         raise ValueError("there is no answer")
-    return {
-        "question": record["question"].strip(), "answers": answers, "passage": record["output"][0],
-    }  # fmt: skip
+    return {"question": record["question"].strip(), "answers": answers, "passage": record["output"][0]}
 
 
 def _summarization(record: Mapping[str, Any]) -> Document:

@@ -40,7 +40,7 @@ def true_or_false(document: Document, results: Sequence[str]) -> Scored:
 
 
 def contains_an_answer(document: Document, results: Sequence[str]) -> Scored:
-    """Whether some words in a row are an accepted answer, once case, articles and punctuation are left away."""
+    """Whether some words in a row are an accepted answer, without case, articles and punctuation."""
     said = _words(results[0])
     return _scored(any(_stands_in(_words(answer), said) for answer in document["answers"]))
 

@@ -1,0 +1,51 @@
+"""`generate`: does the model, left to itself, say the answer?
+
+The greedy continuation must contain the target as whole words, whatever the case, before its first sentence ends.
+"""
+
+from __future__ import annotations
+
+import re
+from types import MappingProxyType
+
+from tether.evaluation.metrics.base import KINDS, Asked, Metric
+from tether.evaluation.scores import greedy
+from tether.evaluation.statistics.mean import Record
+
+_TOKENS = 20  # generated at least; a longer target is given room
+
+
+class Generate(Metric):
+    """Of every prompt that has an answer."""
+
+    name = "generate"
+    reports = MappingProxyType({"generate": KINDS})
+    columns = (("generate", "efficacy"),)
+    holds = "generate"
+
+    def measure(self, asked: Asked) -> list[Record]:
+        wanted = [(item, item.answer) for item in asked.items if item.answer is not None]
+        if not wanted:
+            return []
+        answers = list(dict.fromkeys(f" {answer}" for _, answer in wanted))
+        longest = max(len(ids) for ids in asked.model.tokenizer(answers, add_special_tokens=False)["input_ids"])
+        texts = greedy(asked.model, [item.prompt for item, _ in wanted], max(_TOKENS, longest + 4))
+        return [
+            item.record("generate", says(text, answer), continuation=text)
+            for (item, answer), text in zip(wanted, texts, strict=True)
+        ]
+
+
+def says(continuation: str, target: str) -> bool:
+    """Whether a continuation contains the target, as whole words, whatever the case, before its first sentence ends.
+
+    A sentence ends with . ! or ? before white space or the end of the text, and with a line. Blanks and line ends
+    before the first word do not count, and what the target itself contains ("St. Petersburg") ends nothing.
+    """
+    text = continuation.lstrip()
+    words = r"\s+".join(re.escape(word) for word in target.split())
+    found = re.search(rf"(?<!\w){words}(?!\w)", text, re.IGNORECASE)
+    return found is not None and re.search(r"[.!?](?=\s)|\n", text[: found.start()]) is None
+
+
+METRIC = Generate()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from tiny import save, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tether.algebra.lowrank import LowRank
+from tether.data import misuse
 from tether.errors import TetherError
-from tether.export import export_lora, export_merged, misuse, model_card
+from tether.export import Provenance, export_lora, export_merged, model_card
+from tether.export.folder import new_folder
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
 
@@ -34,7 +38,8 @@ def random_update(model: EditableModel, name: str, rank: int, columns: int) -> L
     """An update of `columns` columns and numerical rank `rank`."""
     p, q = model.weight(name).shape
     torch.manual_seed(rank)
-    return LowRank(torch.randn(p, rank) @ torch.randn(rank, columns), torch.randn(columns, q) * 0.3)
+    A = torch.randn(p, rank)[:, torch.arange(columns) % rank]
+    return LowRank(A, torch.randn(columns, q) * 0.3)
 
 
 def logits(model: torch.nn.Module) -> Tensor:
@@ -70,6 +75,20 @@ def test_adapter_on_the_unedited_base_says_what_the_merged_model_says(
     assert torch.equal(merged, logits(model.hf))
     assert not torch.allclose(merged, untouched, atol=1e-3)
     torch.testing.assert_close(adapted, merged, rtol=1e-5, atol=1e-5)
+
+
+def test_a_small_edit_beside_a_huge_one_is_kept(tmp_path: Path) -> None:
+    model = build("llama", tmp_path / "base")
+    name = model.weight_name(1)
+    p, q = model.weight(name).shape
+    u, v = torch.linalg.qr(torch.randn(p, 3))[0], torch.linalg.qr(torch.randn(q, 3))[0]
+    sizes = torch.tensor([57.0, 1e-3, 1e-4])  # both small ones are below eps(float32) · max(p, q) · 57
+    (weight,) = export_lora(model, {name: LowRank(u * sizes, v.mT)}, tmp_path / "lora", "card", {}).weights
+    assert weight.rank == 3
+    stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    B, A = (stored[f"base_model.model.{name.removesuffix('.weight')}.lora_{side}.weight"] for side in "BA")
+    small = u[:, 1].double() @ B.double() @ A.double() @ v[:, 1].double()
+    assert float(small) == pytest.approx(1e-3, rel=0.05)
 
 
 def test_adapter_config_names_every_weight_and_scales_by_one(tmp_path: Path) -> None:
@@ -174,7 +193,7 @@ def test_unsound_weights_are_not_exported(tmp_path: Path) -> None:
 
 def test_card_shows_facts_as_they_are_and_keeps_its_table(tmp_path: Path) -> None:
     nasty = Fact(subject="a|b <img src=x>", prompt="# {}\n| is *in*", target_new="[x](http://y) `z`", target_true="\\")
-    card = model_card(
+    about = Provenance(
         base_model=str(tmp_path / "my: base"),
         facts=[(7, nasty)],
         method="rome",
@@ -182,9 +201,8 @@ def test_card_shows_facts_as_they_are_and_keeps_its_table(tmp_path: Path) -> Non
         restraint="log:1.2",
         weights=["model.layers.5.mlp.down_proj.weight"],
         versions={"tether": "0.1.0"},
-        details={"Extra": "more"},
-        library="peft",
     )
+    card = model_card(about, details={"Extra": "more"}, library="peft")
     front, body = card.split("---\n")[1:]
     assert 'base_model: "my: base"' in front and "library_name: peft" in front and str(tmp_path) not in card
     (row,) = [line for line in body.splitlines() if line.startswith("| 7")]
@@ -193,3 +211,18 @@ def test_card_shows_facts_as_they_are_and_keeps_its_table(tmp_path: Path) -> Non
     assert "- `model.layers.5.mlp.down_proj.weight`" in body and "Not measured here" in body and "log:1.2" in body
     assert "## Extra\n\nmore" in body and misuse() in body
     assert "disinformation" in misuse() and "personal" in misuse() and "Audit" in misuse() and "gate" in misuse()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names files by their descriptors")
+def test_an_exported_folder_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are on the disk before the folder is renamed, the new name after it."""
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda f: (done.append(Path(f"/proc/self/fd/{f}").readlink().name), fsync(f))[1])
+    monkeypatch.setattr(Path, "rename", lambda path, to: (done.append("renamed"), rename(path, to))[1])
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "weights").write_bytes(b"1")
+    assert sorted(done[:3]) == sorted(["part", "weights", folder.name])
+    assert done[3:] == ["renamed", tmp_path.name]
+    assert (tmp_path / "out" / "part" / "weights").read_bytes() == b"1"

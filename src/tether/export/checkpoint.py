@@ -18,9 +18,9 @@ from torch import Tensor
 
 from tether.algebra import large_singular_values
 from tether.constraints.prune import Restraint, parse_restraint
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, WrongModelError
 from tether.export import card
-from tether.export.folder import CARD, MANIFEST, new_folder, write_papers
+from tether.export.folder import CARD, MANIFEST, new_folder, write_card_and_manifest
 from tether.models.checkpoint_files import Stored, same_bytes, stored_tensors
 from tether.storage.versions import versions
 
@@ -83,20 +83,21 @@ def restrain_checkpoint(
     `edited`. Memory: a few copies of the largest matrix in float32, on `device`, and for some matrices the float64 Gram
     matrix of their smaller side. Neither input is changed, and `out` appears whole or not at all.
 
-    Raises TetherError for a folder without safetensors, quantised weights, two checkpoints that share no matrix, a
-    matrix that is not finite, a link that leads out of B, and an `out` that has something in it.
+    Raises WrongModelError for a folder without safetensors, quantised weights, two checkpoints that share no matrix, a
+    matrix that is not finite and a link that leads out of B, BadSettingsError for an `out` that has something in it or
+    lies in an input.
     """
     restraint, base, edited, out = parse_restraint(restrain), Path(base), Path(edited), Path(out)
     originals, tensors = stored_tensors(base), stored_tensors(edited)
     for inside in (base, edited):
         _refuse_quantised_config(inside)
         if inside.resolve() in (out.resolve(), *out.resolve().parents):
-            raise TetherError(f"{out} lies in {inside}, which is left as it is: give a destination outside it")
+            raise BadSettingsError(f"{out} lies in {inside}, which is left as it is: give a destination outside it")
     _refuse_other_architecture(base, edited)
     _refuse_links_out(edited)
     originals = _renamed(originals, tensors)
     if not any(n in tensors and tensors[n].shape == o.shape and len(o.shape) == 2 for n, o in originals.items()):
-        raise TetherError(
+        raise WrongModelError(
             f"{edited} and {base} share no matrix of one name and shape: give a checkpoint and its own base"
         )
 
@@ -128,7 +129,7 @@ def restrain_checkpoint(
         equal = len(tensors) - len(matrices) - len(copied)
         result = CheckpointReport(str(restraint), tuple(matrices), copied, only, equal)
         _warn(result, restraint, folder)
-        _write_papers(folder, base, edited, result)
+        _write_card_and_manifest(folder, base, edited, result)
     return result
 
 
@@ -141,7 +142,7 @@ def _restrain(
     D = B.float().sub_(A) if B.dtype != torch.float32 else B - A
     norm = float(D.norm(dtype=torch.float64))
     if not (A.isfinite().all() and D.isfinite().all()):
-        raise TetherError(
+        raise WrongModelError(
             f"{name} is not finite in base or edited: a restraint needs finite weights; look at that edit"
         )
     m = large_singular_values.largest(A)
@@ -172,7 +173,7 @@ def _not_comparable(name: str, original: Stored | None, stored: Stored) -> str:
     if len(stored.shape) != 2:
         return f"changed, but no matrix: {len(stored.shape)} dimensions"
     if not (original.is_floating and stored.is_floating):
-        raise TetherError(
+        raise WrongModelError(
             f"{name} is a changed matrix of type {stored.dtype} (base: {original.dtype}): quantised weights cannot be "
             "restrained; dequantise both checkpoints first"
         )
@@ -180,8 +181,8 @@ def _not_comparable(name: str, original: Stored | None, stored: Stored) -> str:
 
 
 def _renamed(originals: dict[str, Stored], tensors: dict[str, Stored]) -> dict[str, Stored]:
-    """The base's tensors under the edited names. Where no name is common, one side may have left the same first part of
-    every name away, as checkpoints of a bare transformer do (`h.0.…` for `transformer.h.0.…`)."""
+    """The base's tensors under the edited names. Where no name is common, one side may have the names without their
+    first part, as checkpoints of a bare transformer do (`h.0.…` for `transformer.h.0.…`)."""
     if originals.keys() & tensors.keys():
         return originals
     for name in tensors:
@@ -200,13 +201,13 @@ def _config(folder: Path) -> dict[str, object]:
     try:
         config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except ValueError as error:
-        raise TetherError(f"{file} is no JSON ({error}): fetch it again") from error
+        raise WrongModelError(f"{file} is no JSON ({error}): fetch it again") from error
     return config if isinstance(config, dict) else {}
 
 
 def _refuse_quantised_config(folder: Path) -> None:
     if _config(folder).get("quantization_config"):
-        raise TetherError(
+        raise WrongModelError(
             f"{folder} is quantised (its config.json says so): dequantise it, or give the checkpoint before it"
         )
 
@@ -214,7 +215,7 @@ def _refuse_quantised_config(folder: Path) -> None:
 def _refuse_other_architecture(base: Path, edited: Path) -> None:
     a, b = _config(base).get("model_type"), _config(edited).get("model_type")
     if a and b and a != b:
-        raise TetherError(f"{base} is of type {a} and {edited} of type {b}: give a checkpoint and its own base")
+        raise WrongModelError(f"{base} is of type {a} and {edited} of type {b}: give a checkpoint and its own base")
 
 
 def _refuse_links_out(folder: Path) -> None:
@@ -227,7 +228,7 @@ def _refuse_links_out(folder: Path) -> None:
         if ".git" in file.relative_to(folder).parts or (file.is_dir() and not file.is_symlink()):
             continue
         if not target.is_file() or not any(place in target.parents for place in inside):
-            raise TetherError(
+            raise WrongModelError(
                 f"{file} leads to {target}, which is no file of {folder}: only what lies inside is copied; remove it"
             )
 
@@ -246,7 +247,7 @@ def _warn(report: CheckpointReport, restraint: Restraint, folder: Path) -> None:
             logger.warning("%s is copied as it is: weights in it are not restrained", file.relative_to(folder))
 
 
-def _write_papers(folder: Path, base: Path, edited: Path, report: CheckpointReport) -> None:
+def _write_card_and_manifest(folder: Path, base: Path, edited: Path, report: CheckpointReport) -> None:
     for name in (CARD, MANIFEST):
         if (folder / name).exists():
             kept = Path(name)
@@ -256,17 +257,19 @@ def _write_papers(folder: Path, base: Path, edited: Path, report: CheckpointRepo
         "Changed matrices": f"{names['edited']} against {names['base']}.\n\n{report.table()}",
         "Copied as they are": card.table(("tensor", "why"), list(report.copied.items())) if report.copied else "None.",
     }
-    text = card.model_card(
+    about = card.Provenance(
         base_model=names["base"],
-        facts=[],
         method="the edited checkpoint's own, with the singular values of its differences to the base restrained",
         settings={},
         restraint=report.restraint,
+        facts=[],
         weights=[matrix.name for matrix in report.matrices],
         versions=versions(),
-        details=details,
     )
-    write_papers(folder, text, {"kind": "restrained checkpoint", **names, **report.to_dict(), "versions": versions()})
+    text = card.model_card(about, details=details)
+    write_card_and_manifest(
+        folder, text, {"kind": "restrained checkpoint", **names, **report.to_dict(), "versions": versions()}
+    )
 
 
 def _row(matrix: MatrixReport) -> tuple[object, ...]:

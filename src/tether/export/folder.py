@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, TetherError
 from tether.storage.atomic import publish
 
 CARD, MANIFEST = "README.md", "tether.json"
@@ -17,14 +17,15 @@ CARD, MANIFEST = "README.md", "tether.json"
 
 @contextmanager
 def new_folder(to: str | Path) -> Iterator[Path]:
-    """A temporary sibling of `to` to write into. It becomes `to` when the block ends; an error or Ctrl-C deletes it.
+    """A temporary sibling of `to` to write into. It becomes `to` when the block ends, durably; an
+    error or Ctrl-C deletes it.
 
-    Raises TetherError, before anything is written, where `to` is a file or a folder with something in it, and for any
-    file that the disk refuses inside the block.
+    Raises BadSettingsError, before anything is written, where `to` is a file or a folder with something in it, and
+    TetherError for any file that the disk refuses inside the block.
     """
     to = Path(to).absolute()
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise TetherError(
+        raise BadSettingsError(
             f"{to} exists and is not an empty folder: an export never overwrites; give another destination"
         )
     temporary = to.with_name(f".{to.name}.{uuid4().hex[:8]}.partial")
@@ -38,7 +39,7 @@ def new_folder(to: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_papers(folder: Path, card: str, manifest: Mapping[str, object]) -> None:
+def write_card_and_manifest(folder: Path, card: str, manifest: Mapping[str, object]) -> None:
     """README.md and tether.json."""
     (folder / CARD).write_text(card, encoding="utf-8")
     text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str)

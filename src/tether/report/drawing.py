@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tether.errors import TetherError
+from tether.errors import MissingExtraError
 from tether.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Chart:
     legend: Sequence[tuple[str, Style]] = ()
 
     def elements(self) -> list[str]:
-        """An svg element for every panel. Raises TetherError without matplotlib."""
+        """An svg element for every panel. Raises MissingExtraError without matplotlib."""
         return [self._element(i, panel) for i, panel in enumerate(self.panels)]
 
     def _element(self, number: int, panel: Panel) -> str:
@@ -132,12 +132,9 @@ def scale(axes: Axes, values: Iterable[float], axis: str = "y") -> None:
     if not values or not max(values) > 10 * min(values) > 0:
         return
     span = max(values) / min(values)
-    line = axes.yaxis if axis == "y" else axes.xaxis
     between = (2, 5) if span < 300 else ()
-    if axis == "y":
-        axes.set_yscale("log", subs=between)
-    else:
-        axes.set_xscale("log", subs=between)
+    line, rescale = (axes.yaxis, axes.set_yscale) if axis == "y" else (axes.xaxis, axes.set_xscale)
+    rescale("log", subs=between)
     line.set_major_formatter("{x:g}")
     line.set_minor_formatter("{x:g}" if between else "")
 
@@ -165,7 +162,7 @@ def _figure(name: str, size: tuple[float, float]) -> Iterator[Figure]:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError:
-        raise TetherError("figures need matplotlib, which is not installed: pip install 'tether[report]'") from None
+        raise MissingExtraError("figures need matplotlib: pip install 'tether[report]'") from None
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         yield Figure(figsize=size, layout="constrained")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib import resources
 
+from tether.data import text
 from tether.errors import TetherError
 from tether.evaluation.scores import BATCH_TOKENS, score_ids
 from tether.evaluation.statistics.mean import Record
-from tether.facts.tokens import Continuation
+from tether.facts.tokens import Continuation, end_of_text
 from tether.models.editable import EditableModel
 
 VERSION = 1  # raise it with every change of how a text is read or scored: cached results are then measured anew
@@ -28,7 +28,7 @@ class Perplexity:
 
 def builtin_text() -> str:
     """The plain text that comes with the package."""
-    return resources.files("tether").joinpath("data", "plain_text.txt").read_text(encoding="utf-8")
+    return text("plain_text.txt")
 
 
 def perplexity(model: EditableModel, text: str, window: int = 512, *, batch_tokens: int = BATCH_TOKENS) -> Perplexity:
@@ -70,7 +70,4 @@ def _tokens(model: EditableModel, text: str) -> tuple[tuple[int, ...], tuple[int
     encoding = model.tokenizer(text, return_special_tokens_mask=True, verbose=False)
     ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
     first = next((i for i, mark in enumerate(special) if not mark), len(ids))
-    last = len(ids)
-    while last > first and special[last - 1]:
-        last -= 1
-    return tuple(ids[:first]), tuple(ids[first:last])
+    return tuple(ids[:first]), tuple(ids[first : end_of_text(special, at_least=first)])

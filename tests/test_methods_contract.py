@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -50,10 +49,8 @@ def trained(method: str, family: str) -> Path | None:
     folder = _folder() / f"{method}-{family}"
     folder.mkdir()
     (folder / "facts.jsonl").write_text("\n".join(fact.model_dump_json(exclude_none=True) for fact in FACTS) + "\n")
-    (folder / "settings.json").write_text(json.dumps(MEND))
     facts = folder / "facts.jsonl"
-    settings = folder / "settings.json"
-    tether.train_mend(editable(family), facts, facts, folder / "e", settings=settings, cache=folder / "cache")
+    tether.train_mend(editable(family), facts, facts, folder / "e", settings=MEND, cache=folder / "cache")
     return folder / "e"
 
 

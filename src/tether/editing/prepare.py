@@ -96,10 +96,10 @@ def new_header(
         path = None if text.path is None else str(text.path.resolve())
         identity = {"path": path, **text.identity(), "seed": text.seed}
     elif corpus is not None:
-        raise TetherError(f"corpus {corpus}: {method} needs no moments; leave it away")
+        raise BadSettingsError(f"corpus {corpus}: {method} needs no moments; leave it out")
     for layer, one in collected.items():
         if one.tokens < len(one.C):
-            raise TetherError(
+            raise BadSettingsError(
                 f"corpus {text.name!r} has {one.tokens} tokens, fewer than the {len(one.C)} numbers of a key: give "
                 "more text (tens of times as many tokens), or 'self'"
             )

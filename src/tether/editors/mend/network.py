@@ -196,7 +196,7 @@ class Hypernetwork(nn.Module):
         held: dict[str, tuple[int, Tensor, Tensor]] = {}  # rows, mean, sum of squared deviations
         for pairs in examples:
             for name, its in pairs.items():
-                z = torch.cat([its.x, its.delta], 1).double()
+                z = torch.cat([its.x, its.delta], 1).cpu().double()  # not every device has float64
                 if not len(z):
                     continue
                 new = (len(z), z.mean(0), (z - z.mean(0)).square().sum(0))

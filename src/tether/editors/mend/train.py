@@ -14,7 +14,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def train_mend(
     out: str | Path,
     *,
     steps: int | None = None,
-    settings: str | Path | None = None,
+    settings: str | Path | Mapping[str, Any] | None = None,
     layers: Sequence[int] | None = None,
     train_limit: int | None = None,
     resume: bool = False,
@@ -94,9 +94,10 @@ def train_mend(
 ) -> Training:
     """Train MEND's network for a model and write the one with the lowest validation loss to `out`.
 
-    `train` and `val` are files of facts, in any format that `edit` reads. `steps` (edits in all) goes over the
-    settings, `train_limit` takes the first records. Training stops at `steps`, or when `patience` looks in a
-    row were no better.
+    `train` and `val` are files of facts, in any format that `edit` reads; `settings` are a JSON file or a mapping.
+    `steps` (edits in all) goes over them, `train_limit` takes the first records. Training stops at `steps`, or when
+    `patience` looks in a row were no better.
+
     Beside `out`, `<out>.training` holds the whole state at the last look: with `resume`, a training that was killed,
     stopped, or is to have more steps goes on from there and ends with the bytes of one never interrupted (same machine
     and thread count); with `lr_end` below 1 that holds for the same `steps` alone, since rates fall towards the last.
@@ -107,11 +108,9 @@ def train_mend(
         raise TetherError("the model carries edits: an editor is trained for the unedited model (load it again)")
     out = Path(out)
     check_writable(out)
+    given = Path(settings) if isinstance(settings, str) else settings
     hparams: MendHparams
-    hparams, _ = settings_for(
-        "mend", model, given=None if settings is None else Path(settings),
-        layers=None if layers is None else tuple(layers),
-    )  # fmt: skip
+    hparams, _ = settings_for("mend", model, given=given, layers=None if layers is None else tuple(layers))
     if steps is not None:
         if steps < hparams.accumulate:
             raise TetherError(

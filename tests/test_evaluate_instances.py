@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from bigram import become, bigram_model, ledger_of_two
 from core import editable
-from test_evaluate_editing import become, bigram_model, ledger_of_two
 
 import tether
 from tether.cli.evaluate import table

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bigram import ALICE, DAVE, become, bigram_model, ledger_of_two
 from core import bits, same_bits
-from test_evaluate_editing import ALICE, DAVE, become, bigram_model, ledger_of_two
 
 from tether.cli.evaluate import table
 from tether.errors import BadSettingsError

@@ -23,7 +23,7 @@ from tether.editors.base import Batch, Context, EditFailedError, Proposal
 from tether.editors.delta import Group, Latent, optimise, rows_of, within_memory
 from tether.editors.prompts import encode_contexts, failure
 from tether.editors.settings import MemitHparams
-from tether.errors import TetherError
+from tether.errors import BadFactError, TetherError
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import align, full_forward, keys_and_states, projection_adds
@@ -53,7 +53,9 @@ class Memit:
         for index, fact in enumerate(facts):
             try:
                 groups[index] = encode_contexts(model, fact, context.prefixes)
-            except TetherError as error:
+            except EditFailedError as error:
+                outcomes[index] = error
+            except BadFactError as error:
                 outcomes[index] = EditFailedError(str(error))
 
         # z of every fact, against the model before the batch.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from tether.errors import TetherError
+from tether.errors import BadFactError, TetherError
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def encode(
     subject or the target has no token of its own, and for a tokenizer without offsets.
     """
     if prompt.count("{}") != 1:
-        raise TetherError(f"prompt {prompt!r} must contain exactly one '{{}}', the place of the subject")
+        raise BadFactError(f"prompt {prompt!r} must contain exactly one '{{}}', the place of the subject")
     before, _, after = prompt.partition("{}")
     if prefix:
         before = f"{prefix}. {before}"
@@ -63,10 +63,10 @@ def encode(
     ids, spans = _tokenize(tokenizer, text)
     target_start = next((i for i, (_, stop) in enumerate(spans) if stop > len(bare)), len(ids))
     if target is not None and target_start == len(ids):
-        raise TetherError(f"target {target!r} has no token behind {bare!r}: write another target")
+        raise BadFactError(f"target {target!r} has no token behind {bare!r}: write another target")
     subject_last = _last_over(spans, text, start, end)
     if subject_last >= target_start:
-        raise TetherError(
+        raise BadFactError(
             f"{text!r}: one token joins subject {subject!r} and target {target!r}; put words between them"
         )
     return EncodedPrompt(ids, subject_last, target_start)
@@ -126,12 +126,12 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]
 
 def _last_over(spans: list[tuple[int, int]], text: str, start: int, end: int) -> int:
     if not 0 <= start < end <= len(text):
-        raise TetherError(
+        raise BadFactError(
             f"characters {start} to {end} are no part of {text!r}: a subject needs at least one character"
         )
     over = [i for i, (left, right) in enumerate(spans) if left < end and right >= end and left < right]
     if not over:
-        raise TetherError(
+        raise BadFactError(
             f"subject {text[start:end]!r} has no token in {text!r}: the tokenizer drops its last character; rewrite it"
         )
     return over[-1]

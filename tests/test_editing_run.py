@@ -216,7 +216,7 @@ def test_what_an_existing_ledger_refuses(tmp_path: Path) -> None:
     run(model, FACTS[:1], tmp_path / "a")
     after = bits(model)
     for options, message in (
-        ({"method": "r-rome"}, "method r-rome"),
+        ({"method": "rome"}, "method rome"),
         ({"seed": 7}, "seed 7"),
         ({"layers": [2]}, "layers"),
         ({"settings": tmp_path / "a-settings.json"}, "keeps its own"),
@@ -248,8 +248,8 @@ def test_bad_requests(tmp_path: Path) -> None:
     (tmp_path / "full/letter.txt").write_text("dear")
     for facts, out, options, message in (
         ((), "a", {}, "no facts"),
-        (FACTS[:1], "a", {"every": 0}, "at least 1"),
-        (FACTS[:1], "a", {"health_every": 0}, "health_every 0"),
+        (FACTS[:1], "a", {"every": 0}, "every = 0"),
+        (FACTS[:1], "a", {"health_every": 0}, "health_every = 0"),
         (FACTS[:1], "a", {"every": 2}, "no restraint to act"),
         (FACTS[:1], "a", {"every": 2, "restrain": "none"}, "no restraint to act"),
         (FACTS[:1], "a", {"batch_size": 2}, "one fact at a time"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, same_bits
+from edits import BAD, assert_says, kinds, run
 from tiny import save, tiny_model
 
 from tether.algebra.lowrank import LowRank
@@ -20,37 +19,14 @@ from tether.editing.health import ALONE, UPDATE, Health
 from tether.editing.run import Progress, edit
 from tether.editors.settings import RomeHparams
 from tether.errors import TetherError
-from tether.facts.fact import Fact
 from tether.ledger import Ledger, Sum, Sums
-from tether.models import EditableModel, load
-
-BAD = Fact(subject="Eiffel Tower", prompt=300 * "so " + "{} is in", target_new="Paris")  # longer than the model takes
+from tether.models import load
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moments of the same model are collected once for all tests here."""
     monkeypatch.setenv("TETHER_CACHE", str(tmp_path_factory.getbasetemp() / "session-cache"))
-
-
-def run(model: EditableModel, facts: Sequence[Fact], out: Path, **more: Any) -> Ledger:
-    """`edit` with the settings of these tests; a new ledger unless there is one."""
-    if not (out / "ledger.json").exists():
-        file = out.parent / f"{out.name}-settings.json"
-        file.write_text(json.dumps({**SETTINGS, **more.pop("changes", {})}))
-        more = {"settings": file, "corpus": plain_text(), **more}
-    return edit(model, facts, out=out, **more)
-
-
-def kinds(ledger: Ledger) -> list[str]:
-    return [event.kind for event in ledger.events]
-
-
-def assert_says(model: EditableModel, ledger: Ledger, family: str) -> None:
-    """The model carries what the ledger on disk says, bit for bit, and the ledger is sound."""
-    opened = Ledger.open(ledger.path, model)
-    opened.verify(model)
-    assert same_bits(opened.apply(editable(family)), model.hf.state_dict())
 
 
 @pytest.mark.parametrize("method", ["rome", "r-rome"])

@@ -83,7 +83,7 @@ class Loop:
         return Context(hparams, header.prefixes, recorded_moments(self.model, header), network)
 
     def go(self, facts: Sequence[Fact], *, skip: int) -> None:
-        """Edit the facts behind the first `skip`. Afterwards the model carries what the ledger says, also on an error
+        """Edit the facts after the first `skip`. Afterwards the model carries what the ledger says, also on an error
         or Ctrl-C."""
         started = time.monotonic()
         size = self.schedule.batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from contextlib import AbstractContextManager
@@ -13,14 +14,17 @@ import torch
 from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, same_bits
 from edits import BAD, assert_says, kinds, run
 from tiny import save, tiny_model
+from tokenizers import normalizers
 
 from tether.algebra.lowrank import LowRank
 from tether.editing.health import ALONE, UPDATE, Health
+from tether.editing.plan import EditPlan, Schedule
 from tether.editing.run import Progress, edit
 from tether.editors.settings import RomeHparams
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, TetherError
+from tether.facts.fact import Fact
 from tether.ledger import Ledger, Sum, Sums
-from tether.models import load
+from tether.models import EditableModel, load
 
 
 @pytest.fixture(autouse=True)
@@ -275,6 +279,95 @@ def test_what_a_kill_leaves_while_a_ledger_is_made_is_no_obstacle(tmp_path: Path
     assert kinds(run(editable("gpt2"), FACTS[:1], out, resume=True)) == ["edit"]
 
 
+# --- what travels as a value, and what is said where nothing is named ---------------------------------------------
+
+
+def test_plan_and_schedule_do_what_keywords_do(tmp_path: Path) -> None:
+    keywords = {"method": "rome", "settings": SETTINGS, "corpus": plain_text(), "seed": 3}
+    plan, schedule = EditPlan.model_validate(keywords), Schedule.model_validate({"restraint": "linear:2", "every": 2})
+    whole = edit(editable("gpt2"), FACTS[:3], out=tmp_path / "a", plan=plan, schedule=schedule)
+    again = edit(editable("gpt2"), FACTS[:3], out=tmp_path / "b", restrain="linear:2", every=2, **keywords)
+    assert kinds(whole) == kinds(again) and [e.sha256 for e in whole.events] == [e.sha256 for e in again.events]
+    assert whole.header.model_dump(exclude={"created"}) == again.header.model_dump(exclude={"created"})
+    assert whole.header.restrain == "linear:2" and whole.header.every == 2
+    with pytest.raises(BadSettingsError, match="seed stands beside plan"):
+        edit(editable("gpt2"), FACTS[:1], out=tmp_path / "c", plan=plan, seed=1)
+
+
+def test_settings_as_a_dict_are_those_of_a_file(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    ledger = edit(model, FACTS[:1], out=tmp_path / "a", method="rome", settings=SETTINGS, corpus=plain_text())
+    by_file = run(editable("gpt2"), FACTS[:1], tmp_path / "b", method="rome")
+    assert ledger.events[0].sha256 == by_file.events[0].sha256
+    assert ledger.header.settings == by_file.header.settings
+    assert ledger.header.settings_origin.startswith("settings given over ")
+    with pytest.raises(TetherError, match="v_speed"):
+        edit(model.__class__(*tiny_model("gpt2")), FACTS[:1], out=tmp_path / "c", settings={"v_speed": 1})
+
+
+def test_the_method_is_said_where_none_was_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="tether.editing.prepare"):
+        ledger = run(editable("gpt2"), FACTS[:1], tmp_path / "a")
+        assert ledger.header.method == "r-rome" and "method r-rome (default)" in caplog.text
+        caplog.clear()
+        run(editable("gpt2"), FACTS[:1], tmp_path / "b", method="r-rome")
+        run(editable("gpt2"), FACTS[:1], tmp_path / "b", resume=True)
+        assert "(default)" not in caplog.text
+
+
+# --- resuming a list --------------------------------------------------------------------------------------------------
+
+
+def test_a_fact_is_known_again_where_only_what_measures_it_changed(tmp_path: Path) -> None:
+    run(editable("gpt2"), FACTS[:2], tmp_path / "a")
+    mended = [fact.model_copy(update={"paraphrases": ("So it is in",)}) for fact in FACTS[:3]]
+    ledger = run(editable("gpt2"), mended, tmp_path / "a", resume=True)
+    assert kinds(ledger) == ["edit"] * 3
+    other = [FACTS[2].model_copy(update={"target_new": "Rome"}), *mended]
+    assert Ledger.open(tmp_path / "a").attempts == 3
+    assert kinds(run(editable("gpt2"), other, tmp_path / "a", resume=True)) == ["edit"] * 7
+
+
+def test_resume_says_that_nothing_matched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(editable("gpt2"), FACTS[:2], tmp_path / "a")
+    run(editable("gpt2"), FACTS[:3], tmp_path / "a", resume=True)
+    assert "begins this list" not in caplog.text
+    run(editable("gpt2"), FACTS[4:5], tmp_path / "a", resume=True)
+    assert "none of the 3 facts" in caplog.text and "all 1 of it are edited" in caplog.text
+
+
+# --- errors that are not of a fact ------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_for_every_fact_is_raised(tmp_path: Path) -> None:
+    """A unit of the MLP that is always 0 makes the moments singular: one error, not a failed fact for each of the
+    list."""
+    model = editable("gpt2")
+    up = model.blocks[1].mlp.c_fc
+    up.weight[:, 0], up.bias[0] = 0.0, 0.0
+    before = bits(model)
+    with pytest.raises(TetherError, match="singular"):
+        run(model, FACTS[:3], tmp_path / "a")
+    assert Ledger.open(tmp_path / "a").events == [] and same_bits(model, before)
+
+
+@pytest.mark.parametrize("method", ["r-rome", "memit"])
+def test_what_is_wrong_with_a_fact_is_recorded(method: str, tmp_path: Path) -> None:
+    """Too many tokens; and a subject that has none, since the tokenizer drops it."""
+    hf, tokenizer = tiny_model("gpt2")
+    made = copy.deepcopy(tokenizer)
+    made.backend_tokenizer.normalizer = normalizers.Replace("™", "")
+    dropped = Fact(subject="™", prompt="{} is in", target_new="Paris")
+    of_memit = {"mom2_update_weight": 10.0} if method == "memit" else {}
+    ledger = edit(
+        EditableModel(hf, made), [BAD, dropped, FACTS[0]], out=tmp_path / "a", method=method,
+        settings={**SETTINGS, **of_memit}, corpus=plain_text(), batch_size=3 if method == "memit" else 1,
+    )  # fmt: skip
+    assert kinds(ledger) == ["failed", "failed", "edit"]
+    assert "tokens, the model takes" in (ledger.events[0].reason or "")
+    assert "has no token" in (ledger.events[1].reason or "")
+
+
 # --- restraints -----------------------------------------------------------------------------------------------------
 
 
@@ -402,7 +495,72 @@ def test_a_perplexity_that_is_no_number_is_an_alarm() -> None:
 def test_a_run_warns_of_a_disabling_edit_and_records_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     free = {"v_num_grad_steps": 25, "v_lr": 2.0, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0}
     with caplog.at_level(logging.WARNING, logger="tether"):
-        ledger = run(editable("gpt2"), FACTS[:2], tmp_path / "a", changes=free)
+        ledger = run(editable("gpt2"), FACTS[:2], tmp_path / "a", changes=free, on_alarm="warn")
     assert "a disabling edit" in caplog.text
     assert [e.record["health"] for e in ledger.events] == ["alarm", "alarm"]
     assert "disabling" in ledger.events[0].record["reasons"][0]
+
+
+LARGE = {"v_num_grad_steps": 25, "v_lr": 2.0, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0}
+
+
+def test_an_alarm_can_leave_the_edit_out(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    before = bits(model)
+    ledger = run(model, FACTS[:2], tmp_path / "a", changes=LARGE, method="rome", on_alarm="skip")
+    assert kinds(ledger) == ["failed", "failed"] and same_bits(model, before)
+    event = ledger.events[0]
+    assert (event.reason or "").startswith("health alarm, this edit alone has") and event.record["health"] == "alarm"
+    assert event.record["loss_last"] < event.record["loss_first"], "what the editor said of it is kept"
+    assert not list((tmp_path / "a/factors").iterdir())
+    assert_says(model, ledger, "gpt2")
+    # What is no alarm goes in.
+    small = run(editable("gpt2"), FACTS[:2], tmp_path / "b", method="rome", on_alarm="skip")
+    plain = run(editable("gpt2"), FACTS[:2], tmp_path / "c", method="rome")
+    assert [e.sha256 for e in small.events] == [e.sha256 for e in plain.events]
+
+
+def test_an_alarm_can_stop_the_run_which_resumes_after_it(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    before = bits(model)
+    with pytest.raises(TetherError, match="edit 1 failed, and --on-alarm stop stops there: health alarm"):
+        run(model, FACTS[:2], tmp_path / "a", changes=LARGE, method="rome", on_alarm="stop")
+    assert same_bits(model, before)
+    assert kinds(Ledger.open(tmp_path / "a", model)) == ["failed"]
+    ledger = run(model, FACTS[:2], tmp_path / "a", resume=True, on_alarm="warn")
+    assert kinds(ledger) == ["failed", "edit"]
+
+
+def test_health_is_read_of_every_kth_proposal_or_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = run(editable("gpt2"), FACTS[:4], tmp_path / "a")
+    seen: list[Progress] = []
+    second = run(editable("gpt2"), FACTS[:4], tmp_path / "b", health=2, health_every=4, progress=seen.append)
+    assert [p.reading is not None for p in seen] == [False, True, False, True]
+    assert ["kappa" in e.record for e in second.events] == [False, True, False, True]
+    assert ["perplexity_ratio" in e.record for e in second.events] == [False, False, False, True]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("health is off")
+
+    monkeypatch.setattr(Health, "__init__", refuse)
+    never = run(editable("gpt2"), FACTS[:4], tmp_path / "c", health=0)
+    assert [e.sha256 for e in never.events] == [e.sha256 for e in second.events] == [e.sha256 for e in every.events]
+
+
+def test_an_edit_asks_the_ledger_for_none_of_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop counts on its own: what it reads of the journal is read once, before the first edit."""
+    asked: list[str] = []
+    undone = Ledger.undone.fget
+    assert undone is not None
+
+    def watched(ledger: Ledger) -> frozenset[int]:
+        asked.append("undone")
+        return undone(ledger)
+
+    monkeypatch.setattr(Ledger, "undone", property(watched))
+    counts = []
+    for number in (1, 4):
+        asked.clear()
+        run(editable("gpt2"), FACTS[:number], tmp_path / str(number), restrain="linear:2", every=2, health=0)
+        counts.append(len(asked))
+    assert counts[0] == counts[1]

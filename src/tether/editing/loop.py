@@ -25,7 +25,7 @@ from tether.editors.settings import HPARAMS
 from tether.errors import BadFactError, TetherError
 from tether.facts.check import repeats
 from tether.facts.fact import Fact
-from tether.ledger import Attempt, Event, Ledger
+from tether.ledger import Attempt, Event, Ledger, Sum, WeightRecord
 from tether.models import EditableModel
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Loop:
         self.editor = editor_of(header.method)
         self.context = self._context(trained)
         self.sums = ledger.sums()
-        self.health = _Watch(model, list(header.weights), self.sums) if schedule.health else None
+        self.health = _Watch(model, header.weights, self._factors()) if schedule.health else None
         self.level = "ok"
         self.tried = ledger.attempts
         self.unrestrained = _since_restraint(ledger)
@@ -234,23 +234,28 @@ class Loop:
         self.unrestrained = 0
         self.sums.show(self.model)
         if self.health is not None:
-            self.health.reset(self.sums)
+            self.health.reset(self._factors())
+
+    def _factors(self) -> dict[str, LowRank]:
+        return {name: held.factors for name, held in self.sums.of.items()}
 
 
 class _Watch:
-    """The health of proposals on top of the running sums."""
+    """The health of proposals on top of the running sums, by weight name."""
 
-    def __init__(self, model: EditableModel, weights: Sequence[str], sums: Any) -> None:
-        self._health, self._sums = Health(model, {name: sums.m[name] for name in weights}), sums
+    def __init__(self, model: EditableModel, weights: Mapping[str, WeightRecord], sums: Mapping[str, LowRank]) -> None:
+        self._health = Health(model, {name: weight.sigma_max for name, weight in weights.items()})
+        self._sums = dict(sums)
 
     def look(self, updates: Mapping[str, LowRank], *, read_text: bool) -> Reading:
-        return self._health.look(self._sums.with_updates(updates), updates, read_text=read_text)
+        sums = {n: Sum(held + updates[n] if n in updates else held) for n, held in self._sums.items()}
+        return self._health.look(sums, updates, read_text=read_text)
 
     def commit(self, updates: Mapping[str, LowRank]) -> None:
-        """`updates` are in the sums now."""
+        self._sums |= {name: self._sums[name] + update for name, update in updates.items()}
 
-    def reset(self, sums: Any) -> None:
-        self._sums = sums
+    def reset(self, sums: Mapping[str, LowRank]) -> None:
+        self._sums |= sums
 
 
 def _attempt(fact: Fact, outcome: Mapping[str, float] | EditFailedError, shared: Mapping[str, Any]) -> Attempt:

@@ -27,8 +27,6 @@ __all__ = ["EditOptions", "Progress", "edit"]
 
 logger = logging.getLogger(__name__)
 
-_LEFT_BY_A_KILL = ("factors", "ledger.lock", "ledger.json.tmp")  # while a ledger was being made
-
 
 class EditOptions(TypedDict, total=False):
     """The fields of EditPlan and Schedule as keywords of `edit`; `restrain` is the schedule's restraint."""
@@ -95,7 +93,8 @@ def _created(model: EditableModel, out: Path, plan: EditPlan, schedule: Schedule
     """A new ledger, after checking that there is room for it and that the schedule suits the method."""
     if out.is_file() or any(parent.is_file() for parent in out.parents):
         raise BadSettingsError(f"{out}: there is a file where a folder must be; choose another place for the ledger")
-    if out.exists() and any(p.name not in _LEFT_BY_A_KILL for p in out.iterdir()):
+    # A kill while a ledger was made leaves its folder "factors" and files named "ledger.…".
+    if out.exists() and any(p.name != "factors" and not p.name.startswith("ledger.") for p in out.iterdir()):
         raise BadSettingsError(f"{out} holds something that is no ledger: choose an empty or new folder")
     schedule = _completed(schedule, plan.method or DEFAULT_METHOD, parse("none"), None)
     return Ledger.create(out, new_header(model, plan, schedule))

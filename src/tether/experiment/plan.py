@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tether.constraints.base import parse
 from tether.editing.plan import EditPlan, Schedule
 from tether.editors.moments import SELF
 from tether.editors.settings import HPARAMS
@@ -62,10 +63,10 @@ class Job(BaseModel):
 
     @property
     def schedule(self) -> Schedule:
-        """When what is done while its ledger is made."""
-        return Schedule.model_validate({
-            "restraint": self.run.restrain, "every": self.run.every, "batch_size": self.run.batch_size
-        })  # fmt: skip
+        """When what is done while its ledger is made. No alarm leaves an edit out: its effect is measured."""
+        return Schedule(
+            restraint=parse(self.run.restrain), every=self.run.every, batch_size=self.run.batch_size, on_alarm="warn"
+        )
 
     @property
     def rows(self) -> int:

@@ -385,10 +385,6 @@ def test_the_command(whole: tuple[Path, Outcome]) -> None:
     assert [r["id"] for r in plan["runs"]] == [s.run.id for s in outcome.grid.runs]
     assert {r["state"] for r in plan["runs"]} == {"done"} and plan["rows"] == 2 * (5 + 3)
     assert plan["ledgers"] == 4 and plan["ledgers_every"] == 2 and not plan["missing"]
-    assert plan["estimate"]["seconds"] > 0 and plan["estimate"]["models"]["tiny"]["source"] == "counted in its files"
-    assert plan["estimate"]["models"]["tiny"]["parameters"] == sum(
-        p.numel() for p in load(folder / "model").hf.parameters()
-    )
     done = answer(folder, "grid", "tiny.yaml", "--out", "whole", "--resume")
     assert done["done"] == done["runs"] and done["rows"] == plan["rows"] and not done["failed"]
     refused = run(folder, "grid", "tiny.yaml", "--out", "whole")

@@ -10,11 +10,9 @@ import pytest
 import yaml
 from core import FACTS
 from test_cli import answer, run
-from tiny import save, tiny_model
 
 from tether.errors import TetherError
-from tether.experiment import GridSpec, cost, estimate, grid_names, make_plan, read_spec, run_grid
-from tether.experiment.cost import model_size
+from tether.experiment import GridSpec, grid_names, make_plan, read_spec, run_grid
 from tether.experiment.plan import Job
 from tether.experiment.spec import DatasetSpec, EditorSpec, EverySpec, ModelSpec, Override, Resources, When
 
@@ -71,11 +69,14 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"analyses": ["spectra"]}, "analyses.0 = 'spectra'"),
         ({"editors": ["mend"]}, "editor is missing for .* mend edits with a trained editor"),
         ({"editors": [{"method": "rome", "editor": "e"}]}, "editor is given for .* rome needs no trained one"),
-        ({"models": ["a", "a"]}, "models: 'a' stands there twice"),
-        ({"seeds": [1, 1]}, "seeds: 1 stands there twice"),
+        ({"models": ["a", "a"]}, "models: 'a' is given twice"),
+        ({"seeds": [1, 1]}, "seeds: 1 is given twice"),
         ({"models": [{"name": "a/b"}]}, "models.0.name: 'a/b' is no name"),
         ({"overrides": [{"when": {"editor": "memit"}}]}, "overrides.0.when.editor 'memit' is none of rome"),
         ({"overrides": [{"when": {}, "leave_out": True}]}, "overrides leave out every cell"),
+        ({"title": "for ${HOME}"}, r"title = 'for \$\{HOME\}': \$\{NAME\} may stand in facts, corpus, .* alone"),
+        ({"models": ["${HOME}"]}, r"models.0 = '\$\{HOME\}': \$\{NAME\} may stand in"),
+        ({"overrides": [{"when": {"editor": "${HOME}"}}]}, r"overrides.0.when.editor = .* may stand in"),
         ({"corpus": "${TETHER_NOT_SET}/x"}, r"corpus names \$\{TETHER_NOT_SET\}, which is not set"),
         ({"datasets": [{"name": "d", "facts": "${TETHER_NOT_SET}"}]}, r"datasets.0.facts names \$\{TETHER_NOT_SET\}"),
     ],
@@ -89,7 +90,7 @@ def test_a_wrong_grid_is_one_clear_line(tmp_path: Path, changes: dict[str, Any],
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("name: a\nname: b\n", "key 'name' stands there twice"),
+        ("name: a\nname: b\n", "key 'name' is given twice"),
         ("name: [", "is no YAML"),
         ("- a", "holds no keys"),
         ("", "holds no keys"),
@@ -114,6 +115,18 @@ def test_an_unknown_ability_is_refused_before_anything_runs(tmp_path: Path) -> N
     spec = spec_of(tmp_path, abilities=["perplexity", "no_such_task"])
     with pytest.raises(TetherError, match="abilities: 'no_such_task' is none that can be measured"):
         make_plan(spec)
+
+
+def test_an_ability_that_is_a_file_is_refused_before_it_runs(tmp_path: Path) -> None:
+    """A task file of the harness may run Python of its own."""
+    task = tmp_path / "task.yaml"
+    task.write_text("task: mine\ndataset_path: json\nprocess_docs: !function evil.run\n")
+    (tmp_path / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef run(docs):\n    return docs\n"
+    )
+    with pytest.raises(TetherError, match=r"task.yaml is a task file, which can run code of its own"):
+        make_plan(spec_of(tmp_path, abilities=[str(task)]))
+    assert not (tmp_path / "ran").exists()
 
 
 # --- what is missing is named by a plan and refused by a run ---------------------------------------------------------
@@ -173,7 +186,7 @@ def test_an_id_says_what_a_ledger_depends_on(tmp_path: Path) -> None:
     # What is measured of it is not among it.
     assert base == ids(once=["log:1.2"], abilities=[], analyses=["spectrum"], quick=True, edits=[0, 1, 2], title="t")
     others = (
-        {"edits": [3]}, {"seeds": [1]}, {"editors": ["r-rome"]}, {"corpus": "self"}, {"models": [{"name": "smollm2",
+        {"edits": [3]}, {"seeds": [1]}, {"editors": ["r-rome"]}, {"corpus": "g.yaml"}, {"models": [{"name": "smollm2",
         "dtype": "float32"}]}, {"datasets": [{"name": "d", "facts": "facts.jsonl", "skip": 1}]},
         {"editors": [{"method": "rome", "layers": [3]}]},
     )  # fmt: skip
@@ -181,6 +194,10 @@ def test_an_id_says_what_a_ledger_depends_on(tmp_path: Path) -> None:
         assert not base & ids(**changes), changes
     (tmp_path / "other").mkdir()
     assert base == {job.run.id for job in make_plan(spec_of(tmp_path / "other")).jobs}
+    # Without a corpus the moments are of text sampled from the model, and the id knows.
+    assert base == ids(corpus="self")
+    (job,) = make_plan(spec_of(tmp_path)).jobs
+    assert job.plan.corpus == "self"
     with (tmp_path / "facts.jsonl").open("a") as handle:
         handle.write("\n")
     assert base != {job.run.id for job in make_plan(read_spec(tmp_path / "g.yaml")).jobs}
@@ -200,6 +217,8 @@ def test_paths_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     spec = spec_of(tmp_path, models=["model", "org/name"][:1], corpus="${PLACE}/a.txt", abilities_data="hub")
     assert spec.models[0].load == str(tmp_path / "model") and spec.corpus == str(tmp_path / "somewhere/a.txt")
     assert spec.abilities_data == "hub" and spec.datasets[0].facts == str(tmp_path / "facts.jsonl")
+    home = spec_of(tmp_path, models=[{"name": "x", "load": "${PLACE}/m"}], abilities_data="${PLACE}")
+    assert home.models[0].load == str(tmp_path / "somewhere/m") and home.abilities_data == str(tmp_path / "somewhere")
     hub = spec_of(tmp_path, models=[{"name": "x", "load": "org/name"}])
     assert hub.models[0].load == "org/name"
 
@@ -215,49 +234,10 @@ def test_a_method_without_randomness_runs_with_one_seed(tmp_path: Path) -> None:
     assert plan.jobs[0].facts() == plan.jobs[1].facts() != plan.jobs[2].facts()
 
 
-# --- the estimate ----------------------------------------------------------------------------------------------------
+# --- grids that come with tether --------------------------------------------------------------------------------------
 
 
-def test_the_estimate_grows_with_the_work(tmp_path: Path) -> None:
-    def seconds(size: float, **changes: Any) -> float:
-        models = [{"name": "m", "load": "org/not-on-this-machine", "parameters": size}]
-        found = estimate(make_plan(spec_of(tmp_path, models=models, **changes)))
-        assert found.seconds is not None and found.memory is not None and "rule of thumb" in found.how
-        return found.seconds
-
-    small, large = seconds(1e9), seconds(1e10, edits=[6])
-    assert large > 3 * small > 0
-
-
-def test_the_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    timed, real = [], cost._matrix_speed
-
-    def watched(device: str) -> float:
-        timed.append(device)
-        return real(device)
-
-    monkeypatch.setattr(cost, "_matrix_speed", watched)
-    plan = make_plan(spec_of(tmp_path, models=[{"name": "smollm2", "device": "cpu"}], seeds=[0, 1, 2]))
-    assert len(estimate(plan).runs) == 3 and timed == ["cpu"]
-
-
-def test_a_size_that_is_not_known_is_said(tmp_path: Path) -> None:
-    plan = make_plan(spec_of(tmp_path, models=[{"name": "m", "load": "org/not-on-this-machine"}]))
-    found = estimate(plan)
-    assert found.seconds is None and "add parameters to the model m" in found.sizes["m"].source
-
-
-def test_a_local_model_is_counted(tmp_path: Path) -> None:
-    hf, tokenizer = tiny_model("llama")
-    save(hf, tokenizer, tmp_path / "model")
-    spec = spec_of(tmp_path, models=["model"])
-    assert model_size(spec.models[0]).parameters == sum(p.numel() for p in hf.parameters())
-
-
-# --- grids that come along -------------------------------------------------------------------------------------------
-
-
-def test_which_come_along() -> None:
+def test_which_come_with_tether() -> None:
     assert grid_names() == ("conceptedit", "paper", "smollm2")
 
 
@@ -276,10 +256,10 @@ def test_the_papers_grid(data: Path) -> None:
     assert len(alpha) == 18 and all(job.restraints[::2] == ("none", "linear:2") for job in plan.jobs if job.restraints)
     multiple = [job.run for job in plan.jobs if job.run.every is not None]
     assert {(run.method, run.every) for run in multiple} == {("rome", 50)} and len(multiple) == 6
-    assert {"paper_reasoning", "paper_nli", "paper_qa", "paper_summarization"} <= set(plan.jobs[0].abilities)
+    assert {"paper_reasoning", "paper_nli", "paper_qa", "paper_summarization"} <= set(
+        plan.jobs[0].measurement.abilities
+    )
     assert any("counterfact.json (No such file" in what for what in plan.missing)
-    found = estimate(plan)
-    assert found.seconds is not None and found.memory is not None and found.memory > 16e9
 
 
 def test_the_other_grids(data: Path) -> None:
@@ -298,10 +278,10 @@ def test_the_other_grids(data: Path) -> None:
 @pytest.mark.parametrize("name", ["smollm2", "paper", "conceptedit"])
 def test_the_plan_of_a_shipped_grid(data: Path, tmp_path: Path, name: str) -> None:
     document = answer(tmp_path, "grid", name, "--plan")
-    assert document["grid"] == name and document["missing"] and document["estimate"]["seconds"] > 0
+    assert document["grid"] == name and document["missing"]
     assert {run["state"] for run in document["runs"]} == {"new"} and not (tmp_path / f"grid-{name}").exists()
     text = run(tmp_path, "grid", name, "--plan").stdout
-    assert all(run["id"] in text for run in document["runs"]) and "missing: " in text and "rule of thumb" in text
+    assert all(run["id"] in text for run in document["runs"]) and "missing: " in text
     json.dumps(document)
 
 

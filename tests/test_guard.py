@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from core import FACTS, SETTINGS, bits, editable, reciter, same_bits
+from edits import assert_says, kinds, run
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import run as command
-from test_session import assert_says, kinds, run
 from tiny import save
 
 from tether.constraints.prune import parse

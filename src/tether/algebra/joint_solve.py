@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.errors import TetherError, first_line
+from tether.errors import BadFactError, TetherError, first_line
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,6 @@ def solve(
     ridge = weight if equality_ridge is None else equality_ridge * float(gram.diagonal().mean())
     factor, info = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(K), dtype=torch.float64))
     if int(info):
-        raise TetherError(f"{len(K)} keys with λ {ridge:.3g} have no solution (equal keys?): give a larger λ")
+        raise BadFactError(f"{len(K)} keys with λ {ridge:.3g} have no solution (equal keys?): give a larger λ")
     H = torch.cholesky_inverse(factor)
     return Solution(H @ X, H)

@@ -12,12 +12,12 @@ from tether.cli.app import Json, app, err, every, show, tell_progress, understoo
 
 @app.command("grid")
 def command(
-    grid: Annotated[str, typer.Argument(help="A YAML file, or a grid that comes along: smollm2, paper, conceptedit.")],
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Say what would run, in which order, for how long; run nothing.")
-    ] = False,
+    grid: Annotated[
+        str, typer.Argument(help="A YAML file, or a grid that comes with tether: smollm2, paper, conceptedit.")
+    ],
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would run, in which order; run nothing.")] = False,
     out: Annotated[Path | None, typer.Option(help="The grid's folder; default: grid-NAME.")] = None,
-    engine: Annotated[str, typer.Option(help="here (this process), or ray.")] = "here",
+    engine: Annotated[str, typer.Option(help="local (this process), or ray.")] = "local",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a grid; what is done stays.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -70,16 +70,12 @@ class _Teller:
 
 def described(plan: Any, folder: Path) -> tuple[dict[str, Any], str]:
     """A plan as JSON and as text."""
-    from tether.evaluation.abilities.estimate import in_words
-    from tether.experiment import estimate
     from tether.experiment.run import state
 
-    cost = estimate(plan)
     runs = [
         {
             **job.run.model_dump(), "at": job.at, "restraints": job.restraints, "rows": job.rows,
-            "state": state(job, folder), "seconds": cost.runs[job.run.id].seconds,
-            "memory_bytes": cost.runs[job.run.id].memory,
+            "state": state(job, folder),
         }
         for job in plan.jobs
     ]  # fmt: skip
@@ -88,35 +84,23 @@ def described(plan: Any, folder: Path) -> tuple[dict[str, Any], str]:
     document = {
         "grid": plan.spec.name, "out": str(folder), "runs": runs, "ledgers": len(runs), "ledgers_once": once,
         "ledgers_every": len(runs) - once, "rows": rows, "missing": plan.missing, "notes": plan.notes,
-        "estimate": {"seconds": cost.seconds, "memory_bytes": cost.memory, "how": cost.how,
-                     "models": {name: vars(size) for name, size in cost.sizes.items()}},
     }  # fmt: skip
-    head = ["run", "edits", "restraints", "rows", "state", "time", "memory"]
+    head = ["run", "edits", "restraints", "rows", "state"]
     lines = [head] + [
         [
             run["id"], f"{run['edits']}",
             ",".join(run["restraints"]) if run["every"] is None else f"{run['restrain']} every {run['every']}",
             f"{run['rows']}", run["state"],
-            "?" if run["seconds"] is None else in_words(run["seconds"]),
-            "?" if run["memory_bytes"] is None else f"{run['memory_bytes'] / 1e9:.1f} GB",
         ]
         for run in runs
     ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    total = "unknown: a model's size is not known" if cost.seconds is None else in_words(cost.seconds)
-    most = "" if cost.memory is None else f", {cost.memory / 1e9:.1f} GB for the largest run"
     text = [
         *table, "",
         f"{len(runs)} runs, a ledger each: {once} for all restraints applied once, "
         f"{len(runs) - once} restrained every K edits; {rows} rows",
-        f"estimate: {total}{most} ({cost.how})",
-        *(f"model {name}: {_size(size)}" for name, size in cost.sizes.items()),
         *(f"note: {note}" for note in plan.notes),
         *(f"missing: {what}" for what in plan.missing),
     ]  # fmt: skip
     return document, "\n".join(text)
-
-
-def _size(size: Any) -> str:
-    return size.source if size.parameters is None else f"{size.parameters / 1e6:.0f} million parameters, {size.source}"

@@ -27,7 +27,7 @@ def check_facts(model: EditableModel, facts: Sequence[Fact], known: Iterable[Fac
 @torch.no_grad()
 def _answered(model: EditableModel, prompts: Sequence[EncodedPrompt]) -> Iterator[bool]:
     """Whether greedy decoding from each bare prompt gives its target: exactly where every target token is the argmax
-    behind the ones before it, so one forward pass with the target in place decides."""
+    after the ones before it, so one forward pass with the target in place decides."""
     for first in range(0, len(prompts), _BATCH):
         batch = prompts[first : first + _BATCH]
         ids, mask = padded([prompt.ids for prompt in batch], model.device)

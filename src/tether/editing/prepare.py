@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from tether.algebra.spectrum import Spectrum
-from tether.constraints.base import Constraint
+from tether.editing.plan import DEFAULT_METHOD, EditPlan, Schedule
 from tether.editors import EDITORS, Trained
 from tether.editors import editor as editor_of
 from tether.editors.corpus import Corpus
 from tether.editors.moments import Moments, cached_moments, moments, moments_keys
 from tether.editors.settings import settings_for
-from tether.errors import BadLedgerError, BadSettingsError, TetherError
+from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError
 from tether.ledger import EditorRecord, Header, WeightRecord, now
 from tether.models import EditableModel, find_anatomy
 from tether.models.sampling import sample_prefixes
@@ -28,10 +28,9 @@ from tether.storage.versions import versions
 logger = logging.getLogger(__name__)
 
 
-def trained_editor(
-    model: EditableModel, method: str, editor: str | Path | None, layers: Sequence[int] | None
-) -> Trained | None:
+def trained_editor(model: EditableModel, plan: EditPlan) -> Trained | None:
     """The trained editor of a new ledger; None for a method without one."""
+    method, editor = plan.method or DEFAULT_METHOD, plan.editor
     opening = EDITORS[method].open_trained
     if editor is None:
         if opening is not None:
@@ -40,20 +39,18 @@ def trained_editor(
             )
         return None
     if opening is None:
-        raise BadSettingsError(f"editor {editor}: {method} needs no trained editor; leave it out")
-    trained = opening(Path(editor), model)
+        raise BadSettingsError(f"editor {editor}: {method} needs no trained editor; name none")
+    trained = opening(editor, model)
     made_for = trained.settings(None).layers
-    if layers is not None and tuple(layers) != made_for:
-        raise BadSettingsError(
-            f"layers {tuple(layers)}: the editor {editor} was trained for {made_for}; leave them out"
-        )
+    if plan.layers is not None and plan.layers != made_for:
+        raise BadSettingsError(f"layers {plan.layers}: the editor {editor} was trained for {made_for}; name none")
     return trained
 
 
-def recorded_editor(model: EditableModel, header: Header, editor: str | Path | None) -> Trained | None:
+def recorded_editor(model: EditableModel, header: Header, editor: Path | None) -> Trained | None:
     """The trained editor a ledger was made with, from where it was or from `editor`."""
     if header.editor is None:
-        return trained_editor(model, header.method, editor, None)
+        return trained_editor(model, EditPlan(method=header.method, editor=editor))
     opening = EDITORS[header.method].open_trained
     if opening is None:
         raise BadLedgerError(f"this ledger records an editor, but {header.method} needs none: restore ledger.json")
@@ -69,21 +66,21 @@ def recorded_editor(model: EditableModel, header: Header, editor: str | Path | N
     return trained
 
 
-def new_header(
-    model: EditableModel, method: str, restraint: Constraint, every: int | None, seed: int,
-    corpus: str | Path | None, settings: Path | dict[str, Any] | None, layers: Sequence[int] | None,
-    trained: Trained | None,
-) -> Header:  # fmt: skip
+def new_header(model: EditableModel, plan: EditPlan, schedule: Schedule) -> Header:
     """Everything the edits of a new ledger depend on; collects the moments, if the method needs them and they are not
     cached."""
     if model.edited:
-        raise TetherError(
+        raise WrongModelError(
             "the model carries edits already: a new ledger starts from the unedited model (load it again)"
         )
+    method, seed, corpus = plan.method or DEFAULT_METHOD, plan.seed or 0, plan.corpus
+    if plan.method is None:
+        logger.info("method %s (default)", method)
+    trained = trained_editor(model, plan)
     if trained is None:
-        hparams, origin = settings_for(method, model, given=settings, layers=None if layers is None else tuple(layers))
+        hparams, origin = settings_for(method, model, given=plan.settings, layers=plan.layers)
     else:
-        hparams, origin = trained.settings(settings), f"the trained editor {trained.path.name}"
+        hparams, origin = trained.settings(plan.settings), f"the trained editor {trained.path.name}"
     names = editor_of(method).weights(model, hparams)
     collected: dict[int, Moments] = {}
     keys: dict[int, str] = {}
@@ -96,7 +93,7 @@ def new_header(
         path = None if text.path is None else str(text.path.resolve())
         identity = {"path": path, **text.identity(), "seed": text.seed}
     elif corpus is not None:
-        raise BadSettingsError(f"corpus {corpus}: {method} needs no moments; leave it out")
+        raise BadSettingsError(f"corpus {corpus}: {method} needs no moments; name none")
     for layer, one in collected.items():
         if one.tokens < len(one.C):
             raise BadSettingsError(
@@ -112,7 +109,8 @@ def new_header(
         prefixes=tuple(sample_prefixes(model, hparams.prefixes, seed)) if "prefixes" in hparams.needs else (),
         moments={layer: {"key": keys[layer], "sha256": _digest(one), "tokens": one.tokens}
                  for layer, one in collected.items()},
-        corpus=identity, seed=seed, threads=torch.get_num_threads(), restrain=str(restraint), every=every,
+        corpus=identity, seed=seed, threads=torch.get_num_threads(), restrain=str(schedule.restraint or "none"),
+        every=schedule.every,
         editor=None if trained is None else EditorRecord(path=str(trained.path.resolve()), sha256=trained.sha256),
         anatomy=_anatomy(model), versions=versions(),
     )  # fmt: skip

@@ -15,11 +15,12 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tether.editing.plan import DEFAULT_METHOD, EditPlan, Schedule
 from tether.editing.run import edit
 from tether.editors import BatchEditor, editor
 from tether.editors.corpus import Corpus
@@ -36,8 +37,6 @@ from tether.models.editable import EditableModel
 from tether.storage.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
-
-Rounds = Sequence[tuple[str, list[dict[str, Any]]]]  # (setting, what to try); a function is of those chosen so far
 
 DEPTHS = (0.1, 0.17, 0.25, 0.35, 0.5)  # where in the model layers are tried
 WEIGHTS = (50.0, 200.0, 1000.0, 5000.0, 15000.0)  # λ
@@ -81,7 +80,7 @@ def tune(
     model: EditableModel,
     facts: Sequence[Fact],
     *,
-    method: str = "rome",
+    method: str = DEFAULT_METHOD,
     corpus: str | Path | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -100,48 +99,69 @@ def tune(
     editor(method)
     if not issubclass(EDITORS[method].settings, LatentHparams):
         raise TetherError(f"{method} has no settings to find on probe facts: train it (`tether train-{method}`)")
-    size = (len(facts) if isinstance(editor(method), BatchEditor) else 1) if batch_size is None else batch_size
+    if batch_size is None:
+        batch_size = len(facts) if isinstance(editor(method), BatchEditor) else 1
     start, origin = settings_for(method, model)
     text = Corpus.parse("self" if corpus is None else corpus, seed=seed)
-    rounds = list(_rounds(start, model.n_layers))
-    wanted = sorted({layer for _, tried in rounds[:1] for changes in tried for layer in changes["layers"]})
-    moments(model, sorted({*wanted, *start.layers}), text)
-    probe = _Probe(model, facts, method, size, text.path or "self", seed, progress)
+    layers = _layers(start, model.n_layers)
+    moments(model, sorted({*start.layers, *(layer for tried in layers for layer in tried)}), text)
+    plan = EditPlan(method=method, corpus=text.path or "self", seed=seed)
+    probe = _Probe(model, facts, plan, Schedule(batch_size=batch_size, health=0), progress)
 
-    try:
-        tuned = _search(probe, method, rounds, origin, json.loads(start.model_dump_json()))
+    verdicts: list[str] = []
+    try:  # one setting after another, each with those chosen so far
+        best = probe.run(f"start: {origin}", json.loads(start.model_dump_json()))
+        for setting in ("layers", "mom2_update_weight", "v_num_grad_steps", "clamp_norm_factor"):
+            changes = [value for value in _values(setting, best.settings, layers) if value != best.settings[setting]]
+            tried = [probe.run(f"{setting} {_written(value)}", {**best.settings, setting: value}) for value in changes]
+            if not tried:
+                continue
+            leader = max(tried, key=lambda trial: trial.score)
+            against = paired(leader.scores, best.scores)
+            verdicts.append(_verdict(setting, leader, best, against))
+            best = leader if better(against) else best
     finally:
         model.clear_updates()
-    if len(probe.failures) == len(tuned.trials):
+    if len(probe.failures) == len(probe.trials):
         raise TetherError(f"no trial could edit a probe fact; the last one: {probe.failures[-1]}")
-    return tuned
+    return Tuned(method, best.settings, tuple(probe.trials), tuple(verdicts))
 
 
-def _search(probe: _Probe, method: str, rounds: Rounds, origin: str, start: dict[str, Any]) -> Tuned:
-    """One setting after another."""
-    best = probe.run(f"start: {origin}", start)
-    trials, verdicts = [best], []
-    for setting, changes in rounds:
-        tried = []
-        for change in changes:
-            settings = {**best.settings, **{k: v(best.settings) if callable(v) else v for k, v in change.items()}}
-            if settings != best.settings:
-                tried.append(probe.run(_written(setting, settings), settings))
-        trials += tried
-        if not tried:
-            continue
-        leader = max(tried, key=lambda trial: trial.score)
-        against = paired(leader.scores, best.scores)
-        sure = better(against)
-        chosen = f"{setting} {_value(best.settings[setting])} kept"
-        if sure:
-            chosen = f"{setting} {_value(leader.settings[setting])} chosen over {_value(best.settings[setting])}"
-        verdicts.append(
-            f"{chosen}: {leader.what} scores {against.difference:+.1f} ± {against.stderr:.1f} against it, "
-            f"n = {against.n} facts{'' if sure else ' (not more than two standard errors)'}"
-        )
-        best = leader if sure else best
-    return Tuned(method, best.settings, tuple(trials), tuple(verdicts))
+def _layers(start: LatentHparams, n_layers: int) -> list[list[int]]:
+    """As many layers as the settings have, ending at each of DEPTHS."""
+    width = len(start.layers)
+    lasts = sorted({min(max(width - 1, round(depth * n_layers)), max(0, n_layers - 2)) for depth in DEPTHS})
+    return [list(range(max(0, last - width + 1), last + 1)) for last in lasts]
+
+
+def _values(setting: str, chosen: Mapping[str, Any], layers: list[list[int]]) -> Sequence[Any]:
+    """What to try for a setting, given those chosen so far; nothing where the method does not have it."""
+    if setting not in chosen:
+        return ()
+    if setting == "layers":
+        return layers
+    if setting == "mom2_update_weight":
+        return WEIGHTS
+    if setting == "v_num_grad_steps":
+        return [round(factor * chosen[setting]) for factor in STEPS]
+    return [factor * chosen[setting] for factor in CLAMPS]
+
+
+def _verdict(setting: str, leader: Trial, best: Trial, against: Paired) -> str:
+    """Whether the leader replaces the best so far, and how sure that is."""
+    before, after = (_written(trial.settings[setting]) for trial in (best, leader))
+    compared = (
+        f"{leader.what} scores {against.difference:+.1f} ± {against.stderr:.1f} against it, n = {against.n} facts"
+    )
+    if better(against):
+        return f"{setting} {after} chosen over {before}: {compared}"
+    return f"{setting} {before} kept: {compared} (not more than two standard errors)"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 1:
+        return f"{value[0]}-{value[-1]}"
+    return str(value)
 
 
 def better(found: Paired) -> bool:
@@ -149,94 +169,70 @@ def better(found: Paired) -> bool:
     return found.difference > max(2 * (found.stderr or 0.0), NOTHING)
 
 
-def _rounds(start: LatentHparams, n_layers: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(setting, what to try); a function is of the settings chosen so far."""
-    width = len(start.layers)
-    lasts = sorted({min(max(width - 1, round(depth * n_layers)), max(0, n_layers - 2)) for depth in DEPTHS})
-    yield "layers", [{"layers": list(range(max(0, last - width + 1), last + 1))} for last in lasts]
-    if "mom2_update_weight" in type(start).model_fields:
-        yield "mom2_update_weight", [{"mom2_update_weight": weight} for weight in WEIGHTS]
-    yield (
-        "v_num_grad_steps",
-        [{"v_num_grad_steps": lambda s, factor=factor: round(factor * s["v_num_grad_steps"])} for factor in STEPS],
-    )
-    yield (
-        "clamp_norm_factor",
-        [{"clamp_norm_factor": lambda s, factor=factor: factor * s["clamp_norm_factor"]} for factor in CLAMPS],
-    )
-
-
-def _value(value: Any) -> str:
-    return "-".join(map(str, (value[0], value[-1]))) if isinstance(value, list) and len(value) > 1 else str(value)
-
-
-def _written(setting: str, settings: dict[str, Any]) -> str:
-    return f"{setting} {_value(settings[setting])}"
-
-
 class _Probe:
     """Edits the probe facts with some settings, and measures."""
 
     def __init__(
-        self, model: EditableModel, facts: Sequence[Fact], method: str, size: int, corpus: str | Path, seed: int,
+        self,
+        model: EditableModel,
+        facts: Sequence[Fact],
+        plan: EditPlan,
+        schedule: Schedule,
         progress: Callable[[Trial], None] | None,
-    ) -> None:  # fmt: skip
-        self.model, self.facts, self.method, self.size = model, facts, method, size
-        self.corpus, self.seed, self.progress = corpus, seed, progress
+    ) -> None:
+        self.model, self.facts, self.plan, self.schedule, self.progress = model, facts, plan, schedule, progress
         self.start = perplexity(model, builtin_text()).value
+        self.trials: list[Trial] = []
         self.failures: list[str] = []
 
     def run(self, what: str, settings: dict[str, Any]) -> Trial:
+        """One trial; the model carries its edits afterwards."""
         started = time.monotonic()
         self.model.clear_updates()
+        plan = self.plan.model_copy(update={"settings": settings})
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "settings.json"
-            file.write_text(json.dumps(settings))
-            ledger = edit(
-                self.model, self.facts, method=self.method, out=Path(folder) / "ledger", batch_size=self.size,
-                corpus=self.corpus, settings=file, seed=self.seed, health_every=len(self.facts) + 1,
-            )  # fmt: skip
-            kinds = {event.kind for event in ledger.events}
-            reason = ledger.events[0].reason
-        if kinds == {"failed"}:
-            logger.warning("%s: no probe fact could be edited (%s)", what, reason)
-            self.failures.append(f"{what}: {reason}")
+            ledger = edit(self.model, self.facts, out=Path(folder) / "ledger", plan=plan, schedule=self.schedule)
+            if all(event.kind == "failed" for event in ledger.events):
+                reason = ledger.events[0].reason
+                logger.warning("%s: no probe fact could be edited (%s)", what, reason)
+                self.failures.append(f"{what}: {reason}")
         found = evaluate_editing(self.model, list(enumerate(self.facts)), Measurement(metrics=("compare", "match")))
         ratio = perplexity(self.model, builtin_text()).value / self.start
+        kept = min(1.0, 1 / ratio)
         trial = Trial(
-            what=what, settings=settings, scores=tuple(s * min(1.0, 1 / ratio) for s in self._scores(found.records)),
+            what=what,
+            settings=settings,
+            scores=tuple(kept * score for score in _scores(found.records, len(self.facts))),
             efficacy=found.summary["match_tokens"]["efficacy"].value,
-            generalization=self._either(found.summary, "generalization"),
-            locality=self._either(found.summary, "locality"), perplexity_ratio=ratio,
+            generalization=_either(found.summary, "generalization"),
+            locality=_either(found.summary, "locality"),
+            perplexity_ratio=ratio,
             seconds=time.monotonic() - started,
-        )  # fmt: skip
+        )
+        self.trials.append(trial)
         if self.progress:
             self.progress(trial)
         return trial
 
-    @staticmethod
-    def _either(summary: Any, kind: str) -> float | None:
-        value = summary["compare"][kind].value
-        return summary["match_tokens"][kind].value if value is None else value
 
-    def _scores(self, records: Sequence[dict[str, Any]]) -> Iterator[float]:
-        """A fact's mean over the kinds it has prompts for."""
-        for index in range(len(self.facts)):
-            kinds = []
-            for kind, metrics in (
-                ("efficacy", ("match_tokens",)),
-                ("generalization", ("compare", "match_tokens")),
-                ("locality", ("compare", "match_tokens")),
-            ):
-                for metric in metrics:
-                    values = [
-                        r["value"] for r in records
-                        if r["edit"] == index and r["kind"] == kind and r["metric"] == metric
-                    ]  # fmt: skip
-                    if values:
-                        kinds.append(100 * sum(values) / len(values))
-                        break
-            yield math.fsum(kinds) / len(kinds)
+def _either(summary: Any, kind: str) -> float | None:
+    value: float | None = summary["compare"][kind].value
+    return summary["match_tokens"][kind].value if value is None else value
+
+
+def _scores(records: Iterable[Mapping[str, Any]], facts: int) -> Iterator[float]:
+    """A fact's mean over the kinds it has prompts for: `compare` where it allows it, else `match_tokens`."""
+    values: dict[tuple[int, str, str], list[float]] = {}
+    for record in records:
+        values.setdefault((record["edit"], record["kind"], record["metric"]), []).append(100 * record["value"])
+    for index in range(facts):
+        means = []
+        for kind in ("efficacy", "generalization", "locality"):
+            compared = None if kind == "efficacy" else values.get((index, kind, "compare"))
+            found = compared or values.get((index, kind, "match_tokens"))
+            if found:
+                means.append(math.fsum(found) / len(found))
+        yield math.fsum(means) / len(means)
 
 
 def write_settings(tuned: Tuned, path: str | Path) -> None:

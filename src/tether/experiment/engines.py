@@ -1,4 +1,4 @@
-"""What runs the runs of a grid: this process, one after another, or Ray.
+"""What does the runs of a grid: this process (`local`), one after another, or Ray.
 
 A run leaves everything in its folder, so an engine only tells which run ended and how. Ray's workers need the same
 folders as the process that started them: one machine, or a shared file system.
@@ -22,7 +22,7 @@ from typing import Any
 
 from tether.errors import TetherError
 from tether.experiment.plan import Job
-from tether.experiment.run import Analyse, Step, Tell, do_run, load_for
+from tether.experiment.run import Analyse, ProgressCallback, Step, do_run, load_for
 from tether.experiment.spec import GridSpec
 from tether.models import EditableModel
 
@@ -37,10 +37,12 @@ class Ended:
     reason: str | None = None
 
 
-Engine = Callable[[GridSpec, Sequence[Job], Path, Tell, "Analyse | None"], Iterator[Ended]]
+Engine = Callable[[GridSpec, Sequence[Job], Path, ProgressCallback, "Analyse | None"], Iterator[Ended]]
 
 
-def here(spec: GridSpec, jobs: Sequence[Job], out: Path, tell: Tell, analyse: Analyse | None) -> Iterator[Ended]:
+def local(
+    spec: GridSpec, jobs: Sequence[Job], out: Path, tell: ProgressCallback, analyse: Analyse | None
+) -> Iterator[Ended]:
     """One after another in this process; a model stays loaded while the next run has it too."""
     held: dict[str, EditableModel] = {}
 
@@ -67,7 +69,9 @@ def reason_of(work: Callable[[], object]) -> str | None:
     return None
 
 
-def ray(spec: GridSpec, jobs: Sequence[Job], out: Path, tell: Tell, analyse: Analyse | None) -> Iterator[Ended]:
+def ray(
+    spec: GridSpec, jobs: Sequence[Job], out: Path, tell: ProgressCallback, analyse: Analyse | None
+) -> Iterator[Ended]:
     """As many at a time as the cluster's resources allow, each in a worker of its own. A run whose worker dies is
     started again on another, where it goes on."""
     try:
@@ -137,12 +141,12 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise TetherError(
-            f"Ray cannot be reached at {address} ({error}): start it there (ray start --head), or leave ray_address "
-            "away for this machine alone"
+            f"Ray cannot be reached at {address} ({error}): start it there (ray start --head), or name no "
+            "ray_address for this machine alone"
         ) from None
 
 
-ENGINES: Mapping[str, Engine] = MappingProxyType({"here": here, "ray": ray})
+ENGINES: Mapping[str, Engine] = MappingProxyType({"local": local, "ray": ray})
 
 
 def engine(name: str) -> Engine:

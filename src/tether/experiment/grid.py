@@ -40,15 +40,15 @@ def run_grid(
     out: str | Path,
     *,
     resume: bool = False,
-    engine: str = "here",
+    engine: str = "local",
     progress: Callable[[Step], None] | None = None,
     analyse: Analyse | None = None,
 ) -> Outcome:
-    """Do every run of a grid (a file, or the name of one that comes along) that is not done, and keep what they found
-    in `out`: results.parquet, analyses.json and grid.yaml, written after every run, and the runs' own folders.
+    """Do every run of a grid (a file, or a name of `grid_names`) that is not done, and keep what they found in `out`:
+    results.parquet, analyses.json and grid.yaml, written after every run, and the runs' own folders.
 
     `resume` goes on in a folder where the grid, or an older version of it, ran before: runs with the same id are the
-    same, and a done one is not touched. `engine` is `here` or `ray`. `analyse` stands in for
+    same, and a done one is not touched. `engine` is `local` or `ray`. `analyse` stands in for
     `tether.analyses.analyse.analyse`. A run that fails is recorded and the others go on.
 
     Raises TetherError for a fault in the grid, for missing files, and while another process writes there.

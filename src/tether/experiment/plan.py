@@ -18,14 +18,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tether.constraints.base import parse
+from tether.editing.plan import EditPlan, Schedule
 from tether.editors.corpus import SELF
 from tether.editors.registry import EDITORS
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, TetherError
 from tether.evaluation.abilities.data import HUB, TEXT_FILE, ability_data
 from tether.evaluation.abilities.harness import named_tasks
 from tether.evaluation.abilities.run import ABILITIES, PERPLEXITY
 from tether.evaluation.abilities.tasks import task_file
 from tether.evaluation.abilities.tasks.documents import FILES, read
+from tether.evaluation.measurement import Measurement
 from tether.experiment.results import Run
 from tether.experiment.spec import Cell, DatasetSpec, GridSpec, ModelSpec
 from tether.facts import Fact, read_facts
@@ -46,17 +49,10 @@ class Job(BaseModel):
     run: Run
     model: ModelSpec
     dataset: DatasetSpec
-    method: str
-    settings: str | None
-    layers: tuple[int, ...] | None
-    editor: str | None
-    corpus: str | None
+    plan: EditPlan
+    measurement: Measurement
     restraints: tuple[str, ...]
     at: tuple[int, ...]
-    abilities: tuple[str, ...]
-    abilities_data: str | None
-    limit: int | None
-    quick: bool
     analyses: tuple[str, ...]
     files: dict[str, str]
     wanted: str
@@ -66,6 +62,13 @@ class Job(BaseModel):
         return _facts(self.dataset, self.run.seed, self.run.edits)
 
     @property
+    def schedule(self) -> Schedule:
+        """When what is done while its ledger is made. No alarm leaves an edit out: its effect is measured."""
+        return Schedule(
+            restraint=parse(self.run.restrain), every=self.run.every, batch_size=self.run.batch_size, on_alarm="warn"
+        )
+
+    @property
     def rows(self) -> int:
         """How many rows will be measured."""
         return sum(1 if count == 0 else max(1, len(self.restraints)) for count in self.at)
@@ -73,8 +76,8 @@ class Job(BaseModel):
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs in their order. `missing`: what a run would be refused for, each on one line; `notes`: what a reader may
-    not expect."""
+    """The runs in their order. `missing`: why a run would be refused, each on one line; `notes`: what a reader may not
+    expect."""
 
     spec: GridSpec
     jobs: tuple[Job, ...]
@@ -86,7 +89,7 @@ def make_plan(spec: GridSpec) -> Plan:
     """The runs of a grid: all seeds, datasets and editors of a model before the next model, the first seed of all of
     them before the second. Raises TetherError for an ability that is none."""
     _check_names(spec)
-    look = _Look()
+    checks = FileChecks()
     jobs: list[Job] = []
     notes: dict[str, None] = {}
     for model in spec.models:
@@ -98,55 +101,53 @@ def make_plan(spec: GridSpec) -> Plan:
                     why = f"it runs with seed {spec.seeds[0]} alone (shuffle: true would draw the order of the facts)"
                     notes[f"{what}: {why}"] = None
                     continue
-                look.cell(cell)
-                jobs += _jobs(spec, cell, seed, look)
-    look.abilities(spec)
-    return Plan(spec, tuple(jobs), tuple(look.missing), tuple(notes))
+                checks.cell(cell)
+                jobs += _jobs(spec, cell, seed, checks)
+    checks.abilities(spec)
+    return Plan(spec, tuple(jobs), tuple(checks.missing), tuple(notes))
 
 
 def _depends_on_the_seed(cell: Cell) -> bool:
     return cell.dataset.shuffle or bool(EDITORS[cell.method].needs & {"prefixes", "moments"})
 
 
-def _jobs(spec: GridSpec, cell: Cell, seed: int, look: _Look) -> list[Job]:
+def _jobs(spec: GridSpec, cell: Cell, seed: int, checks: FileChecks) -> list[Job]:
     """The ledger of what is restrained once, then one for every schedule."""
     schedules: list[tuple[str, int | None]] = [("none", None)] if cell.once else []
-    return [_job(spec, cell, seed, restrain, every, look) for restrain, every in [*schedules, *cell.every]]
+    return [_job(spec, cell, seed, restrain, every, checks) for restrain, every in [*schedules, *cell.every]]
 
 
-def _job(spec: GridSpec, cell: Cell, seed: int, restrain: str, every: int | None, look: _Look) -> Job:
-    moments = "moments" in EDITORS[cell.method].needs
-    files = {
-        "facts": look.sha256("datasets", cell.dataset.facts),
-        **({"settings": look.sha256("settings", cell.settings)} if cell.settings else {}),
-        **({"editor": look.sha256("editor", cell.editor)} if cell.editor else {}),
-        **({"anatomy": look.sha256("anatomy", cell.model.anatomy)} if cell.model.anatomy else {}),
-    }
-    corpus = cell.corpus if moments else None
-    if corpus not in (None, SELF):
-        files["corpus"] = look.sha256("corpus", str(corpus))
+def _job(spec: GridSpec, cell: Cell, seed: int, restrain: str, every: int | None, checks: FileChecks) -> Job:
+    dataset = cell.dataset
+    named = {
+        "facts": ("datasets", dataset.facts), "settings": ("settings", cell.settings),
+        "editor": ("editor", cell.editor), "anatomy": ("anatomy", cell.model.anatomy),
+        "corpus": ("corpus", None if cell.corpus == SELF else cell.corpus),
+    }  # fmt: skip
+    files = {what: checks.sha256(key, file) for what, (key, file) in named.items() if file is not None}
     run: dict[str, Any] = {
-        "model": cell.model.name, "method": cell.editor_name, "dataset": cell.dataset.name, "seed": seed,
+        "model": cell.model.name, "method": cell.editor_name, "dataset": dataset.name, "seed": seed,
         "edits": cell.edits[-1], "batch_size": cell.batch_size, "restrain": restrain, "every": every,
     }  # fmt: skip
     edited = {
         **run, "files": files, "load": cell.model.load, "dtype": cell.model.dtype, "device": cell.model.device,
-        "method": cell.method, "layers": cell.layers, "corpus": SELF if corpus == SELF else None,
-        "skip": cell.dataset.skip, **({"limit": cell.dataset.limit, "shuffle": True} if cell.dataset.shuffle else {}),
+        "method": cell.method, "layers": cell.layers, "corpus": SELF if cell.corpus == SELF else None,
+        "skip": dataset.skip, **({"limit": dataset.limit, "shuffle": True} if dataset.shuffle else {}),
     }  # fmt: skip
     schedule = [] if every is None else [restrain, f"every{every}"]
-    words = [cell.model.name, cell.editor_name, cell.dataset.name, *schedule, f"seed{seed}"]
+    words = [cell.model.name, cell.editor_name, dataset.name, *schedule, f"seed{seed}"]
     readable = re.sub(r"[^A-Za-z0-9._-]+", "", "-".join(words))
+    restraints = cell.once if every is None else ()
     measured: dict[str, Any] = {
-        "restraints": cell.once if every is None else (), "at": cell.edits, "abilities": spec.abilities,
-        "limit": spec.limit, "quick": spec.quick, "analyses": spec.analyses,
+        "restraints": restraints, "at": cell.edits, "abilities": spec.abilities, "limit": spec.limit,
+        "quick": spec.quick, "analyses": spec.analyses,
     }  # fmt: skip
-    prompts = (cell.dataset.metrics, cell.dataset.paraphrases, cell.dataset.locality)
+    prompts = (dataset.metrics, dataset.paraphrases, dataset.locality)
     return Job(
-        run=Run(id=f"{readable}-{_digest(edited)[:10]}", **run), model=cell.model, dataset=cell.dataset,
-        method=cell.method, settings=cell.settings, layers=cell.layers, editor=cell.editor, corpus=corpus,
-        abilities_data=spec.abilities_data, files=files,
-        wanted=_digest({"measured": measured, "prompts": prompts, "data": look.data(spec)}), **measured,
+        run=Run(id=f"{readable}-{_digest(edited)[:10]}", **run), model=cell.model, dataset=dataset,
+        plan=cell.plan(seed), measurement=spec.measurement(dataset), restraints=restraints, at=cell.edits,
+        analyses=spec.analyses, files=files,
+        wanted=_digest({"measured": measured, "prompts": prompts, "data": checks.data(spec)}),
     )  # fmt: skip
 
 
@@ -168,22 +169,27 @@ def _check_names(spec: GridSpec) -> None:
     for name in spec.abilities:
         if name in ABILITIES:
             continue
+        if Path(name).is_file():
+            raise BadSettingsError(
+                f"abilities: {name} is a task file, which can run code of its own, so a grid takes names of tasks "
+                "alone; measure it with tether evaluate"
+            )
         try:
             known = bool(named_tasks(name, hub=False, limit=spec.limit))
         except TetherError as error:
             if spec.abilities_data == HUB:  # its data may be fetched when the grid runs
                 continue
-            raise TetherError(f"abilities: {error}") from None
+            raise BadSettingsError(f"abilities: {error}") from None
         if not known:
-            raise TetherError(
+            raise BadSettingsError(
                 f"abilities: {name!r} is none that can be measured: choose from {', '.join(ABILITIES)}, or name a task "
                 "of lm-evaluation-harness"
             )
 
 
 @dataclass
-class _Look:
-    """A look at the files a grid names: each once, and what is wrong with them."""
+class FileChecks:
+    """Checks every file that a grid names, once."""
 
     missing: dict[str, None] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from tether.analyses.points import Analyses
 from tether.constraints.base import AS_RECORDED
+from tether.editing.plan import EditPlan
 from tether.editing.prepare import trained_editor
 from tether.editing.run import Progress, edit
 from tether.editors.corpus import Corpus
@@ -49,7 +50,7 @@ _COUNTED = ("edit", "failed", "skipped")
 
 @dataclass(frozen=True)
 class Step:
-    """Where a run is. `edited` is the session's own progress in the stage `edit`, `reason` says why it failed."""
+    """Where a run is. `edited` is the progress of `edit` in the stage `edit`, `reason` says why it failed."""
 
     run: Run
     stage: Stage
@@ -57,7 +58,7 @@ class Step:
     reason: str | None = None
 
 
-Tell = Callable[[Step], None]
+ProgressCallback = Callable[[Step], None]
 
 
 class Analyse(Protocol):
@@ -101,7 +102,12 @@ def load_for(job: Job) -> EditableModel:
 
 
 def do_run(
-    job: Job, out: Path, model: Callable[[], EditableModel], *, tell: Tell | None = None, analyse: Analyse | None = None
+    job: Job,
+    out: Path,
+    model: Callable[[], EditableModel],
+    *,
+    tell: ProgressCallback | None = None,
+    analyse: Analyse | None = None,
 ) -> StoredRun:
     """Do a run, or what is left of it. `model` gives the unedited model, only where something is left to do.
 
@@ -141,24 +147,22 @@ def note_failure(job: Job, out: Path, reason: str) -> None:
     write_atomically(folder / "failed.txt", (reason + "\n").encode())
 
 
-def _edited(job: Job, folder: Path, model: EditableModel, say: Tell) -> Ledger:
+def _edited(job: Job, folder: Path, model: EditableModel, say: ProgressCallback) -> Ledger:
     facts = job.facts()
     if len(facts) < job.run.edits:
         raise TetherError(f"{job.dataset.facts} gives {len(facts)} facts, {job.run.edits} edits are wanted")
-    shared: dict[str, Any] = {
-        "out": folder, "method": job.method, "batch_size": job.run.batch_size, "seed": job.run.seed,
-        "editor": job.editor, "resume": True,
-        "progress": lambda at: say(Step(job.run, "edit", at)),
-    }  # fmt: skip
-    if (folder / "ledger.json").exists():
-        ledger = Ledger.open(folder, model)
-        _check(job, ledger, facts, model)
-        with _threads(ledger.header.threads):
-            return edit(model, facts, **shared)
-    return edit(
-        model, facts, restrain=job.run.restrain, every=job.run.every, corpus=job.corpus, settings=job.settings,
-        layers=job.layers, **shared,
-    )  # fmt: skip
+    plan, schedule = job.plan, job.schedule
+
+    def progress(at: Progress) -> None:
+        say(Step(job.run, "edit", at))
+
+    if not (folder / "ledger.json").exists():
+        return edit(model, facts, out=folder, plan=plan, schedule=schedule, resume=True, progress=progress)
+    ledger = Ledger.open(folder, model)
+    _check(job, ledger, facts, model)
+    plan = EditPlan(method=plan.method, seed=plan.seed, editor=plan.editor)  # the ledger keeps the rest
+    with _threads(ledger.header.threads):
+        return edit(model, facts, out=folder, plan=plan, schedule=schedule, resume=True, progress=progress)
 
 
 @contextmanager
@@ -174,31 +178,30 @@ def _threads(number: int) -> Iterator[None]:
 
 def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel) -> None:
     """Raise TetherError unless the ledger there is one that `edit` made, or is making, with the run's arguments."""
-    header = ledger.header
+    header, plan = ledger.header, job.plan
     pairs: dict[str, tuple[Any, Any]] = {
-        "method": (header.method, job.method),
+        "method": (header.method, plan.method),
         "seed": (header.seed, job.run.seed),
         "restrain": (header.restrain, job.run.restrain),
         "every": (header.every, job.run.every),
         "dtype": (header.dtype, str(model.dtype).removeprefix("torch.")),
     }
-    file = None if job.settings is None else Path(job.settings)
-    trained = trained_editor(model, job.method, job.editor, job.layers)
+    trained = trained_editor(model, plan)
     if trained is None:
-        expected = settings_for(job.method, model, given=file, layers=job.layers)[0]
+        expected = settings_for(plan.method or header.method, model, given=plan.settings, layers=plan.layers)[0]
     else:
-        expected = trained.settings(file)
+        expected = trained.settings(plan.settings)
         pairs["editor"] = header.editor and header.editor.sha256, trained.sha256
-    made, spent = EDITORS[job.method].settings.model_validate(header.settings), set(expected.resources)
+    made, spent = EDITORS[header.method].settings.model_validate(header.settings), set(expected.resources)
     pairs["settings"] = made.model_dump(mode="json", exclude=spent), expected.model_dump(mode="json", exclude=spent)
-    if job.corpus is not None and "moments" in EDITORS[job.method].needs:
-        corpus = Corpus.parse(job.corpus, seed=job.run.seed).identity()
+    if plan.corpus is not None:
+        corpus = Corpus.parse(plan.corpus, seed=job.run.seed).identity()
         pairs["corpus"] = {key: header.corpus.get(key) for key in corpus}, corpus
     for what, (found, wanted) in pairs.items():
         if found != wanted:
             raise TetherError(
                 f"{ledger.path} was made with another {what} than the grid's ({_short(found)}, the grid's "
-                f"{_short(wanted)}): take it away, or make it with the grid's arguments"
+                f"{_short(wanted)}): remove it, or make it with the grid's arguments"
             )
     tried = [event for event in ledger.events if event.kind in ATTEMPTS and event.fact is not None]
     size, total = job.run.batch_size, len(facts)
@@ -211,8 +214,8 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
         same = event.fact is not None and fact is not None and event.fact.sha256 == fact.sha256
         if not same or (1 if event.batch is None else event.batch[1]) != together:
             raise TetherError(
-                f"{ledger.path}: edit {number} is not the grid's (another fact, or another batch size): take the "
-                "ledger away, or make it with the grid's arguments"
+                f"{ledger.path}: edit {number} is not the grid's (another fact, or another batch size): remove the "
+                "ledger, or make it with the grid's arguments"
             )
     if any(event.kind in ("undo", "guard") for event in ledger.events):
         raise TetherError(f"{ledger.path} has edits undone or a guard's events: a grid measures plain ledgers alone")
@@ -226,9 +229,8 @@ def _short(value: Any) -> str:
 def _measured(job: Job, file: Path, ledger: Ledger, model: EditableModel) -> Results:
     """The rows asked for, as the file has them; rows of an earlier, larger question stay in the file alone."""
     evaluate_ledger(
-        ledger, model, job.facts(), at=job.at, restraints=job.restraints or (None,), abilities=job.abilities,
-        metrics=job.dataset.metrics, max_paraphrases=job.dataset.paraphrases, max_locality=job.dataset.locality,
-        abilities_data=job.abilities_data, limit=job.limit, quick=job.quick, out=file, resume=True,
+        ledger, model, job.facts(), at=job.at, restraints=job.restraints or (None,), measurement=job.measurement,
+        out=file, resume=True,
     )  # fmt: skip
     results = read_results(file)
     restraints = job.restraints or (AS_RECORDED,)

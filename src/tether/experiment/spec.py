@@ -1,10 +1,10 @@
 """A grid as it is written: models × editors × datasets × numbers of edits × restraints × abilities × seeds, in YAML.
 
-    spec = read_spec("my-grid.yaml")        # or the name of a grid that comes along: "smollm2"
+    spec = read_spec("my-grid.yaml")        # or the name of a grid that comes with tether: "smollm2"
 
 Everything is checked when it is read, and an error names its key. Files need not be there yet (`tether.experiment.plan`
-names those that are not). A relative path is relative to the grid file, in a grid that comes along to the current
-folder; `${NAME}` stands for an environment variable.
+names those that are not). A relative path is relative to the grid file, in a grid that comes with tether to the current
+folder. In the value of a key that names a file or a folder, `${NAME}` stands for an environment variable.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ from pydantic import (
 )
 
 from tether.constraints.base import parse
+from tether.editing.plan import EditPlan
 from tether.editors import BatchEditor, editor
 from tether.editors.corpus import SELF
 from tether.editors.registry import EDITORS
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, TetherError
 from tether.evaluation.abilities.data import HUB
+from tether.evaluation.measurement import Measurement
 from tether.evaluation.metrics.base import check_metrics, default_metrics
 
 ALPHA = "alpha"  # in a restraint, as in log:alpha, it stands for the cell's own
+_PATH_KEYS = ("facts", "corpus", "load", "settings", "editor", "anatomy", "abilities_data")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -99,7 +102,7 @@ class _Strict(BaseModel):
 
 
 class ModelSpec(_Strict):
-    """A model. `load` (default: the name) is what `tether.load` takes; `parameters` is for the estimate alone."""
+    """A model. `load` (default: the name) is what `tether.load` takes. `parameters` is of older grids, and not used."""
 
     name: Name
     load: str = ""
@@ -145,7 +148,7 @@ class EditorSpec(_Strict):
 
 
 class DatasetSpec(_Strict):
-    """Facts from a file: `limit` of them behind the first `skip`, with `shuffle` in an order drawn by the seed; and how
+    """Facts from a file: `limit` of them after the first `skip`, with `shuffle` in an order drawn by the seed; and how
     the edits are measured (`paraphrases`, `locality`: at most so many prompts a fact)."""
 
     name: Name
@@ -173,7 +176,7 @@ class EverySpec(_Strict):
 
 
 class When(_Strict):
-    """Which cells: names, or lists of them; what is left away is any."""
+    """Which cells: names, or lists of them; a key that is not given means any."""
 
     model: Names | None = None
     editor: Names | None = None
@@ -181,7 +184,7 @@ class When(_Strict):
 
 
 class Override(_Strict):
-    """What is otherwise in some cells of the grid; of several the last one counts. `leave_out`: not run at all."""
+    """What differs in some cells of the grid. Of several the last one counts. `leave_out`: not run at all."""
 
     when: When
     alpha: float | Literal["e"] | None = None
@@ -250,6 +253,13 @@ class GridSpec(_Strict):
             if (cell := self._cell(model, dataset, chosen)) is not None
         ]  # fmt: skip
 
+    def measurement(self, dataset: DatasetSpec) -> Measurement:
+        """What is measured of the ledgers of a data set."""
+        return Measurement(
+            metrics=dataset.metrics, abilities=self.abilities, data=self.abilities_data, limit=self.limit,
+            quick=self.quick, max_paraphrases=dataset.paraphrases, max_locality=dataset.locality,
+        )  # fmt: skip
+
     def _cell(self, model: ModelSpec, dataset: DatasetSpec, chosen: EditorSpec) -> Cell | None:
         holds: dict[str, Any] = {
             "alpha": self.alpha, "once": self.once, "every": self.every, "edits": chosen.edits or self.edits,
@@ -276,14 +286,18 @@ class GridSpec(_Strict):
                 f"(tether train-{chosen.method} makes it)"
             )
         if not needed and holds["editor"] is not None:
-            raise ValueError(f"editor is given for {where}: {chosen.method} needs no trained one; leave it away")
+            raise ValueError(f"editor is given for {where}: {chosen.method} needs no trained one; name none")
         if holds["batch_size"] > 1 and not isinstance(editor(chosen.method), BatchEditor):
             raise ValueError(f"batch_size {holds['batch_size']} for {where}: {chosen.method} edits one fact at a time")
-        return Cell(model=model, method=chosen.method, editor_name=chosen.name, dataset=dataset, **holds)
+        corpus = (holds["corpus"] or SELF) if "moments" in EDITORS[chosen.method].needs else None
+        return Cell(
+            model=model, method=chosen.method, editor_name=chosen.name, dataset=dataset, **{**holds, "corpus": corpus}
+        )
 
 
 class Cell(BaseModel):
-    """One model × editor × dataset, with what holds there after the overrides."""
+    """One model × editor × dataset, with what holds there after the overrides. `corpus` is None for a method without
+    moments."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -300,6 +314,11 @@ class Cell(BaseModel):
     batch_size: int
     corpus: str | None
 
+    def plan(self, seed: int) -> EditPlan:
+        """What the cell's ledgers depend on."""
+        fields = {key: getattr(self, key) for key in ("method", "settings", "layers", "corpus", "editor")}
+        return EditPlan.model_validate({**fields, "seed": seed})
+
 
 def _with_alpha(text: str, alpha: float | str | None, where: str) -> str:
     if ALPHA not in text:
@@ -313,7 +332,7 @@ def _once(key: str, names: Iterable[object]) -> None:
     seen: set[object] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{key}: {name!r} stands there twice; give every one a name of its own")
+            raise ValueError(f"{key}: {name!r} is given twice; give every one a name of its own")
         seen.add(name)
 
 
@@ -321,38 +340,38 @@ def _once(key: str, names: Iterable[object]) -> None:
 
 
 def grid_names() -> tuple[str, ...]:
-    """The grids that come along."""
+    """The grids that come with tether."""
     folder = resources.files("tether.experiment") / "grids"
     return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
 def grid_text(source: str | Path) -> str:
-    """The YAML of a file, or of a grid that comes along by its name. Raises TetherError where there is neither."""
+    """The YAML of a file, or of a grid of `grid_names`. Raises TetherError where there is neither."""
     if not Path(source).is_file() and str(source) in grid_names():
         return (resources.files("tether.experiment") / "grids" / f"{source}.yaml").read_text(encoding="utf-8")
     try:
         return Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TetherError(
+        raise BadSettingsError(
             f"{source} is no grid ({getattr(error, 'strerror', None) or error}): name a YAML file, or one of "
             f"{', '.join(grid_names())}"
         ) from None
 
 
 def read_spec(source: str | Path) -> GridSpec:
-    """A grid from a file, or one that comes along by its name. Raises TetherError that names the key at fault."""
+    """A grid from a file, or one of `grid_names`. Raises TetherError that names the key at fault."""
     text = grid_text(source)
     try:
         content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise TetherError(f"{source} is no YAML: {' '.join(str(error).split())}") from None
+        raise BadSettingsError(f"{source} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise TetherError(f"{source} holds no keys: write name, models, editors, datasets, edits at least")
+        raise BadSettingsError(f"{source} holds no keys: write name, models, editors, datasets, edits at least")
     base = Path(source).resolve().parent if Path(source).is_file() else Path.cwd()
     try:
         return GridSpec.model_validate(_expanded(content, str(source), ""), context={"base": base})
     except ValidationError as error:
-        raise TetherError(f"{source}: {_complaint(error)}") from None
+        raise BadSettingsError(f"{source}: {_complaint(error)}") from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -362,17 +381,24 @@ class _Loader(yaml.SafeLoader):
         keys = [str(key.value) for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} stands there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
 
 
-def _expanded(value: Any, source: str, key: str) -> Any:
-    """`${NAME}` replaced at any depth."""
+def _expanded(value: Any, source: str, key: str, *, path: bool = False) -> Any:
+    """`${NAME}` replaced at any depth, where the value is a `path`; refused elsewhere, since results keep names."""
     if isinstance(value, str):
+        if "${" in value and not path:
+            raise BadSettingsError(
+                f"{source}: {key} = {value!r}: ${{NAME}} may stand in {', '.join(_PATH_KEYS)} alone; write the value"
+            )
         return re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], f"{source}: {key}"), value)
     if isinstance(value, Mapping):
-        return {name: _expanded(item, source, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+        return {
+            name: _expanded(item, source, f"{key}.{name}".lstrip("."), path=name in _PATH_KEYS and key[-4:] != "when")
+            for name, item in value.items()
+        }
     if isinstance(value, list):
         return [_expanded(item, source, f"{key}.{place}") for place, item in enumerate(value)]
     return value
@@ -380,7 +406,7 @@ def _expanded(value: Any, source: str, key: str) -> Any:
 
 def _variable(name: str, where: str) -> str:
     if name not in os.environ:
-        raise TetherError(f"{where} names ${{{name}}}, which is not set: set this environment variable")
+        raise BadSettingsError(f"{where} names ${{{name}}}, which is not set: set this environment variable")
     return os.environ[name]
 
 

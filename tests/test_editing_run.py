@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import logging
 import os
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from core import FACTS, SETTINGS, bits, editable, plain_text, same_bits
+from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, same_bits
+from edits import BAD, assert_says, kinds, run
 from tiny import save, tiny_model
+from tokenizers import normalizers
 
+from tether.algebra.lowrank import LowRank
+from tether.editing.health import ALONE, UPDATE, Health
+from tether.editing.plan import EditPlan, Schedule
 from tether.editing.run import Progress, edit
-from tether.editors.rome import RomeHparams
-from tether.errors import TetherError
+from tether.editors.settings import RomeHparams
+from tether.errors import BadSettingsError, TetherError
 from tether.facts.fact import Fact
-from tether.ledger import Ledger
+from tether.ledger import Ledger, Sum, Sums
 from tether.models import EditableModel, load
-
-BAD = Fact(subject="Eiffel Tower", prompt=300 * "so " + "{} is in", target_new="Paris")  # longer than the model takes
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moments of the same model are collected once for all tests here."""
     monkeypatch.setenv("TETHER_CACHE", str(tmp_path_factory.getbasetemp() / "session-cache"))
-
-
-def run(model: EditableModel, facts: Sequence[Fact], out: Path, **more: Any) -> Ledger:
-    """`edit` with the settings of these tests; a new ledger unless there is one."""
-    if not (out / "ledger.json").exists():
-        file = out.parent / f"{out.name}-settings.json"
-        file.write_text(json.dumps({**SETTINGS, **more.pop("changes", {})}))
-        more = {"settings": file, "corpus": plain_text(), **more}
-    return edit(model, facts, out=out, **more)
-
-
-def kinds(ledger: Ledger) -> list[str]:
-    return [event.kind for event in ledger.events]
-
-
-def assert_says(model: EditableModel, ledger: Ledger, family: str) -> None:
-    """The model carries what the ledger on disk says, bit for bit, and the ledger is sound."""
-    opened = Ledger.open(ledger.path, model)
-    opened.verify(model)
-    assert same_bits(opened.apply(editable(family)), model.hf.state_dict())
 
 
 @pytest.mark.parametrize("method", ["rome", "r-rome"])
@@ -62,8 +44,7 @@ def test_a_run(family: str, method: str, tmp_path: Path) -> None:
     assert [(p.done, p.total, p.event.edit) for p in seen] == [(1, 3, 1), (2, 3, 2), (3, 3, 3)]
     assert [e.fact for e in ledger.events] == list(FACTS[:3])
     record = ledger.events[1].record
-    assert record["loss_last"] < record["loss_first"] and record["perplexity_ratio"] > 0
-    assert ledger.events[0].record["kappa"] > 1, "σ_min is measured in the first look"
+    assert record["loss_last"] < record["loss_first"] and record["kappa"] > 1 and record["perplexity_ratio"] > 0
     assert not same_bits(model, before)
     assert_says(model, ledger, family)
     assert RomeHparams.model_validate(ledger.header.settings).layers == (1,)
@@ -215,7 +196,7 @@ def test_what_an_existing_ledger_refuses(tmp_path: Path) -> None:
     run(model, FACTS[:1], tmp_path / "a")
     after = bits(model)
     for options, message in (
-        ({"method": "r-rome"}, "method r-rome"),
+        ({"method": "rome"}, "method rome"),
         ({"seed": 7}, "seed 7"),
         ({"layers": [2]}, "layers"),
         ({"settings": tmp_path / "a-settings.json"}, "keeps its own"),
@@ -247,8 +228,8 @@ def test_bad_requests(tmp_path: Path) -> None:
     (tmp_path / "full/letter.txt").write_text("dear")
     for facts, out, options, message in (
         ((), "a", {}, "no facts"),
-        (FACTS[:1], "a", {"every": 0}, "at least 1"),
-        (FACTS[:1], "a", {"health_every": 0}, "health_every 0"),
+        (FACTS[:1], "a", {"every": 0}, "every = 0"),
+        (FACTS[:1], "a", {"health_every": 0}, "health_every = 0"),
         (FACTS[:1], "a", {"every": 2}, "no restraint to act"),
         (FACTS[:1], "a", {"every": 2, "restrain": "none"}, "no restraint to act"),
         (FACTS[:1], "a", {"batch_size": 2}, "one fact at a time"),
@@ -296,6 +277,95 @@ def test_what_a_kill_leaves_while_a_ledger_is_made_is_no_obstacle(tmp_path: Path
     (out / "factors").mkdir(parents=True)
     (out / "ledger.json.tmp").write_text('{"format"')
     assert kinds(run(editable("gpt2"), FACTS[:1], out, resume=True)) == ["edit"]
+
+
+# --- what travels as a value, and what is said where nothing is named ---------------------------------------------
+
+
+def test_plan_and_schedule_do_what_keywords_do(tmp_path: Path) -> None:
+    keywords = {"method": "rome", "settings": SETTINGS, "corpus": plain_text(), "seed": 3}
+    plan, schedule = EditPlan.model_validate(keywords), Schedule.model_validate({"restraint": "linear:2", "every": 2})
+    whole = edit(editable("gpt2"), FACTS[:3], out=tmp_path / "a", plan=plan, schedule=schedule)
+    again = edit(editable("gpt2"), FACTS[:3], out=tmp_path / "b", restrain="linear:2", every=2, **keywords)
+    assert kinds(whole) == kinds(again) and [e.sha256 for e in whole.events] == [e.sha256 for e in again.events]
+    assert whole.header.model_dump(exclude={"created"}) == again.header.model_dump(exclude={"created"})
+    assert whole.header.restrain == "linear:2" and whole.header.every == 2
+    with pytest.raises(BadSettingsError, match="seed stands beside plan"):
+        edit(editable("gpt2"), FACTS[:1], out=tmp_path / "c", plan=plan, seed=1)
+
+
+def test_settings_as_a_dict_are_those_of_a_file(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    ledger = edit(model, FACTS[:1], out=tmp_path / "a", method="rome", settings=SETTINGS, corpus=plain_text())
+    by_file = run(editable("gpt2"), FACTS[:1], tmp_path / "b", method="rome")
+    assert ledger.events[0].sha256 == by_file.events[0].sha256
+    assert ledger.header.settings == by_file.header.settings
+    assert ledger.header.settings_origin.startswith("settings given over ")
+    with pytest.raises(TetherError, match="v_speed"):
+        edit(model.__class__(*tiny_model("gpt2")), FACTS[:1], out=tmp_path / "c", settings={"v_speed": 1})
+
+
+def test_the_method_is_said_where_none_was_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="tether.editing.prepare"):
+        ledger = run(editable("gpt2"), FACTS[:1], tmp_path / "a")
+        assert ledger.header.method == "r-rome" and "method r-rome (default)" in caplog.text
+        caplog.clear()
+        run(editable("gpt2"), FACTS[:1], tmp_path / "b", method="r-rome")
+        run(editable("gpt2"), FACTS[:1], tmp_path / "b", resume=True)
+        assert "(default)" not in caplog.text
+
+
+# --- resuming a list --------------------------------------------------------------------------------------------------
+
+
+def test_a_fact_is_known_again_where_only_what_measures_it_changed(tmp_path: Path) -> None:
+    run(editable("gpt2"), FACTS[:2], tmp_path / "a")
+    mended = [fact.model_copy(update={"paraphrases": ("So it is in",)}) for fact in FACTS[:3]]
+    ledger = run(editable("gpt2"), mended, tmp_path / "a", resume=True)
+    assert kinds(ledger) == ["edit"] * 3
+    other = [FACTS[2].model_copy(update={"target_new": "Rome"}), *mended]
+    assert Ledger.open(tmp_path / "a").attempts == 3
+    assert kinds(run(editable("gpt2"), other, tmp_path / "a", resume=True)) == ["edit"] * 7
+
+
+def test_resume_says_that_nothing_matched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(editable("gpt2"), FACTS[:2], tmp_path / "a")
+    run(editable("gpt2"), FACTS[:3], tmp_path / "a", resume=True)
+    assert "begins this list" not in caplog.text
+    run(editable("gpt2"), FACTS[4:5], tmp_path / "a", resume=True)
+    assert "none of the 3 facts" in caplog.text and "all 1 of it are edited" in caplog.text
+
+
+# --- errors that are not of a fact ------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_for_every_fact_is_raised(tmp_path: Path) -> None:
+    """A unit of the MLP that is always 0 makes the moments singular: one error, not a failed fact for each of the
+    list."""
+    model = editable("gpt2")
+    up = model.blocks[1].mlp.c_fc
+    up.weight[:, 0], up.bias[0] = 0.0, 0.0
+    before = bits(model)
+    with pytest.raises(TetherError, match="singular"):
+        run(model, FACTS[:3], tmp_path / "a")
+    assert Ledger.open(tmp_path / "a").events == [] and same_bits(model, before)
+
+
+@pytest.mark.parametrize("method", ["r-rome", "memit"])
+def test_what_is_wrong_with_a_fact_is_recorded(method: str, tmp_path: Path) -> None:
+    """Too many tokens; and a subject that has none, since the tokenizer drops it."""
+    hf, tokenizer = tiny_model("gpt2")
+    made = copy.deepcopy(tokenizer)
+    made.backend_tokenizer.normalizer = normalizers.Replace("™", "")
+    dropped = Fact(subject="™", prompt="{} is in", target_new="Paris")
+    of_memit = {"mom2_update_weight": 10.0} if method == "memit" else {}
+    ledger = edit(
+        EditableModel(hf, made), [BAD, dropped, FACTS[0]], out=tmp_path / "a", method=method,
+        settings={**SETTINGS, **of_memit}, corpus=plain_text(), batch_size=3 if method == "memit" else 1,
+    )  # fmt: skip
+    assert kinds(ledger) == ["failed", "failed", "edit"]
+    assert "tokens, the model takes" in (ledger.events[0].reason or "")
+    assert "has no token" in (ledger.events[1].reason or "")
 
 
 # --- restraints -----------------------------------------------------------------------------------------------------
@@ -353,10 +423,144 @@ def test_a_restraint_that_acts_changes_the_edits_after_it(tmp_path: Path) -> Non
 # --- health ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_disabling_edit_is_seen_before_it_is_in() -> None:
+    model = editable("gpt2")
+    before = bits(model)
+    name = model.weight_name(1)
+    p, q = model.weight(name).shape
+    m = float(torch.linalg.matrix_norm(model.original(name), 2))
+    health = Health(model, {name: m})
+    sums = Sums({name: (p, q)}, {name: m})
+
+    def look(scale: float, *, read_text: bool = False) -> Any:
+        update = {name: random_update(p, q, 1, seed=0, scale=scale * m)}
+        reading = health.look(sums.with_updates(update), update, read_text=read_text)
+        assert same_bits(model, before) and not model.edited
+        return reading
+
+    small = look(0.05, read_text=True)
+    assert small.level == "ok" and small.reasons == () and small.perplexity_ratio == pytest.approx(1, abs=0.1)
+    assert look(0.05).perplexity_ratio is None
+    assert small.update_ratio == pytest.approx(0.05, rel=1e-5)
+    large = 1.5 * ALONE
+    disabling = look(large)
+    assert disabling.level == "alarm" and disabling.disabling and not small.disabling
+    assert disabling.reasons[0].startswith(f"this edit alone has σ_max {large:.2f} m: a disabling edit")
+    assert disabling.perplexity_ratio is not None, "an alarm reads the text"
+    dense = model.original(name).double() + random_update(p, q, 1, seed=0, scale=large * m).to_dense().double()
+    s = torch.linalg.svdvals(dense)
+    assert disabling.worst.kappa == pytest.approx(float(s[0] / s[-1]), rel=1e-4)
+    # A sum that grew by small edits is no disabling edit.
+    sums.add({name: random_update(p, q, 1, seed=0, scale=0.95 * UPDATE * m)})
+    sums.show(model)
+    carried = bits(model)
+    update = {name: random_update(p, q, 1, seed=0, scale=0.1 * UPDATE * m)}
+    reading = health.look(sums.with_updates(update), update, read_text=False)
+    assert f"σ̂_max {1.05 * UPDATE:.2f} m" in reading.reasons and reading.level != "ok"
+    assert not reading.disabling and not any("alone" in reason for reason in reading.reasons)
+    assert same_bits(model, carried)
+    nothing = {name: LowRank.zeros(p, q)}
+    assert health.look(Sums({name: (p, q)}, {name: m}).of, nothing, read_text=False).level == "ok"
+
+
+def test_of_several_weights_the_worst_is_the_one_whose_kappa_grew_most() -> None:
+    """Layer 1 has the larger κ, from 50 to 75; layer 2's grows most, from 2 to 12."""
+    model = editable("gpt2")
+    sums: dict[str, Sum] = {}
+    for layer, top, raised in ((1, 50.0, 75.0), (2, 2.0, 12.0)):
+        weight = model.weight(model.weight_name(layer))
+        U, s, Vh = torch.linalg.svd(weight, full_matrices=False)
+        weight.copy_(U * torch.linspace(top, 1, len(s)) @ Vh)
+        sums[model.weight_name(layer)] = Sum(LowRank((raised - top) * U[:, :1], Vh[:1]))
+    health = Health(model, dict(zip(sums, (50.0, 2.0), strict=True)))
+    reading = health.look(sums, {name: held.factors for name, held in sums.items()}, read_text=False)
+    assert [e.kappa for e in reading.extremes.values()] == pytest.approx([75, 12], rel=1e-3)
+    record = reading.record()
+    assert (record["kappa"], record["kappa_ratio"]) == pytest.approx((12, 6), rel=1e-3)
+    assert (record["sigma_max"], record["sigma_min"]) == pytest.approx((12, 1), rel=1e-3)
+    assert "κ 12.0 (× 6.00)" in reading.line()
+
+
+def test_a_perplexity_that_is_no_number_is_an_alarm() -> None:
+    model = editable("llama")
+    model.hf.get_output_embeddings().weight.mul_(1e6)  # infinite before and after, so the ratio is NaN
+    name = model.weight_name(1)
+    update = {name: random_update(*model.weight(name).shape, 1, seed=0, scale=0.01)}
+    health = Health(model, {name: 1.0})
+    reading = health.look({name: Sum(update[name])}, update, read_text=True)
+    assert reading.level == "alarm" and reading.reasons == ("perplexity nan × the unedited model's",)
+    assert health.look({name: Sum(update[name])}, update, read_text=False).level == "ok"
+
+
 def test_a_run_warns_of_a_disabling_edit_and_records_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     free = {"v_num_grad_steps": 25, "v_lr": 2.0, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0}
     with caplog.at_level(logging.WARNING, logger="tether"):
-        ledger = run(editable("gpt2"), FACTS[:2], tmp_path / "a", changes=free)
+        ledger = run(editable("gpt2"), FACTS[:2], tmp_path / "a", changes=free, on_alarm="warn")
     assert "a disabling edit" in caplog.text
     assert [e.record["health"] for e in ledger.events] == ["alarm", "alarm"]
     assert "disabling" in ledger.events[0].record["reasons"][0]
+
+
+LARGE = {"v_num_grad_steps": 25, "v_lr": 2.0, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0}
+
+
+def test_an_alarm_can_leave_the_edit_out(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    before = bits(model)
+    ledger = run(model, FACTS[:2], tmp_path / "a", changes=LARGE, method="rome", on_alarm="skip")
+    assert kinds(ledger) == ["failed", "failed"] and same_bits(model, before)
+    event = ledger.events[0]
+    assert (event.reason or "").startswith("health alarm, this edit alone has") and event.record["health"] == "alarm"
+    assert event.record["loss_last"] < event.record["loss_first"], "what the editor said of it is kept"
+    assert not list((tmp_path / "a/factors").iterdir())
+    assert_says(model, ledger, "gpt2")
+    # What is no alarm goes in.
+    small = run(editable("gpt2"), FACTS[:2], tmp_path / "b", method="rome", on_alarm="skip")
+    plain = run(editable("gpt2"), FACTS[:2], tmp_path / "c", method="rome")
+    assert [e.sha256 for e in small.events] == [e.sha256 for e in plain.events]
+
+
+def test_an_alarm_can_stop_the_run_which_resumes_after_it(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    before = bits(model)
+    with pytest.raises(TetherError, match="edit 1 failed, and --on-alarm stop stops there: health alarm"):
+        run(model, FACTS[:2], tmp_path / "a", changes=LARGE, method="rome", on_alarm="stop")
+    assert same_bits(model, before)
+    assert kinds(Ledger.open(tmp_path / "a", model)) == ["failed"]
+    ledger = run(model, FACTS[:2], tmp_path / "a", resume=True, on_alarm="warn")
+    assert kinds(ledger) == ["failed", "edit"]
+
+
+def test_health_is_read_of_every_kth_proposal_or_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = run(editable("gpt2"), FACTS[:4], tmp_path / "a")
+    seen: list[Progress] = []
+    second = run(editable("gpt2"), FACTS[:4], tmp_path / "b", health=2, health_every=4, progress=seen.append)
+    assert [p.reading is not None for p in seen] == [False, True, False, True]
+    assert ["kappa" in e.record for e in second.events] == [False, True, False, True]
+    assert ["perplexity_ratio" in e.record for e in second.events] == [False, False, False, True]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("health is off")
+
+    monkeypatch.setattr(Health, "__init__", refuse)
+    never = run(editable("gpt2"), FACTS[:4], tmp_path / "c", health=0)
+    assert [e.sha256 for e in never.events] == [e.sha256 for e in second.events] == [e.sha256 for e in every.events]
+
+
+def test_an_edit_asks_the_ledger_for_none_of_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop counts on its own: what it reads of the journal is read once, before the first edit."""
+    asked: list[str] = []
+    undone = Ledger.undone.fget
+    assert undone is not None
+
+    def watched(ledger: Ledger) -> frozenset[int]:
+        asked.append("undone")
+        return undone(ledger)
+
+    monkeypatch.setattr(Ledger, "undone", property(watched))
+    counts = []
+    for number in (1, 4):
+        asked.clear()
+        run(editable("gpt2"), FACTS[:number], tmp_path / str(number), restrain="linear:2", every=2, health=0)
+        counts.append(len(asked))
+    assert counts[0] == counts[1]

@@ -1,0 +1,260 @@
+"""The loop: propose, look, append, apply, restrain by schedule."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tether.algebra.lowrank import LowRank
+from tether.constraints.base import Constraint, parse
+from tether.constraints.prune import log
+from tether.editing.guard import Guard
+from tether.editing.health import Health, Reading
+from tether.editing.plan import Schedule
+from tether.editing.prepare import recorded_moments
+from tether.editors import EDITORS, Batch, BatchEditor, Context, EditFailedError, EditSkippedError, Trained
+from tether.editors import editor as editor_of
+from tether.errors import BadFactError, TetherError
+from tether.facts.check import repeats
+from tether.facts.fact import Fact
+from tether.ledger import Attempt, Event, Ledger
+from tether.ledger.history import LedgerHistory
+from tether.models import EditableModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: facts done of this call's list, the event just written, the last health reading, seconds left."""
+
+    done: int
+    total: int
+    event: Event
+    reading: Reading | None
+    eta: float
+
+
+class Loop:
+    """One call of `edit`, with the ledger's lock held. What it adds to an edit does not grow with the edits before it:
+    `tried` and `unrestrained` (live edits since the last restraint) are counted, not looked up."""
+
+    def __init__(
+        self,
+        model: EditableModel,
+        ledger: Ledger,
+        schedule: Schedule,
+        *,
+        trained: Trained | None = None,
+        guard: Guard | None = None,
+        strict: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.model, self.ledger, self.schedule = model, ledger, schedule
+        self.guard, self.strict, self.progress = guard, strict, progress
+        self.restraint = schedule.restraint or parse("none")
+        header = ledger.header
+        if header.threads != torch.get_num_threads():
+            logger.warning(
+                "this ledger was made with %d threads, now there are %d: new factors may differ in their last bits",
+                header.threads,
+                torch.get_num_threads(),
+            )
+        self.editor = editor_of(header.method)
+        self.context = self._context(trained)
+        self.sums = ledger.checked_sums()
+        self.health = Health(model, header.weights, self._factors()) if schedule.health else None
+        self.level = "ok"
+        self.tried = ledger.attempts
+        self.unrestrained = ledger.since_restraint
+
+    def _context(self, trained: Trained | None) -> Context:
+        """What the editor may look at beside the model and the facts."""
+        header = self.ledger.header
+        hparams = EDITORS[header.method].settings.model_validate(header.settings)
+        network = None if trained is None else trained.network
+        moments, history = recorded_moments(self.model, header), LedgerHistory(self.ledger)
+        return Context(hparams, header.prefixes, moments, network, history)
+
+    def go(self, facts: Sequence[Fact], *, skip: int) -> None:
+        """Edit the facts after the first `skip`. Afterwards the model carries what the ledger says, also on an error
+        or Ctrl-C."""
+        started = time.monotonic()
+        size = self.schedule.batch_size
+        batches = [facts[i : i + size] for i in range(skip, len(facts), size)]
+        self._name_repeats(batches, skip)
+        done = skip
+        with self._carrying():
+            if self.guard is not None:
+                self.guard.begin(self.ledger)
+            self._restrain_if_due()
+            self._guard()
+            for batch in batches:
+                events, reading = self._edit(batch)
+                self._restrain_if_due()
+                self._guard()
+                done += len(batch)
+                if self.progress:
+                    each = (time.monotonic() - started) / (done - skip)
+                    for at, event in enumerate(events, start=done - len(events) + 1):
+                        self.progress(Progress(at, len(facts), event, reading, each * (len(facts) - at)))
+            if self.restraint.acts and self.unrestrained:
+                self._restrain(self.restraint)
+            self._guard(at_the_end=True)
+
+    def _name_repeats(self, batches: Sequence[Sequence[Fact]], skip: int) -> None:
+        """Facts that one solve cannot tell apart: named before the work starts, an error under `strict`."""
+        number = skip
+        for batch in batches:
+            for index, problem in repeats(batch):
+                where = f"fact {number + index + 1}, in one batch: {problem}"
+                if self.strict:
+                    raise BadFactError(where)
+                logger.warning("%s", where)
+            number += len(batch)
+
+    @contextmanager
+    def _carrying(self) -> Iterator[None]:
+        """Inside the block the model carries the ledger's edits. After it too, even after an error or Ctrl-C."""
+        try:
+            self.sums.show(self.model)
+            yield
+        except BaseException:  # an event may be on disk whose update the sums do not hold yet
+            self.ledger.reload()
+            self.sums = self.ledger.sums()
+            raise
+        finally:
+            self.sums.show(self.model)
+
+    # --- one edit -----------------------------------------------------------------------------------------------
+
+    def _edit(self, facts: Sequence[Fact]) -> tuple[list[Event], Reading | None]:
+        """Propose, look, append, apply, for one fact or one batch."""
+        started = time.monotonic()
+        first = self.tried + 1
+        batch = self._propose(facts)
+        reading: Reading | None = None
+        updates: dict[str, LowRank] = {}
+        shared: dict[str, Any] = {}
+        if batch.proposal is not None:
+            updates = {name: update.to("cpu", torch.float32) for name, update in batch.proposal.updates.items()}
+            reading = self._look(first, facts, updates)
+            shared = {**batch.proposal.record, "norm": max(update.norm() for update in updates.values())}
+            shared |= {} if reading is None else reading.record()
+        shared["seconds"] = (time.monotonic() - started) / len(facts)
+        attempts = [_attempt(fact, outcome, shared) for fact, outcome in zip(facts, batch.outcomes, strict=True)]
+        alarm = reading is not None and reading.level == "alarm" and self.schedule.on_alarm != "warn"
+        if reading is not None and alarm:
+            attempts = _left_out(attempts, f"health alarm, {'; '.join(reading.reasons)}")
+        for number, attempt in enumerate(attempts, start=first):
+            if attempt.reason is not None:
+                logger.warning("edit %d %s: %s", number, attempt.kind, attempt.reason)
+        failed = [number for number, attempt in enumerate(attempts, start=first) if attempt.kind == "failed"]
+        if failed and self.strict:
+            attempts = _left_out(attempts, f"its batch was stopped by --strict at edit {failed[0]}")
+        edited = sum(attempt.kind == "edit" for attempt in attempts)
+        vectors = {} if batch.proposal is None else batch.proposal.vectors
+        events = self.ledger.append(attempts, updates if edited else {}, vectors)
+        self.tried += len(attempts)
+        if edited:
+            self.unrestrained += edited
+            self.sums.add(updates)
+            self.sums.show(self.model)
+            if self.health is not None:
+                self.health.commit(updates)
+        if failed and (self.strict or (alarm and self.schedule.on_alarm == "stop")):
+            reason = attempts[failed[0] - first].reason
+            option = "--strict" if self.strict else "--on-alarm stop"
+            raise TetherError(f"edit {failed[0]} failed, and {option} stops there: {reason}")
+        return events, reading
+
+    def _propose(self, facts: Sequence[Fact]) -> Batch:
+        """The batch of a method that edits batches; of one fact, for a method that edits facts. An error that is not of
+        these facts is raised: it would be the same for every other."""
+        try:
+            if isinstance(self.editor, BatchEditor):
+                return self.editor.propose_batch(self.model, facts, self.context)
+            (fact,) = facts
+            return Batch(self.editor.propose(self.model, fact, self.context), [{}])
+        except EditFailedError as error:
+            return Batch(None, [error] * len(facts))
+        except BadFactError as error:
+            return Batch(None, [EditFailedError(str(error))] * len(facts))
+
+    def _look(self, first: int, facts: Sequence[Fact], updates: Mapping[str, LowRank]) -> Reading | None:
+        """The health of a proposal, where one is due; logged where it is bad."""
+        if self.health is None or not _due(first, len(facts), self.schedule.health):
+            return None
+        read_text = _due(first, len(facts), self.schedule.health_every)
+        reading = self.health.look(updates, read_text=read_text)
+        if reading.level != "ok" and (reading.level != self.level or reading.disabling):
+            several = len(facts) > 1
+            logger.warning(
+                "%s (%s -> %s%s): %s",
+                f"edits {first}-{first + len(facts) - 1}" if several else f"edit {first}",
+                facts[0].subject,
+                facts[0].target_new,
+                " …" if several else "",
+                reading.line(),
+            )
+        self.level = reading.level
+        return reading
+
+    # --- between edits ------------------------------------------------------------------------------------------
+
+    def _restrain_if_due(self) -> None:
+        every = self.schedule.every
+        if every is not None and self.restraint.acts and self.unrestrained >= every:
+            self._restrain(self.restraint)
+
+    def _guard(self, *, at_the_end: bool = False) -> None:
+        """Where it must act it restrains with the run's restraint, or log:1.2 where there is none."""
+        if self.guard is not None and self.guard.due(self.ledger, at_the_end=at_the_end):
+            fallback = self.restraint if self.restraint.acts else log(1.2)
+            self.guard.look(self.ledger, fallback, self._restrain, self.model)
+
+    def _restrain(self, restraint: Constraint, reason: str | None = None) -> None:
+        before = {name: held.factors.singular_values() for name, held in self.sums.of.items()}
+        self.sums.restrain(restraint)
+        record = {
+            name: {
+                "update_sigma_max": float(s[0]) if len(s) else 0.0,
+                "above_m": int((s > self.sums.m[name]).sum()),
+                "restrained_sigma_max": max(self.sums.of[name].factors.singular_values().tolist(), default=0.0),
+            }
+            for name, s in before.items()
+        }
+        self.ledger.append_restraint(restraint, record, reason)
+        self.unrestrained = 0
+        self.sums.show(self.model)
+        if self.health is not None:
+            self.health.reset(self._factors())
+
+    def _factors(self) -> dict[str, LowRank]:
+        return {name: held.factors for name, held in self.sums.of.items()}
+
+
+def _attempt(fact: Fact, outcome: Mapping[str, float] | EditFailedError, shared: Mapping[str, Any]) -> Attempt:
+    """What became of one fact, from what the editor says of it and what is the same for its batch."""
+    if not isinstance(outcome, EditFailedError):
+        return Attempt("edit", fact, {**outcome, **shared})
+    record = {**outcome.record, "seconds": shared["seconds"]}
+    return Attempt("skipped" if isinstance(outcome, EditSkippedError) else "failed", fact, record, str(outcome))
+
+
+def _left_out(attempts: Sequence[Attempt], reason: str) -> list[Attempt]:
+    """The attempts, with every edit among them failed for this reason."""
+    return [
+        replace(attempt, kind="failed", reason=reason) if attempt.kind == "edit" else attempt for attempt in attempts
+    ]
+
+
+def _due(first: int, count: int, every: int) -> bool:
+    """Whether a multiple of `every` is among the `count` numbers from `first` on."""
+    return (first + count - 1) // every > (first - 1) // every

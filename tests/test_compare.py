@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import run
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from test_cli import run
 
 from tether.errors import TetherError
 from tether.evaluation import Results, Row, compare, write

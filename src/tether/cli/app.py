@@ -1,7 +1,7 @@
 """The command's frame: verbs that are imported only when they are called, errors on one line, exit codes.
 
-A verb is one file of this package: its docstring is the help (indented lines are the examples), and the function that
-has its name is the command. A line in VERBS announces it.
+A verb is one file of this package: its docstring is the help, its lines with `$` are the examples, and the function
+that has its name is the command. A line in VERBS announces it.
 
 Exit codes: 0 done, 1 the work failed, 2 the command line is wrong, 130 Ctrl-C.
 """
@@ -70,8 +70,8 @@ def help_of(verb: str) -> Help:
     """Read from the file, without importing what the verb needs."""
     source = Path(__file__).with_name(f"{verb.replace('-', '_')}.py").read_text(encoding="utf-8")
     lines = source.split('"""')[1].splitlines()
-    text = "\n".join(line for line in lines if not line.startswith(" ")).strip()
-    return Help(text, tuple(line.strip() for line in lines if line.startswith(" ")))
+    text = "\n".join(line for line in lines if not line.startswith("$ ")).strip()
+    return Help(text, tuple(line.removeprefix("$ ") for line in lines if line.startswith("$ ")))
 
 
 def command_of(verb: str) -> Any:

@@ -1,6 +1,6 @@
 """How far the edits move the keys of the edited weights, and how far they can: the paper's perturbation bound.
 
-tether bound my-edits --at 10,50 --restrain none,log:1.2
+$ tether bound my-edits --at 10,50 --restrain none,log:1.2
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The tokens of every fact and the one it will be read at; bad facts are named. Exit 1 where there are any.
 
-tether check facts.jsonl --model smollm2
+$ tether check facts.jsonl --model smollm2
 """
 
 from __future__ import annotations

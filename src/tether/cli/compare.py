@@ -1,7 +1,7 @@
 """Which differences in general abilities are more than chance, on the same items.
 
-tether compare results.json
-tether compare results.json --baseline 0 --editing
+$ tether compare results.json
+$ tether compare results.json --baseline 0 --editing
 """
 
 from __future__ import annotations

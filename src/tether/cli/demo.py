@@ -1,7 +1,7 @@
 """Edit the bundled model with facts written for this project, with and without PRUNE, and draw a report.
 
-tether demo
-tether demo --limit 8 --out short-demo
+$ tether demo
+$ tether demo --limit 8 --out short-demo
 """
 
 from __future__ import annotations

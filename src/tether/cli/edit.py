@@ -2,9 +2,9 @@
 
 The facts are a file, standard input, or one fact given by --subject, --prompt and --target.
 
-    tether edit facts.jsonl --model smollm2 --out my-edits --restrain log:1.2
-    tether edit --subject 'Eiffel Tower' --prompt 'The {} is in' --target Rome --model smollm2 --out my-edits
-    tether edit facts.jsonl --model smollm2 --out my-edits --resume
+$ tether edit facts.jsonl --model smollm2 --out my-edits --restrain log:1.2
+$ tether edit --subject 'Eiffel Tower' --prompt 'The {} is in' --target Rome --model smollm2 --out my-edits
+$ tether edit facts.jsonl --model smollm2 --out my-edits --resume
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measure a ledger's edits at any number of them, under any restraint.
 
-tether evaluate my-edits --at 0,10,100 --restrain none,log:1.2 --out results.json
-tether evaluate my-edits --abilities paper_nli,nli --quick --out results.json --resume
+$ tether evaluate my-edits --at 0,10,100 --restrain none,log:1.2 --out results.json
+$ tether evaluate my-edits --abilities paper_nli,nli --quick --out results.json --resume
 """
 
 from __future__ import annotations

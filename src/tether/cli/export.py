@@ -1,7 +1,7 @@
 """Write the edited model as merged weights or as a LoRA adapter, with a model card.
 
-tether export my-edits --to merged --as merged
-tether export my-edits --to adapter --as lora --restrain log:1.2
+$ tether export my-edits --to merged --as merged
+$ tether export my-edits --to adapter --as lora --restrain log:1.2
 """
 
 from __future__ import annotations

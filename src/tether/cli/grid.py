@@ -1,7 +1,7 @@
 """Run models × editors × data sets × edits × restraints × abilities × seeds. Exit 1 where a run fails.
 
-tether grid smollm2 --plan
-tether grid my-grid.yaml --out my-grid --resume
+$ tether grid smollm2 --plan
+$ tether grid my-grid.yaml --out my-grid --resume
 """
 
 from __future__ import annotations

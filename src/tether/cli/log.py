@@ -1,6 +1,6 @@
 """What a ledger holds, event by event.
 
-tether log my-edits
+$ tether log my-edits
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """List what there is: methods, constraints, metrics, abilities, models, grids, or what lies in the cache.
 
-tether ls methods
-tether ls cache --clear moments
+$ tether ls methods
+$ tether ls cache --clear moments
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Second moments of the keys of any layers, in one pass, cached; says whether the text was enough.
 
-tether moments --model smollm2 --corpus text.txt --layers 4,5
+$ tether moments --model smollm2 --corpus text.txt --layers 4,5
 """
 
 from __future__ import annotations

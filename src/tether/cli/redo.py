@@ -1,7 +1,7 @@
 """Take undone edits in again: the ledger is then as it was before the undo.
 
-tether redo my-edits 3 7 10-20
-tether redo my-edits --last 5
+$ tether redo my-edits 3 7 10-20
+$ tether redo my-edits --last 5
 """
 
 from __future__ import annotations

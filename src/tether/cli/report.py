@@ -1,7 +1,7 @@
 """Draw a results file, or a grid with the paper's figures and findings, in one HTML page.
 
-tether report results.json
-tether report results/smollm2 --out report
+$ tether report results.json
+$ tether report results/smollm2 --out report
 """
 
 from __future__ import annotations

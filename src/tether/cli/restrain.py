@@ -1,6 +1,6 @@
 """PRUNE on anybody's edited checkpoint.
 
-tether restrain --base base --edited edited --out restrained --restrain log:1.2
+$ tether restrain --base base --edited edited --out restrained --restrain log:1.2
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Singular values and condition number of the edited weights.
 
-tether spectrum my-edits --at 0,10,100 --restrain none,log:1.2
+$ tether spectrum my-edits --at 0,10,100 --restrain none,log:1.2
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train MEND's network for a model; edit with it by `edit --method mend --editor FILE`.
 
-tether train-mend --model smollm2 --train zsre-train.json --val zsre-val.json --out mend.safetensors
+$ tether train-mend --model smollm2 --train zsre-train.json --val zsre-val.json --out mend.safetensors
 """
 
 from __future__ import annotations

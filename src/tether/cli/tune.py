@@ -1,6 +1,6 @@
 """Propose settings for a model from a small probe set, and say how sure they are.
 
-tether tune --model smollm2 --facts facts.jsonl --out settings.json
+$ tether tune --model smollm2 --facts facts.jsonl --out settings.json
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Take edits out of a ledger, exactly: as if they had not been added. Later edits are not computed anew.
 
-tether undo my-edits 3 7 10-20
-tether undo my-edits --last 5
+$ tether undo my-edits 3 7 10-20
+$ tether undo my-edits --last 5
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A ledger whose last lines were removed looks whole. --head finds that: keep the head that edit, undo and redo print.
 
-    tether verify my-edits
-    tether verify my-edits --model smollm2 --head 3f2a9c41
+$ tether verify my-edits
+$ tether verify my-edits --model smollm2 --head 3f2a9c41
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def edit(
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, with commas.", rich_help_panel=METHOD)] = None,
     corpus: Annotated[
-        str | None, typer.Option(help="Text file for the moments, or 'self'.", rich_help_panel=METHOD)
+        str | None, typer.Option(help="Text file for the moments, or 'self' (the default).", rich_help_panel=METHOD)
     ] = None,
     editor: Annotated[
         Path | None, typer.Option(help="Trained editor, as train-mend writes it.", rich_help_panel=METHOD)

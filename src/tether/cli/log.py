@@ -5,7 +5,8 @@ $ tether log my-edits
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
 
 from tether.cli.options import Json, LedgerPath, print_result, printable
 from tether.cli.tables import number
@@ -40,11 +41,21 @@ def _line(event: Event, undone: Set[int]) -> str:
     if event.kind != "edit":
         return f"{event.edit:5d} {event.kind} {fact}{why}"
     mark = " (undone)" if event.edit in undone else ""
-    return (
-        f"{event.edit:5d} edit{mark} {fact} | loss {_number(record['loss_first'])} -> "
-        f"{_number(record['loss_last'])} in {record['steps']:.0f} steps, ‖ΔW‖ {_number(record['norm'])}, "
-        f"κ {_number(record['kappa'], '.1f')}, {record['health']}, {record['seconds']:.1f} s"
-    )
+    return f"{event.edit:5d} edit{mark} {fact} | {', '.join(_parts(record))}"
+
+
+def _parts(record: Mapping[str, Any]) -> Iterator[str]:
+    """What was recorded of an edit; not every method has a loss, and not every edit's health is read."""
+    if "loss_first" in record:
+        steps = f" in {record['steps']:.0f} steps" if "steps" in record else ""
+        yield f"loss {_number(record['loss_first'])} -> {_number(record.get('loss_last'))}{steps}"
+    if "norm" in record:
+        yield f"‖ΔW‖ {_number(record['norm'])}"
+    if "kappa" in record:
+        yield f"κ {_number(record['kappa'], '.1f')}"
+    if "health" in record:
+        yield record["health"]
+    yield f"{record['seconds']:.1f} s"
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

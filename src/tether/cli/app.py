@@ -1,7 +1,8 @@
 """The command's frame: verbs that are imported only when they are called, errors on one line, exit codes.
 
 A verb is one file of this package: its docstring is the help, its lines with `$` are the examples, and the function
-that has its name is the command. A line in VERBS announces it.
+that has its name is the command. A line in VERBS announces it;
+PANELS in the file groups its options.
 
 Exit codes: 0 done, 1 the work failed, 2 the command line is wrong, 130 Ctrl-C.
 """
@@ -80,8 +81,13 @@ def command_of(verb: str) -> Any:
     text, examples = help_of(verb)
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     epilog = "\n".join(["Examples:" if len(examples) > 1 else "Example:", *(f"  {line}" for line in examples)])
-    single.command(verb, help=text, epilog=epilog)(getattr(import_module(f"tether.cli.{name}"), name))
-    return typer.main.get_command(single)
+    module = import_module(f"tether.cli.{name}")
+    single.command(verb, help=text, epilog=epilog)(getattr(module, name))
+    command: Any = typer.main.get_command(single)
+    panels = {"Model": ("model", "dtype", "device", "anatomy"), **getattr(module, "PANELS", {})}
+    for parameter in command.params:
+        parameter.rich_help_panel = next((panel for panel, names in panels.items() if parameter.name in names), None)
+    return command
 
 
 class Verbs(TyperGroup):

@@ -24,8 +24,6 @@ from rich.progress import Progress as Bar
 
 from tether.cli.loading import load_model, log_progress
 from tether.cli.options import (
-    METHOD,
-    RESTRAINT,
     AnatomyFile,
     Device,
     Dtype,
@@ -46,7 +44,13 @@ from tether.errors import BadFactError, pydantic_line
 from tether.facts import Fact, read_facts
 from tether.ledger import Event, Ledger
 
-ONE_FACT = "One fact"
+PANELS = {
+    "One fact": ("subject", "prompt", "target", "target_true"),
+    "Method": ("method", "settings", "layers", "corpus", "editor", "seed", "batch_size"),
+    "Restraint and guard": (
+        "restrain", "every", "health", "on_alarm", "guard", "guard_every", "guard_data",
+    ),
+}  # fmt: skip
 
 
 def edit(
@@ -56,73 +60,40 @@ def edit(
         str | None,
         typer.Argument(help="Facts: our JSONL, CounterFact, zsRE, ConceptEdit; - for our JSONL on standard input."),
     ] = None,
-    subject: Annotated[str | None, typer.Option(help="What the fact is about.", rich_help_panel=ONE_FACT)] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="The text before the answer, {} for the subject.", rich_help_panel=ONE_FACT)
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="The new answer.", rich_help_panel=ONE_FACT)] = None,
-    target_true: Annotated[
-        str | None, typer.Option(help="The old answer, for evaluate.", rich_help_panel=ONE_FACT)
-    ] = None,
+    subject: Annotated[str | None, typer.Option(help="What the fact is about.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The text before the answer, {} for the subject.")] = None,
+    target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
+    target_true: Annotated[str | None, typer.Option(help="The old answer, for evaluate.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N facts.")] = None,
     skip: Annotated[int, typer.Option(min=0, help="Without the first N facts.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted list.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first failed edit.")] = False,
     method: Annotated[
-        str | None,
-        typer.Option(
-            help="See `tether ls methods`; default: the ledger's, r-rome in a new one.", rich_help_panel=METHOD
-        ),
+        str | None, typer.Option(help="See `tether ls methods`; default: the ledger's, r-rome in a new one.")
     ] = None,
-    settings: Annotated[
-        Path | None, typer.Option(help="JSON file of settings over the bundled ones.", rich_help_panel=METHOD)
-    ] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers to edit, with commas.", rich_help_panel=METHOD)] = None,
-    corpus: Annotated[
-        str | None, typer.Option(help="Text file for the moments, or 'self' (the default).", rich_help_panel=METHOD)
-    ] = None,
-    editor: Annotated[
-        Path | None, typer.Option(help="Trained editor, as train-mend writes it.", rich_help_panel=METHOD)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the sampled prefixes; default 0.", rich_help_panel=METHOD)
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.", rich_help_panel=METHOD)
-    ] = 1,
+    settings: Annotated[Path | None, typer.Option(help="JSON file of settings over the bundled ones.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers to edit, with commas.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self' (the default).")] = None,
+    editor: Annotated[Path | None, typer.Option(help="Trained editor, as train-mend writes it.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampled prefixes; default 0.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")] = 1,
     restrain: Annotated[
-        str | None,
-        typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.", rich_help_panel=RESTRAINT),
+        str | None, typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.")
     ] = None,
-    every: Annotated[
-        int | None,
-        typer.Option(min=1, help="Restrain after every K edits, not once at the end.", rich_help_panel=RESTRAINT),
-    ] = None,
-    health: Annotated[
-        int, typer.Option(min=0, help="Read the health of every K-th edit; 0: of none.", rich_help_panel=RESTRAINT)
-    ] = 1,
+    every: Annotated[int | None, typer.Option(min=1, help="Restrain after every K edits, not once at the end.")] = None,
+    health: Annotated[int, typer.Option(min=0, help="Read the health of every K-th edit; 0: of none.")] = 1,
     on_alarm: Annotated[
         OnAlarm,
         typer.Option(
             help="What becomes of an edit whose health is an alarm: it goes in with a warning, is left out, or ends "
-            "the run.",
-            rich_help_panel=RESTRAINT,
+            "the run."
         ),
     ] = "warn",
     guard: Annotated[
-        str | None,
-        typer.Option(
-            help="Stop what costs too much: perplexity:1.05, or a task and a share, nli:0.9.", rich_help_panel=RESTRAINT
-        ),
+        str | None, typer.Option(help="Stop what costs too much: perplexity:1.05, or a task and a share, nli:0.9.")
     ] = None,
-    guard_every: Annotated[
-        int,
-        typer.Option(min=1, help="The guard looks after every K edits, and the last.", rich_help_panel=RESTRAINT),
-    ] = 10,
-    guard_data: Annotated[
-        str | None,
-        typer.Option(help="The guard's data, as evaluate --abilities-data.", rich_help_panel=RESTRAINT),
-    ] = None,
+    guard_every: Annotated[int, typer.Option(min=1, help="The guard looks after every K edits, and the last.")] = 10,
+    guard_data: Annotated[str | None, typer.Option(help="The guard's data, as evaluate --abilities-data.")] = None,
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,

@@ -13,7 +13,6 @@ import typer
 
 from tether.cli.loading import log_progress, open_ledger, restraints
 from tether.cli.options import (
-    MEASURED,
     Device,
     Dtype,
     Json,
@@ -31,6 +30,12 @@ from tether.evaluation.measurement import measurement_of
 from tether.evaluation.metrics.editing import check_metrics
 from tether.facts import read_facts
 
+PANELS = {
+    "What is measured": (
+        "metrics", "paraphrases", "locality", "abilities", "abilities_data", "limit", "quick",
+    ),
+}  # fmt: skip
+
 
 def evaluate(
     ledger: LedgerPath,
@@ -42,42 +47,26 @@ def evaluate(
     at: Annotated[str | None, typer.Option(help="Numbers of edits, with commas; default: all.")] = None,
     restrain: Annotated[str | None, typer.Option(help="Restraints, with commas; default: as recorded.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there.")] = False,
-    metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.", rich_help_panel=MEASURED)] = ",".join(
-        METRICS
-    ),
-    paraphrases: Annotated[
-        int | None, typer.Option(min=0, help="At most N paraphrases a fact.", rich_help_panel=MEASURED)
-    ] = None,
-    locality: Annotated[
-        int | None, typer.Option(min=0, help="At most N locality prompts a fact.", rich_help_panel=MEASURED)
-    ] = None,
+    metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(METRICS),
+    paraphrases: Annotated[int | None, typer.Option(min=0, help="At most N paraphrases a fact.")] = None,
+    locality: Annotated[int | None, typer.Option(min=0, help="At most N locality prompts a fact.")] = None,
     abilities: Annotated[
         str,
         typer.Option(
             help=f"General abilities, with commas: {', '.join(ABILITIES)}, or a task of lm-evaluation-harness; '' for "
-            "none.",
-            rich_help_panel=MEASURED,
+            "none."
         ),
     ] = "perplexity",
     abilities_data: Annotated[
         str | None,
         typer.Option(
             help="Folder with the tasks' data (and perplexity.txt), or a text file for the perplexity, or hub to allow "
-            "downloads; default: small built-in sets.",
-            rich_help_panel=MEASURED,
+            "downloads; default: small built-in sets."
         ),
     ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="At most N items a task; default: the task's own.", rich_help_panel=MEASURED),
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most N items a task; default: the task's own.")] = None,
     quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick",
-            help=f"At most {QUICK_ITEMS} items a task: faster, with wider error bars.",
-            rich_help_panel=MEASURED,
-        ),
+        bool, typer.Option("--quick", help=f"At most {QUICK_ITEMS} items a task: faster, with wider error bars.")
     ] = False,
     dtype: Dtype = None,
     device: Device = None,

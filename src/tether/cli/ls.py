@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
 from importlib import resources, util
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +27,7 @@ from tether.plugins import Registry
 from tether.storage.cache import cache_dir
 
 What = Literal["methods", "constraints", "metrics", "abilities", "models", "grids", "cache"]
-Cached = Literal["moments", "abilities", "models", "states", "all"]
+Cached = Literal["models", "moments", "abilities", "states", "all"]
 Entry = dict[str, Any]
 
 _CACHED = {
@@ -36,7 +35,7 @@ _CACHED = {
     "moments": "second moments of keys",
     "abilities": "measured abilities",
     "states": "states of the blocks below MEND's",
-}  # folders of the cache, which tether makes anew when it needs them
+}  # folders of the cache, whose contents tether makes anew when it needs them
 
 
 def ls(
@@ -46,20 +45,17 @@ def ls(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    if clear is not None and what != "cache":
-        raise typer.BadParameter("goes with `tether ls cache` alone", param_hint="--clear")
     if clear is not None:
-        removed = cleared(clear)
-        size = sum(entry["bytes"] for entry in removed)
-        lines = [f"removed {entry['path']} ({_size(entry['bytes'])})" for entry in removed]
-        lines.append(f"{len(removed)} entries of {cache_dir()} removed, {_size(size)}")
-        print_result({"folder": str(cache_dir()), "removed": removed}, "\n".join(lines), as_json)
+        if what != "cache":
+            raise typer.BadParameter("goes with `tether ls cache` alone", param_hint="--clear")
+        removed = [_removed(path) for kind in _CACHED if clear in (kind, "all") for path in _held(kind)]
+        lines = [f"removed {entry['path']} ({_cell('bytes', entry['bytes'])})" for entry in removed]
+        text = "\n".join([*lines, f"{len(removed)} entries of {cache_dir()} removed"])
+        print_result({"folder": str(cache_dir()), "removed": removed}, text, as_json)
         return
-    found = _LISTS[what]()
-    text = _drawn(found)
-    if what == "cache":
-        text = f"{text}\n{cache_dir()}".lstrip()
-    print_result(found, text, as_json)
+    entries = _LISTS[what]()
+    text = table(list(entries[0]), [[_cell(key, value) for key, value in entry.items()] for entry in entries])
+    print_result(entries, f"{text}\n{cache_dir()}" if what == "cache" else text, as_json)
 
 
 def methods() -> list[Entry]:
@@ -77,10 +73,9 @@ def _method(name: str, method: Any) -> Entry:
 
 
 def constraints() -> list[Entry]:
-    return [
-        {"name": name, "summary": _summary(CONSTRAINTS[name]), "from": _source(CONSTRAINTS, name)}
-        for name in CONSTRAINTS
-    ]
+    """By name, with the first line of the docstring."""
+    lines = {name: (CONSTRAINTS[name].__doc__ or "").strip().partition("\n")[0] for name in CONSTRAINTS}
+    return [{"name": name, "summary": line, "from": CONSTRAINTS.source(name)} for name, line in lines.items()]
 
 
 def metrics() -> list[Entry]:
@@ -88,31 +83,23 @@ def metrics() -> list[Entry]:
 
 
 def abilities() -> list[Entry]:
-    entries: list[Entry] = [{"name": PERPLEXITY, "items": None, "scored": "likelihood of a text"}]
-    for name in ABILITIES:
-        if name != PERPLEXITY:
-            task = task_file(name)
-            entries.append({"name": name, "items": task.size, "scored": task.output_type.replace("_", " ")})
-    return entries
+    tasks = [task_file(name) for name in ABILITIES if name != PERPLEXITY]
+    return [
+        {"name": PERPLEXITY, "items": None, "scored": "likelihood of a text"},
+        *({"name": t.name, "items": t.size, "scored": t.output_type.replace("_", " ")} for t in tasks),
+    ]
 
 
 def models() -> list[Entry]:
-    """The bundled models, whether their package is installed, and where the conversion of its file lies."""
+    """The bundled models: the file that their package brings, and where its conversion lies."""
     bundled = json.loads((resources.files("tether.models") / "bundled.json").read_text("utf-8"))
     entries = []
     for name, how in bundled.items():
         spec = util.find_spec(how["package"])
         places = (spec.submodule_search_locations or ()) if spec else ()
         file = next((file for place in places for file in Path(place).glob(how["glob"])), None)
-        converted = [] if file is None else sorted((cache_dir() / "models").glob(f"{file.stem}-*[!k]"))
-        entries.append(
-            {
-                "name": name,
-                "file": None if file is None else str(file),
-                "converted": str(converted[-1]) if converted else None,
-                "install": how["remedy"],
-            }
-        )
+        converted = [path for path in _held("models") if file and path.name.startswith(f"{file.stem}-")]
+        entries.append({"name": name, "file": file, "converted": max(converted, default=None), "get": how["remedy"]})
     return entries
 
 
@@ -121,25 +108,11 @@ def grids() -> list[Entry]:
 
 
 def cache() -> list[Entry]:
-    entries = []
-    for kind, held in _CACHED.items():
-        paths = _held(kind)
-        entries.append(
-            {"name": kind, "holds": held, "entries": len(paths), "bytes": sum(map(_bytes, paths))},
-        )
-    return entries
-
-
-def cleared(kind: Cached) -> list[Entry]:
-    """Remove what the cache holds of a kind, or of all; what was removed."""
-    removed = []
-    for path in [path for name in _CACHED if kind in (name, "all") for path in _held(name)]:
-        removed.append({"path": str(path), "bytes": _bytes(path)})
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    return removed
+    held = {kind: _held(kind) for kind in _CACHED}
+    return [
+        {"name": kind, "holds": _CACHED[kind], "entries": len(paths), "bytes": sum(map(_bytes, paths))}
+        for kind, paths in held.items()
+    ]
 
 
 _LISTS = {
@@ -154,13 +127,18 @@ def _held(kind: str) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix != ".lock") if folder.is_dir() else []
 
 
+def _removed(path: Path) -> Entry:
+    """Remove an entry; what it was."""
+    entry = {"path": str(path), "bytes": _bytes(path)}
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    return entry
+
+
 def _bytes(path: Path) -> int:
-    files: Iterable[Path] = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
 def _source(entries: object, name: str) -> str:
@@ -168,23 +146,9 @@ def _source(entries: object, name: str) -> str:
     return entries.source(name) if isinstance(entries, Registry) else "tether"
 
 
-def _summary(entry: type) -> str:
-    """The first line of a docstring."""
-    return (entry.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-
-
-def _drawn(entries: list[Entry]) -> str:
-    """Entries of the same keys as a table."""
-    if not entries:
-        return ""
-    return table(list(entries[0]), [[_cell(key, value) for key, value in entry.items()] for entry in entries])
-
-
 def _cell(key: str, value: Any) -> str:
-    if value is None:
-        return "-"
     if key == "bytes":
-        return _size(value)
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "-"
-    return str(value)
+        return f"{value / 1e6:.1f} MB"
+    if isinstance(value, list):
+        value = ", ".join(value)
+    return "-" if value in (None, "") else str(value)

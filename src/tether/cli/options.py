@@ -16,32 +16,17 @@ from tether.storage.atomic import finite
 
 Parsed = TypeVar("Parsed")
 
-MODEL, METHOD, RESTRAINT, MEASURED = "Model", "Method", "Restraint and guard", "What is measured"  # panels of options
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
-ModelName = Annotated[
-    str,
-    typer.Option("--model", help="smollm2 (bundled), a folder, a .gguf file, or a hub id.", rich_help_panel=MODEL),
-]
+ModelName = Annotated[str, typer.Option("--model", help="smollm2 (bundled), a folder, a .gguf file, or a hub id.")]
 ModelOrRecorded = Annotated[
-    str | None,
-    typer.Option("--model", help="The model; by default the one the ledger records.", rich_help_panel=MODEL),
+    str | None, typer.Option("--model", help="The model; by default the one the ledger records.")
 ]
 Dtype = Annotated[
-    str | None,
-    typer.Option(
-        help="float32, bfloat16, …; by default the ledger's, else the checkpoint's own.", rich_help_panel=MODEL
-    ),
+    str | None, typer.Option(help="float32, bfloat16, …; by default the ledger's, else the checkpoint's own.")
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(help="A torch device; by default the accelerator, else the CPU.", rich_help_panel=MODEL),
-]
+Device = Annotated[str | None, typer.Option(help="A torch device; by default the accelerator, else the CPU.")]
 AnatomyFile = Annotated[
-    str | None,
-    typer.Option(
-        "--anatomy", help="JSON file that names an unknown layout's blocks and projection.", rich_help_panel=MODEL
-    ),
+    str | None, typer.Option("--anatomy", help="JSON file that names an unknown layout's blocks and projection.")
 ]
 LedgerPath = Annotated[Path, typer.Argument(help="Folder of a ledger.")]
 Edits = Annotated[

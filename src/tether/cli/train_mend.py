@@ -12,7 +12,6 @@ import typer
 
 from tether.cli.loading import load_model
 from tether.cli.options import (
-    METHOD,
     AnatomyFile,
     Device,
     Dtype,
@@ -35,12 +34,8 @@ def train_mend(
     steps: Annotated[int | None, typer.Option(min=1, help="Edits in all; by default the settings'.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N training records.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
-    settings: Annotated[
-        Path | None, typer.Option(help="JSON file of settings over the bundled ones.", rich_help_panel=METHOD)
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Blocks whose MLP weights are edited, with commas.", rich_help_panel=METHOD)
-    ] = None,
+    settings: Annotated[Path | None, typer.Option(help="JSON file of settings over the bundled ones.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Blocks whose MLP weights are edited, with commas.")] = None,
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,

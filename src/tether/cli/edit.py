@@ -125,7 +125,7 @@ def edit(
         ledger = edit_facts(
             loaded, listed, out=out, plan=plan, schedule=schedule, resume=resume, strict=strict, progress=progress
         )
-    every_kind = ("edit", "failed", "skipped", "restrain", "undo", "guard")
+    every_kind = ("edit", "failed", "skipped", "restrain", "undo", "redo", "guard")
     kinds = {kind: sum(event.kind == kind for event in ledger.events) for kind in every_kind}
     rows = ledger.spectrum(loaded)
     document = {

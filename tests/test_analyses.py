@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from command import run
 from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, reciter, same_bits
-from test_cli import run
 from test_ledger import new_ledger
 from test_perturbation_bound import fill
 from torch import Tensor

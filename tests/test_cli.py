@@ -8,63 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
-from core import FACTS, SETTINGS
+from command import answer, run
 from tiny import save, tiny_model
 
-from tether.cli import main
 from tether.ledger import Ledger
 from tether.models import load
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, facts, settings, a corpus, and a ledger of four edits made by the command."""
-    folder = tmp_path_factory.mktemp("cli")
-    save(*tiny_model("llama"), folder / "model")
-    lines = [fact.model_dump_json(exclude_none=True) for fact in FACTS]
-    (folder / "facts.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "settings.json").write_text(json.dumps(SETTINGS))
-    (folder / "corpus.txt").write_text("The Eiffel Tower is in the city of Paris, and you know that. " * 200)
-    done = run(
-        folder, "edit", "facts.jsonl", "--model", "model", "--method", "r-rome", "--out", "ledger", "--limit", "4",
-        "--restrain", "log:1.2", "--corpus", "corpus.txt", "--settings", "settings.json", "--json",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert sum(json.loads(done.stdout)["events"][kind] for kind in ("edit", "failed", "skipped")) == 4
-    return folder
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(folder: Path, *words: str, err: io.StringIO | None = None) -> Done:
-    """The command line, in this process."""
-    out, err = io.StringIO(), err or io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(folder)
-        patch.setenv("TETHER_CACHE", str(folder / "cache"))
-        patch.setattr(sys, "argv", ["tether", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def answer(folder: Path, *words: str) -> Any:
-    """The JSON document of a command that must succeed."""
-    done = run(folder, *words, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def test_evaluate_and_report(place: Path) -> None:
@@ -184,7 +136,8 @@ def test_errors_are_one_line(place: Path, words: tuple[str, ...], code: int) -> 
 def test_alone_it_says_what_it_can_do(place: Path) -> None:
     done = run(place)
     assert done.returncode == 0 and done.stderr == ""
-    assert {"edit", "evaluate", "undo", "restrain"} <= {line.split()[0] for line in done.stdout.splitlines() if line}
+    words = {line.strip(" │").partition(" ")[0] for line in done.stdout.splitlines()}
+    assert {"edit", "evaluate", "undo", "restrain"} <= words
 
 
 class InterruptedAt(io.StringIO):

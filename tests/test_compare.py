@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import run
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from test_cli import run
 
 from tether.errors import TetherError
 from tether.evaluation import Results, Row, compare, write
@@ -180,6 +180,6 @@ def test_the_command(tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     assert done.returncode == 0 and document["baseline"] == "none" and len(document["comparisons"]) == 2
     assert set(document["comparisons"][0]) >= {"ability", "row", "baseline", "test", "p_holm", "kept", "verdict"}
-    said = run(tmp_path, "compare", "results.json").stdout
+    said = " ".join(run(tmp_path, "compare", "results.json").stdout.split())
     assert "| 100 | log:1.2 | 76.0 ± 1.0* |" in said and "p corrected for 2 comparisons by Holm" in said
     assert run(tmp_path, "compare", "nothing.json").returncode == 1

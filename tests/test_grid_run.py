@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+from command import answer, run
 from core import FACTS, SETTINGS
-from test_cli import answer, run
 from tiny import invented_facts, save, tiny_model
 
 import tether

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from command import answer, run
 from core import FACTS
-from test_cli import answer, run
+from tiny import save, tiny_model
 
 from tether.errors import TetherError
 from tether.experiment import GridSpec, grid_names, make_plan, read_spec, run_grid

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from command import answer, run
 from core import FACTS, bits, close, editable, reciter, same_bits
-from test_cli import answer, run
 from tiny import FAMILIES, save, tiny_model
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor

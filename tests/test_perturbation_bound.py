@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from command import answer, run
 from core import FACTS, editable, random_update
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_cli import answer, place, run  # noqa: F401 - place is a fixture
 from test_ledger import new_ledger
 from torch import Tensor
 
@@ -432,7 +432,7 @@ def test_keys_are_rows_however_they_are_kept(tmp_path: Path) -> None:
     assert torch.equal(many, K) and torch.equal(one, K[:1]) and torch.equal(torch.cat(batch), K)
 
 
-def test_the_command(place: Path) -> None:  # noqa: F811
+def test_the_command(place: Path) -> None:
     rows = answer(place, "bound", "ledger", "--restrain", "none,log:e", "--at", "1,4")
     assert {row["restraint"] for row in rows} == {"none", "log:e"} and {row["of"] for row in rows} == {"sum", "edit"}
     for row in rows:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from tether.cli.demo import summary
 from tether.cli.demo_run import Step, demo_facts, run_demo
 from tether.editing.run import edit
 from tether.errors import BadSettingsError, TetherError
@@ -166,7 +167,7 @@ def test_the_demo_leaves_ledger_results_and_report(demo, monkeypatch: pytest.Mon
     assert all(
         any(row[:1] == [str(i)] and fact.text in row for row in page.rows) for i, fact in enumerate(demo_facts(2), 1)
     )
-    lines = result.table().splitlines()
+    lines = summary(result).splitlines()
     assert len(lines) == 4
     assert len({len(line) for line in lines}) == 1
     assert lines[3].startswith("2 edits, PRUNE log:1.2")

@@ -9,6 +9,7 @@ A public name is loaded when it is first used, so that `import tether` itself is
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from tether.facts import Fact, LocalityPrompt, read_facts
     from tether.ledger import Ledger
     from tether.models import EditableModel, load
+
+    __version__: str
 
 _HOMES = {
     "EditPlan": "editing.plan",
@@ -53,13 +56,15 @@ _HOMES = {
 
 __all__ = [
     "EditPlan", "EditableModel", "Fact", "Ledger", "LocalityPrompt", "LowRank", "Measurement", "Progress", "Schedule",
-    "TetherError", "check_facts", "compare", "edit", "evaluate", "evaluate_ledger", "load", "read_facts",
+    "TetherError", "__version__", "check_facts", "compare", "edit", "evaluate", "evaluate_ledger", "load", "read_facts",
     "restrain_checkpoint", "restraint", "train_mend", "tune",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """A public name, from the room it lives in."""
+    if name == "__version__":
+        return version("tether")
     if name not in _HOMES:
         raise AttributeError(f"module 'tether' has no attribute {name!r}")
     home = import_module(f"tether.{_HOMES[name]}")

@@ -1,4 +1,4 @@
-"""The command: one thin file a verb."""
+"""The command: a file a verb."""
 
 from tether.cli.app import main
 

@@ -1,4 +1,8 @@
-"""What all verbs share: errors on one line, exit codes, JSON, logs on stderr.
+"""The command's frame: verbs that are imported only when they are called, errors on one line, exit codes.
+
+A verb is one file of this package: its docstring is the help, its lines with `$` are the examples, and the function
+that has its name is the command. A line in VERBS announces it;
+PANELS in the file groups its options.
 
 Exit codes: 0 done, 1 the work failed, 2 the command line is wrong, 130 Ctrl-C.
 """
@@ -9,165 +13,132 @@ import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
-from tether.constraints.base import Constraint, parse
-from tether.errors import TetherError
-from tether.storage.atomic import finite
-
-app = typer.Typer(
-    name="tether",
-    help="Change what a language model knows, edit after edit, and keep it tethered to everything else it knew.",
-    invoke_without_command=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+import tether
+from tether.cli.options import printable, say, write
+from tether.errors import TetherError, first_line
 
 INTERRUPTED = 130
 
-VERBS = (
-    "edit",
-    "evaluate",
-    "compare",
-    "spectrum",
-    "bound",
-    "log",
-    "verify",
-    "undo",
-    "export",
-    "restrain",
-    "check",
-    "moments",
-    "tune",
-    "train_mend",
-    "grid",
-    "report",
-    "demo",
+VERBS = {
+    "demo": "First steps",
+    "ls": "First steps",
+    "edit": "Edit",
+    "undo": "Edit",
+    "redo": "Edit",
+    "log": "Edit",
+    "verify": "Edit",
+    "evaluate": "Measure",
+    "compare": "Measure",
+    "spectrum": "Measure",
+    "bound": "Measure",
+    "report": "Measure",
+    "grid": "Measure",
+    "export": "Take away",
+    "restrain": "Take away",
+    "check": "Prepare",
+    "moments": "Prepare",
+    "tune": "Prepare",
+    "train-mend": "Prepare",
+}  # verb -> the panel of the help it stands in
+
+_NOT_CONVERGED = "a linear-algebra routine failed"
+_REMEDIES = {
+    "OutOfMemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another --device"),
+    "MemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another machine"),
+    "_LinAlgError": (_NOT_CONVERGED, "look for weights that are not finite, and restrain or undo the last edits"),
+    "LinAlgError": (_NOT_CONVERGED, "look for weights that are not finite, and restrain or undo the last edits"),
+    "ArpackError": (_NOT_CONVERGED, "look for weights that are not finite, and restrain or undo the last edits"),
+    "SafetensorError": ("a safetensors file is damaged", "fetch it again, or restore it from a copy"),
+}  # names of classes, since importing their packages takes seconds
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # how a RuntimeError of torch says it
+
+
+class Help(NamedTuple):
+    """What the docstring of a verb's file says."""
+
+    text: str
+    examples: tuple[str, ...]
+
+
+def help_of(verb: str) -> Help:
+    """Read from the file, without importing what the verb needs."""
+    source = Path(__file__).with_name(f"{verb.replace('-', '_')}.py").read_text(encoding="utf-8")
+    lines = source.split('"""')[1].splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("$ ")).strip()
+    return Help(text, tuple(line.removeprefix("$ ") for line in lines if line.startswith("$ ")))
+
+
+def command_of(verb: str) -> Any:
+    """The whole command of a verb; this imports its file."""
+    name = verb.replace("-", "_")
+    text, examples = help_of(verb)
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    epilog = "\n".join(["Examples:" if len(examples) > 1 else "Example:", *(f"  {line}" for line in examples)])
+    module = import_module(f"tether.cli.{name}")
+    single.command(verb, help=text, epilog=epilog)(getattr(module, name))
+    command: Any = typer.main.get_command(single)
+    panels = {"Model": ("model", "dtype", "device", "anatomy"), **getattr(module, "PANELS", {})}
+    for parameter in command.params:
+        parameter.rich_help_panel = next((panel for panel, names in panels.items() if parameter.name in names), None)
+    return command
+
+
+class Verbs(TyperGroup):
+    """All verbs by name and help; the one that is called is loaded."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for verb, panel in VERBS.items():
+            self.add_command(TyperCommand(verb, help=help_of(verb).text, rich_help_panel=panel))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] in VERBS:
+            self.add_command(command_of(args[0]))
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    name="tether",
+    cls=Verbs,
+    help="Change what a language model knows, edit after edit, and keep it tethered to everything else it knew.",
+    epilog="Example:\n  tether edit --subject 'Eiffel Tower' --prompt 'The {} is in' --target Rome "
+    "--model smollm2 --out my-edits",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
 )
-
-Read = TypeVar("Read")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
-ModelName = Annotated[str, typer.Option("--model", help="smollm2 (bundled), a folder, a .gguf file, or a hub id.")]
-ModelOrRecorded = Annotated[
-    str | None, typer.Option("--model", help="The model; by default the one the ledger records.")
-]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, …; by default the ledger's, else the checkpoint's own.")
-]
-Device = Annotated[str | None, typer.Option(help="A torch device; by default the accelerator, else the CPU.")]
-AnatomyFile = Annotated[
-    str | None, typer.Option("--anatomy", help="JSON file that names an unknown layout's blocks and projection.")
-]
-LedgerPath = Annotated[Path, typer.Argument(help="Folder of a ledger.")]
-
-out = Console(soft_wrap=True, highlight=False, markup=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-
-
-def show(document: Any, text: str, as_json: bool) -> None:
-    """The one thing a verb prints on stdout."""
-    out.out(
-        json.dumps(finite(document), ensure_ascii=False, indent=2, default=str) if as_json else text, highlight=False
-    )
-
-
-def numbers(text: str | None, what: str) -> list[int] | None:
-    """`0,10,100` -> [0, 10, 100]."""
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r}: write whole numbers with commas, as in 0,10,100", param_hint=what
-        ) from None
-
-
-def understood(what: str, read: Callable[[str], Read], words: str) -> Read:
-    """What a word of the command line says; one that the library refuses is a wrong command line."""
-    try:
-        return read(words)
-    except TetherError as error:
-        raise typer.BadParameter(str(error), param_hint=what) from None
-
-
-def restraints(text: str | None) -> list[Constraint | None]:
-    """`none,log:1.2` -> both restraints; None, as recorded, where nothing is named."""
-    return [None] if text is None else [understood("--restrain", parse, part) for part in text.split(",")]
-
-
-def every(seconds: float) -> Callable[[], bool]:
-    """A function that is true at most once in so many seconds, for progress on stderr."""
-    last = time.monotonic()
-
-    def due() -> bool:
-        nonlocal last
-        if time.monotonic() - last < seconds:
-            return False
-        last = time.monotonic()
-        return True
-
-    return due
-
-
-def load_model(
-    name: str, *, dtype: str | None = None, device: str | None = None, anatomy: Mapping[str, str] | str | None = None
-) -> Any:
-    from tether.models import load
-
-    return load(name, dtype=dtype, device=device, anatomy=anatomy)
-
-
-def open_ledger(path: Path, model: str | None = None, dtype: str | None = None, device: str | None = None) -> Any:
-    """The ledger, and its model (the recorded one in the recorded dtype unless named otherwise)."""
-    from tether.ledger import Ledger
-
-    ledger = Ledger.open(path)
-    header = ledger.header
-    loaded = load_model(model or header.model, dtype=dtype or header.dtype, device=device, anatomy=header.anatomy)
-    ledger.check_model(loaded)
-    return ledger, loaded
-
-
-def tell_progress(room: str) -> None:
-    """Let what a room of the library says of its progress go to stderr, for a verb that takes long."""
-    logging.getLogger(room).setLevel(logging.INFO)
 
 
 @app.callback()
 def _options(
     context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default torch's choice.")] = None,
 ) -> None:
+    if version:
+        write(f"tether {tether.__version__}")
+        raise typer.Exit
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+        import_module("torch").set_num_threads(threads)
     if context.invoked_subcommand is None:
-        out.out(context.get_help(), highlight=False)
+        context.get_help()  # which prints it
 
 
 def main() -> None:
     """Run the command line; never returns."""
-    for verb in VERBS:
-        import_module(f"tether.cli.{verb}")
     as_json = "--json" in sys.argv[1:]
     try:
         code = app(standalone_mode=False)  # what a verb raised as typer.Exit comes back as a number
@@ -179,17 +150,32 @@ def main() -> None:
         _fail("interrupted; run it again, with --resume where the command has it", INTERRUPTED, as_json)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1, as_json)
-    except Exception as error:  # a usage error has its own code; anything else is a bug and shows itself
-        if not hasattr(error, "exit_code"):
+    except Exception as error:
+        if hasattr(error, "exit_code"):  # a usage error
+            message = error.format_message() if hasattr(error, "format_message") else str(error)
+            _fail(f"{message} (see tether --help)", 2, as_json)
+        known = failure(error)
+        if known is None:  # a bug shows itself
             raise
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
-        _fail(f"{message} (see tether --help)", 2, as_json)
+        _fail(known, 1, as_json)
     sys.exit(code or 0)
 
 
+def failure(error: Exception) -> str | None:
+    """One line for an error of another package that a user can do something about; None for any other."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
+        names.append("MemoryError")
+    for name in names:
+        if name in _REMEDIES:
+            what, remedy = _REMEDIES[name]
+            return f"{what} ({first_line(error)}): {remedy}"
+    return None
+
+
 def _fail(message: str, code: int, as_json: bool) -> None:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     if as_json:
-        out.out(json.dumps({"error": line}), highlight=False)
-    err.out(f"tether: {line}", highlight=False)
+        write(json.dumps({"error": line}))
+    say(f"tether: {line}")
     sys.exit(code)

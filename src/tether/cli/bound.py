@@ -1,4 +1,7 @@
-"""tether bound"""
+"""How far the edits move the keys of the edited weights, and how far they can: the paper's perturbation bound.
+
+$ tether bound my-edits --at 10,50 --restrain none,log:1.2
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,18 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, numbers, open_ledger, restraints, show
+from tether.analyses.bound import bound_rows
+from tether.cli.loading import open_ledger, restraints
+from tether.cli.options import Device, Dtype, Json, LedgerPath, ModelOrRecorded, numbers, print_result
+from tether.cli.tables import number, table
+
+_HEAD = (
+    "edits", "of", "restraint", "‖E‖/‖A‖", "κ", "κ̂", "γ", "others' median", "edited's median", "largest", "bound",
+    "bound by κ/γ", "weight",
+)  # fmt: skip
 
 
-@app.command("bound")
-def command(
+def bound(
     ledger: LedgerPath,
     model: ModelOrRecorded = None,
     at: Annotated[str | None, typer.Option(help="Numbers of edits, with commas; default: eight up to all.")] = None,
@@ -21,24 +31,19 @@ def command(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """How far the edits move the keys of the edited weights, and how far they can: the paper's perturbation bound."""
-    from tether.analyses.bound import bound_rows
-
     chosen, counts = restraints(restrain), numbers(at, "--at")
     opened, loaded = open_ledger(ledger, model, dtype, device)
     rows = [row for restraint in chosen for row in bound_rows(opened, loaded, at=counts, restrain=restraint, keys=keys)]
-    lines = [
-        f"{'':60s}‖x̃ − x‖/‖x‖: medians and largest",
-        "edits  of    restraint    ‖E‖/‖A‖  κ        κ̂        γ        "
-        "others   edited   largest  bound    by κ/γ    weight",
-    ]
+    cells = []
     for row in rows:
-        errors = " ".join(f"{'-' if part is None else f'{part.median:.3g}':<8s}" for part in (row.others, row.edited))
-        largest = max(part.max for part in (row.others, row.edited) if part is not None)
-        from_kappa = "-" if row.bound_from_kappa is None else f"{row.bound_from_kappa:.3g}"
-        lines.append(
-            f"{row.edits:<6d} {row.of:<5s} {row.restraint:<12s} {row.update_norm / row.norm:<8.3g} {row.kappa:<8.2f} "
-            f"{row.kappa_hat:<8.2f} {row.gamma:<8.3g} {errors} {largest:<8.3g} {row.bound:<8.3g} {from_kappa:<9s} "
-            f"{row.weight}"
-        )
-    show([dataclasses.asdict(row) for row in rows], "\n".join(lines), as_json)
+        medians = [None if errors is None else errors.median for errors in (row.others, row.edited)]
+        largest = max(errors.max for errors in (row.others, row.edited) if errors is not None)
+        cells.append(
+            [
+                str(row.edits), row.of, row.restraint, f"{row.update_norm / row.norm:.3g}", f"{row.kappa:.2f}",
+                f"{row.kappa_hat:.2f}", f"{row.gamma:.3g}", *(number(median, ".3g", "-") for median in medians),
+                f"{largest:.3g}", f"{row.bound:.3g}", number(row.bound_from_kappa, ".3g", "-"), row.weight,
+            ]
+        )  # fmt: skip
+    text = f"{table(_HEAD, cells)}\nmedians and largest: of ‖x̃ − x‖/‖x‖ over the keys"
+    print_result([dataclasses.asdict(row) for row in rows], text, as_json)

@@ -1,4 +1,7 @@
-"""tether check"""
+"""The tokens of every fact and the one it will be read at; bad facts are named. Exit 1 where there are any.
+
+$ tether check facts.jsonl --model smollm2
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, load_model, show
+from tether.cli.loading import load_model
+from tether.cli.options import AnatomyFile, Device, Dtype, Json, ModelName, print_result
 from tether.editing.check import check_facts
 from tether.facts import BadRecord, Fact, FactCheck, scan_facts
 from tether.ledger import Ledger
 
 
-@app.command("check")
-def command(
+def check(
     facts: Annotated[Path, typer.Argument(help="Facts file.")],
     model: ModelName,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N records.")] = None,
@@ -24,26 +27,25 @@ def command(
     anatomy: AnatomyFile = None,
     as_json: Json = False,
 ) -> None:
-    """The tokens of every fact and the one it will be read at; bad facts are named. Exit 1 where there are any."""
     scanned = scan_facts(facts, limit)
     good = [record for record in scanned if isinstance(record, Fact)]
-    bad = [record for record in scanned if isinstance(record, BadRecord)]
+    bad = [str(record) for record in scanned if isinstance(record, BadRecord)]
     known = [] if ledger is None else [fact for _, fact in Ledger.open(ledger).facts()]
     checks = check_facts(load_model(model, dtype=dtype, device=device, anatomy=anatomy), good, known)
-    problems = sum(bool(check.problems) for check in checks) + len(bad)
-    lines = [_line(check) for check in checks] + [f"bad record: {record}" for record in bad]
-    lines.append(f"{facts}: {len(checks) + len(bad)} records, {problems} with problems")
+    problems = sum(bool(found.problems) for found in checks) + len(bad)
+    lines = [_line(found) for found in checks] + [f"bad record: {record}" for record in bad]
+    lines.append(f"{facts}: {len(scanned)} records, {problems} with problems")
     document = {
-        "facts": str(facts), "problems": problems, "bad_records": [str(record) for record in bad],
+        "facts": str(facts), "problems": problems, "bad_records": bad,
         "checks": [{"index": c.index, "subject": c.fact.subject, "prompt": c.fact.text, "target_new": c.fact.target_new,
                     "tokens": c.tokens, "read_at": c.read_at, "read_token": c.read_token, "problems": c.problems}
                    for c in checks],
     }  # fmt: skip
-    show(document, "\n".join(lines), as_json)
+    print_result(document, "\n".join(lines), as_json)
     if problems:
         raise typer.Exit(1)
 
 
-def _line(check: FactCheck) -> str:
-    tokens = "|".join(f"[{t}]" if i == check.read_at else t for i, t in enumerate(check.tokens))
-    return f"{check.index}: {tokens} -> {check.fact.target_new}" + "".join(f"\n   problem: {p}" for p in check.problems)
+def _line(found: FactCheck) -> str:
+    tokens = "|".join(f"[{t}]" if i == found.read_at else t for i, t in enumerate(found.tokens))
+    return f"{found.index}: {tokens} -> {found.fact.target_new}" + "".join(f"\n   problem: {p}" for p in found.problems)

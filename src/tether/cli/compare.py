@@ -1,4 +1,8 @@
-"""tether compare"""
+"""Which differences in general abilities are more than chance, on the same items.
+
+$ tether compare results.json
+$ tether compare results.json --baseline 0 --editing
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,13 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.abilities_table import abilities_table
-from tether.cli.app import Json, app, show
-from tether.evaluation import compare, read
+from tether import evaluation
+from tether.cli.options import Json, print_result
+from tether.cli.tables import abilities_table
 from tether.evaluation.statistics.compare import LEVEL
 
 
-@app.command("compare")
-def command(
+def compare(
     results: Annotated[Path, typer.Argument(help="results.json of tether evaluate, with its items beside it.")],
     baseline: Annotated[
         str,
@@ -29,21 +32,18 @@ def command(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Which differences in general abilities are more than chance, on the same items."""
-    measured = read(results)
-    found = compare(measured, baseline, editing=editing)
+    measured = evaluation.read(results)
+    found = evaluation.compare(measured, baseline, editing=editing)
     marked = {(comparison.row, comparison.ability) for comparison in found if comparison.significant}
     against = {"0": "the unedited model", "none": "no restraint"}.get(baseline, baseline)
-    table = abilities_table(measured, marked)
-    lines = [f"{table}; * differs from {against}, p < {LEVEL}", ""] if table else []
+    drawn = abilities_table(measured, marked)
+    lines = [f"{drawn}; * differs from {against}, p < {LEVEL}", ""] if drawn else []
     lines += [comparison.verdict for comparison in found]
+    plural = "" if len(found) == 1 else "s"
     lines += [
         "",
-        f"Paired t-tests on the same items; p corrected for {len(found)} comparison{'s' * (len(found) != 1)} by Holm; "
-        "± is one standard error.",
+        f"Paired t-tests on the same items; p corrected for {len(found)} comparison{plural} by Holm; ± is one standard "
+        "error.",
     ]
-    show(
-        {"baseline": baseline, "comparisons": [comparison.document() for comparison in found]},
-        "\n".join(lines),
-        as_json,
-    )
+    document = {"baseline": baseline, "comparisons": [comparison.document() for comparison in found]}
+    print_result(document, "\n".join(lines), as_json)

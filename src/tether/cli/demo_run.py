@@ -63,20 +63,6 @@ class DemoResult:
     failed: int
     rows: tuple[DemoRow, ...]
 
-    def table(self) -> str:
-        """The summary as lines of text, without a line end behind the last."""
-        head = ("", "κ", "perplexity", "efficacy", "generalization", "locality")
-        lines = [head] + [
-            (row.name, _text(row.kappa, ".1f"), _text(row.perplexity_ratio, ".2f", "× "), _text(row.efficacy, ".0f"),
-             _text(row.generalization, ".0f"), _text(row.locality, ".0f"))
-            for row in self.rows
-        ]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-            for line in lines
-        )
-
 
 def demo_facts(limit: int | None = None) -> list[Fact]:
     """The first `limit` facts that come with the package; None: as many as the demo edits unasked, 44."""
@@ -100,7 +86,7 @@ def run_demo(
     recorded: the edits under PRUNE. `out` gets `ledger/`, `results.json`, `index.html`; where it holds an interrupted
     demo, that one goes on. Raises TetherError where its ledger is not one of the demo's.
     """
-    tell = progress or _silent
+    tell = progress or (lambda step: None)
     out = Path(out)
     facts = demo_facts(limit)
     if (out / "ledger" / "ledger.json").exists():
@@ -129,10 +115,6 @@ def run_demo(
     report = write_report(results, out / "index.html", ledger=ledger, title=title)
     missed = sum(event.kind == "failed" for event in ledger.events)
     return DemoResult(ledger.path, out / "results.json", report, len(ledger.live()), missed, _summary(results, count))
-
-
-def _silent(step: Step) -> None:
-    pass
 
 
 def _check_ours(ledger: Ledger, facts: Sequence[Fact]) -> None:
@@ -171,7 +153,3 @@ def _summary(results: Results, count: int) -> tuple[DemoRow, ...]:
             DemoRow(name, singular.kappa, ratio, scores["efficacy"], scores["generalization"], scores["locality"])
         )
     return tuple(rows)
-
-
-def _text(value: float | None, form: str, before: str = "") -> str:
-    return "–" if value is None else before + format(value, form)

@@ -1,56 +1,94 @@
-"""tether edit"""
+"""Edit facts into a model, one after another, into a ledger.
+
+The facts are a file, standard input, or one fact given by --subject, --prompt and --target.
+
+$ tether edit facts.jsonl --model smollm2 --out my-edits --restrain log:1.2
+$ tether edit --subject 'Eiffel Tower' --prompt 'The {} is in' --target Rome --model smollm2 --out my-edits
+$ tether edit facts.jsonl --model smollm2 --out my-edits --resume
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
+from pydantic import ValidationError
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from tether.cli.app import (
+from tether.cli.loading import load_model, log_progress
+from tether.cli.options import (
     AnatomyFile,
     Device,
     Dtype,
     Json,
     ModelName,
-    app,
-    err,
-    load_model,
     numbers,
-    show,
-    tell_progress,
-    understood,
+    parse_option,
+    print_result,
+    printable,
+    say,
 )
 from tether.constraints.base import parse
-from tether.editing.run import Progress, edit
+from tether.editing.plan import DEFAULT_METHOD, OnAlarm, plan_and_schedule
+from tether.editing.run import Progress
+from tether.editing.run import edit as edit_facts
 from tether.editors import editor as editor_of
-from tether.facts import read_facts
-from tether.ledger import Ledger
+from tether.errors import BadFactError, pydantic_line
+from tether.facts import Fact, read_facts
+from tether.ledger import Event, Ledger
+
+PANELS = {
+    "One fact": ("subject", "prompt", "target", "target_true"),
+    "Method": ("method", "settings", "layers", "corpus", "editor", "seed", "batch_size"),
+    "Restraint and guard": (
+        "restrain", "every", "health", "on_alarm", "guard", "guard_every", "guard_data",
+    ),
+}  # fmt: skip
 
 
-@app.command("edit")
-def command(
-    facts: Annotated[Path, typer.Argument(help="Facts: our JSONL, CounterFact, zsRE, ConceptEdit.")],
+def edit(
     model: ModelName,
     out: Annotated[Path, typer.Option(help="The ledger: a new folder, or one to append to.")],
-    method: Annotated[
-        str | None, typer.Option(help="rome, r-rome, memit, emmet, mend; default rome, or the ledger's.")
+    facts: Annotated[
+        str | None,
+        typer.Argument(help="Facts: our JSONL, CounterFact, zsRE, ConceptEdit; - for our JSONL on standard input."),
     ] = None,
-    restrain: Annotated[str | None, typer.Option(help="none, log:1.2, log:e, linear:2.")] = None,
-    every: Annotated[int | None, typer.Option(min=1, help="Restrain after every K edits, not once at the end.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")] = 1,
+    subject: Annotated[str | None, typer.Option(help="What the fact is about.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The text before the answer, {} for the subject.")] = None,
+    target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
+    target_true: Annotated[str | None, typer.Option(help="The old answer, for evaluate.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N facts.")] = None,
-    skip: Annotated[int, typer.Option(min=0, help="Leave away the first N facts.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Of the sampled prefixes; default 0.")] = None,
+    skip: Annotated[int, typer.Option(min=0, help="Without the first N facts.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted list.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first failed edit.")] = False,
-    corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self' (the default).")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="See `tether ls methods`; default: the ledger's, r-rome in a new one.")
+    ] = None,
     settings: Annotated[Path | None, typer.Option(help="JSON file of settings over the bundled ones.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, with commas.")] = None,
-    editor: Annotated[Path | None, typer.Option(help="Trained editor (mend), as train-mend writes it.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self' (the default).")] = None,
+    editor: Annotated[Path | None, typer.Option(help="Trained editor, as train-mend writes it.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampled prefixes; default 0.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")] = 1,
+    restrain: Annotated[
+        str | None, typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.")
+    ] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="Restrain after every K edits, not once at the end.")] = None,
+    health: Annotated[int, typer.Option(min=0, help="Read the health of every K-th edit; 0: of none.")] = 1,
+    on_alarm: Annotated[
+        OnAlarm,
+        typer.Option(
+            help="What becomes of an edit whose health is an alarm: it goes in with a warning, is left out, or ends "
+            "the run."
+        ),
+    ] = "warn",
     guard: Annotated[
         str | None, typer.Option(help="Stop what costs too much: perplexity:1.05, or a task and a share, nli:0.9.")
     ] = None,
@@ -61,39 +99,34 @@ def command(
     anatomy: AnatomyFile = None,
     as_json: Json = False,
 ) -> None:
-    """Edit facts into a model, one after another, into a ledger."""
-    listed = read_facts(facts, None if limit is None else skip + limit)[skip:]
-    chosen = numbers(layers, "--layers")
+    one = {"subject": subject, "prompt": prompt, "target_new": target, "target_true": target_true}
+    listed = _listed(facts, one, None if limit is None else skip + limit)[skip:]
     if method is not None:
-        understood("--method", editor_of, method)
-    restraint = None if restrain is None else understood("--restrain", parse, restrain)
-    tell_progress("tether.editing.prepare")
-    layout: str | dict[str, str] | None = anatomy
-    if (out / "ledger.json").exists():
-        header = Ledger.open(out).header
-        dtype, layout = dtype or header.dtype, anatomy or header.anatomy
+        parse_option("--method", editor_of, method)
+    restraint = None if restrain is None else parse_option("--restrain", parse, restrain)
+    log_progress("tether.editing.prepare")
+    existing = Ledger.open(out) if (out / "ledger.json").exists() else None
+    before = 0 if existing is None else len(existing.events)
+    layout: Mapping[str, str] | str | None = anatomy
+    if existing is not None:
+        dtype, layout = dtype or existing.header.dtype, anatomy or existing.header.anatomy
         if resume:
-            torch.set_num_threads(header.threads)
+            torch.set_num_threads(existing.header.threads)
+    chosen = DEFAULT_METHOD if existing is None and method is None else method
+    plan, schedule = plan_and_schedule(None, None, {
+        "method": chosen, "settings": settings, "layers": numbers(layers, "--layers"), "corpus": corpus, "seed": seed,
+        "editor": editor, "restraint": restraint, "every": every, "batch_size": batch_size, "guard": guard,
+        "guard_every": guard_every, "guard_data": guard_data, "health": health, "on_alarm": on_alarm,
+    })  # fmt: skip
     loaded = load_model(model, dtype=dtype, device=device, anatomy=layout)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Bar(*columns, console=err, transient=False, disable=not err.is_terminal) as bar:
-        task = bar.add_task("editing", total=len(listed), note="")
-
-        def progress(p: Progress) -> None:
-            what = "" if p.event.fact is None else f"{p.event.fact.subject} -> {p.event.fact.target_new}"
-            health = "" if p.reading is None else f" | {p.reading.line()}"
-            note = f"{p.event.kind} {what}{health} | {p.eta:.0f} s left"
-            bar.update(task, completed=p.done, note=note)
-            if not err.is_terminal:
-                err.out(f"{p.done}/{p.total} {note}", highlight=False)
-
-        ledger = edit(
-            loaded, listed, out=out, method=method, restrain=restraint, every=every, batch_size=batch_size, seed=seed,
-            resume=resume, strict=strict, corpus=corpus, settings=settings, layers=chosen, editor=editor, guard=guard,
-            guard_every=guard_every, guard_data=guard_data, progress=progress,
-        )  # fmt: skip
-    every_kind = ("edit", "failed", "skipped", "restrain", "undo", "guard")
-    kinds = {kind: sum(e.kind == kind for e in ledger.events) for kind in every_kind}
+    if chosen != method:
+        say(f"method {chosen} (the default)")
+    with _Told(len(listed)) as progress:
+        ledger = edit_facts(
+            loaded, listed, out=out, plan=plan, schedule=schedule, resume=resume, strict=strict, progress=progress
+        )
+    every_kind = ("edit", "failed", "skipped", "restrain", "undo", "redo", "guard")
+    kinds = {kind: sum(event.kind == kind for event in ledger.events) for kind in every_kind}
     rows = ledger.spectrum(loaded)
     document = {
         "ledger": str(out), "model": ledger.header.model, "method": ledger.header.method,
@@ -103,12 +136,87 @@ def command(
         "spectrum": {row.weight: {"sigma_max": row.extremes.sigma_max, "sigma_min": row.extremes.sigma_min,
                      "kappa": row.extremes.kappa, "update_sigma_max": row.extremes.update_sigma_max, "m": row.m}
                      for row in rows},
+        "head": ledger.head,
     }  # fmt: skip
-    text = (
+    lines = [
         f"{out}: {kinds['edit']} edits, {kinds['failed']} failed, {kinds['skipped']} skipped, "
         f"{kinds['restrain']} restraints"
-    )
+    ]
     for row in rows:
         found = row.extremes
-        text += f"\n{row.weight}: κ {found.kappa:.2f}, σ̂_max of the update {found.update_sigma_max:.2f}, m {row.m:.2f}"
-    show(document, text, as_json)
+        lines.append(
+            f"{row.weight}: κ {found.kappa:.2f}, σ̂_max of the update {found.update_sigma_max:.2f}, m {row.m:.2f}"
+        )
+    print_result(document, "\n".join([*lines, f"head {ledger.head}"]), as_json)
+    _fail_where_nothing_was_edited(ledger.events[before:])
+
+
+def _listed(facts: str | None, one: dict[str, str | None], limit: int | None) -> list[Fact]:
+    """The facts of the one source that is named. Raises TetherError for a bad fact."""
+    given = {key: text for key, text in one.items() if text is not None}
+    if (facts is None) != bool(given):
+        raise typer.BadParameter(
+            "give a file of facts, - for standard input, or one fact by --subject, --prompt and --target; exactly one "
+            "of them",
+            param_hint="FACTS",
+        )
+    if facts is None:
+        missing = [f"--{key.removesuffix('_new')}" for key in ("subject", "prompt", "target_new") if key not in given]
+        if missing:
+            raise typer.BadParameter("one fact needs --subject, --prompt and --target", param_hint=missing[0])
+        return [_fact(given, "the fact")]
+    if facts != "-":
+        return read_facts(facts, limit)
+    listed = []
+    for number, line in enumerate(sys.stdin, 1):
+        if line.strip():
+            listed.append(_fact(line, f"standard input, line {number}"))
+        if len(listed) == limit:
+            break
+    if not listed:
+        raise BadFactError("standard input holds no fact: write a JSON object a line: subject, prompt, target_new")
+    return listed
+
+
+def _fact(given: dict[str, str] | str, where: str) -> Fact:
+    try:
+        return Fact.model_validate(json.loads(given) if isinstance(given, str) else given)
+    except ValidationError as error:
+        raise BadFactError(f"{where}: {pydantic_line(error)}") from None
+    except json.JSONDecodeError as error:
+        raise BadFactError(f"{where}: no JSON object ({error.msg})") from None
+
+
+def _fail_where_nothing_was_edited(events: Sequence[Event]) -> None:
+    """Exit 1 where facts failed in this run and none was edited."""
+    failed = [event for event in events if event.kind == "failed"]
+    if failed and not any(event.kind == "edit" for event in events):
+        say(f"tether: no fact was edited: {len(failed)} failed, the first because: {failed[0].reason}")
+        raise typer.Exit(1)
+
+
+class _Told:
+    """Progress on stderr: a bar on a terminal, else a line a fact."""
+
+    def __init__(self, total: int) -> None:
+        console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        note = TextColumn("{task.fields[note]}", markup=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note)
+        self._bar = Bar(*columns, console=console, transient=False, disable=not console.is_terminal)
+        self._task = self._bar.add_task("editing", total=total, note="")
+
+    def __enter__(self) -> _Told:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.stop()
+
+    def __call__(self, at: Progress) -> None:
+        fact = at.event.fact
+        parts = [at.event.kind if fact is None else f"{at.event.kind} {fact.subject} -> {fact.target_new}"]
+        parts += [] if at.reading is None else [at.reading.line()]
+        note = printable(" | ".join([*parts, f"{at.eta:.0f} s left"]))
+        self._bar.update(self._task, completed=at.done, note=note)
+        if self._bar.disable:
+            say(f"{at.done}/{at.total} {note}")

@@ -1,4 +1,8 @@
-"""tether evaluate"""
+"""Measure a ledger's edits at any number of them, under any restraint.
+
+$ tether evaluate my-edits --at 0,10,100 --restrain none,log:1.2 --out results.json
+$ tether evaluate my-edits --abilities paper_nli,nli --quick --out results.json --resume
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,33 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.abilities_table import abilities_table
-from tether.cli.app import (
+from tether.cli.loading import log_progress, open_ledger, restraints
+from tether.cli.options import (
     Device,
     Dtype,
     Json,
     LedgerPath,
     ModelOrRecorded,
-    app,
     numbers,
-    open_ledger,
-    restraints,
-    show,
-    tell_progress,
-    understood,
+    parse_option,
+    print_result,
 )
-from tether.evaluation import ABILITIES, METRICS, QUICK_ITEMS, Measurement, Results, evaluate_ledger
+from tether.cli.tables import abilities_table, number, with_error
+from tether.cli.tables import table as drawn
+from tether.errors import BadSettingsError
+from tether.evaluation import ABILITIES, METRICS, QUICK_ITEMS, Results, Row, evaluate_ledger
+from tether.evaluation.measurement import measurement_of
 from tether.evaluation.metrics.base import check_metrics, default_metrics, reported_by
 from tether.facts import read_facts
 
+PANELS = {
+    "What is measured": (
+        "metrics", "paraphrases", "locality", "abilities", "abilities_data", "limit", "quick", "trust_task_files",
+    ),
+}  # fmt: skip
 
-@app.command("evaluate")
-def command(
+
+def evaluate(
     ledger: LedgerPath,
     out: Annotated[Path, typer.Option(help="results.json; items go beside it.")],
     facts: Annotated[
@@ -37,6 +46,10 @@ def command(
     model: ModelOrRecorded = None,
     at: Annotated[str | None, typer.Option(help="Numbers of edits, with commas; default: all.")] = None,
     restrain: Annotated[str | None, typer.Option(help="Restraints, with commas; default: as recorded.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there.")] = False,
+    metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(default_metrics()),
+    paraphrases: Annotated[int | None, typer.Option(min=0, help="At most N paraphrases a fact.")] = None,
+    locality: Annotated[int | None, typer.Option(min=0, help="At most N locality prompts a fact.")] = None,
     abilities: Annotated[
         str,
         typer.Option(
@@ -55,69 +68,61 @@ def command(
     quick: Annotated[
         bool, typer.Option("--quick", help=f"At most {QUICK_ITEMS} items a task: faster, with wider error bars.")
     ] = False,
-    metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(default_metrics()),
-    paraphrases: Annotated[int | None, typer.Option(min=0, help="At most N paraphrases a fact.")] = None,
-    locality: Annotated[int | None, typer.Option(min=0, help="At most N locality prompts a fact.")] = None,
     trust_task_files: Annotated[
         bool, typer.Option("--trust-task-files", help="Take task files (YAML) as abilities; they can run any Python.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there.")] = False,
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a ledger's edits at any number of them, under any restraint."""
-    tell_progress("tether.evaluation")
+    log_progress("tether.evaluation")
     chosen, counts, measured = restraints(restrain), numbers(at, "--at"), [m for m in metrics.split(",") if m]
-    understood("--metrics", lambda _: check_metrics(measured), metrics)
+    parse_option("--metrics", lambda _: check_metrics(measured), metrics)
+    if out.exists() and not resume:
+        raise BadSettingsError(f"{out} exists: name another file, or keep its rows with --resume")
+    measurement = measurement_of(None, [a for a in abilities.split(",") if a], {
+        "metrics": measured, "max_paraphrases": paraphrases, "max_locality": locality, "data": abilities_data,
+        "limit": limit, "quick": quick, "trust_task_files": trust_task_files,
+    })  # fmt: skip
+    lent = None if facts is None else read_facts(facts)
     opened, loaded = open_ledger(ledger, model, dtype, device)
-    what = Measurement(
-        metrics=tuple(measured),
-        abilities=tuple(a for a in abilities.split(",") if a),
-        data=abilities_data,
-        limit=limit,
-        quick=quick,
-        max_paraphrases=paraphrases,
-        max_locality=locality,
-        trust_task_files=trust_task_files,
-    )
-    given = None if facts is None else read_facts(facts)
     results = evaluate_ledger(
-        opened, loaded, given, at=counts, restraints=chosen, measurement=what, out=out, resume=resume
+        opened, loaded, lent, at=counts, restraints=chosen, measurement=measurement, out=out, resume=resume
     )
     tables = [table(results), abilities_table(results)]
-    show(results.model_dump(mode="json"), "\n\n".join(text for text in tables if text), as_json)
+    print_result(results.model_dump(mode="json"), "\n\n".join(text for text in tables if text), as_json)
 
 
 def table(results: Results) -> str:
     """Every row's main numbers, mean ± standard error."""
     metrics = reported_by(metric for row in results.rows for metric in row.editing)
     wanted = [column for metric in dict.fromkeys(metrics.values()) for column in metric.columns]
-    start = next(
-        (r.abilities["perplexity"].value for r in results.rows if r.edits == 0 and "perplexity" in r.abilities), None
-    )
     head = ["edits", "restraint", "κ", "σ̂_max", "perplexity (ratio)", *(f"{m} {k}" for m, k in wanted)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    unedited = (row.abilities["perplexity"] for row in results.rows if row.edits == 0 and "perplexity" in row.abilities)
+    start = next((ability.value for ability in unedited), None)
+    rows = []
     for row in results.rows:
-        kappa = max((s.kappa for s in row.spectrum.values() if s.kappa is not None), default=None)
-        top = max((s.update_sigma_max for s in row.spectrum.values() if s.update_sigma_max is not None), default=None)
-        ppl = row.abilities.get("perplexity")
-        shown = (
-            ""
-            if ppl is None or ppl.value is None
-            else f"{ppl.value:.2f}" + (f" ({ppl.value / start:.3f})" if start else "")
+        kappas = [s.kappa for s in row.spectrum.values() if s.kappa is not None]
+        tops = [s.update_sigma_max for s in row.spectrum.values() if s.update_sigma_max is not None]
+        cells = [number(max(values, default=None), ".1f") for values in (kappas, tops)]
+        rows.append(
+            [str(row.edits), row.restraint, *cells, _perplexity(row, start), *(_score(row, *name) for name in wanted)]
         )
-        cells = []
-        for metric, kind in wanted:
-            number = row.editing.get(metric, {}).get(kind)
-            shown_error = "" if number is None or number.stderr is None else f" ± {number.stderr:.1f}"
-            cells.append("" if number is None or number.value is None else f"{number.value:.1f}{shown_error}")
-        ks = "" if kappa is None else f"{kappa:.1f}"
-        ts = "" if top is None else f"{top:.1f}"
-        lines.append(f"| {row.edits} | {row.restraint} | {ks} | {ts} | {shown} | " + " | ".join(cells) + " |")
     counts = {n.n for row in results.rows for kinds in row.editing.values() for n in kinds.values()}
-    lines.append(f"mean ± standard error in percent over n facts (n: {', '.join(map(str, sorted(counts)))})")
+    lines = [f"mean ± standard error in percent over n facts (n: {', '.join(map(str, sorted(counts)))})"]
     for row in results.rows:
-        notes = [note for metric in dict.fromkeys(metrics.values()) if (note := metric.note(row.editing))]
-        lines += [f"{row.edits} edits, {row.restraint}: {note}" for note in notes]
-    return "\n".join(lines)
+        notes = [metric.note(row.editing) for metric in dict.fromkeys(metrics.values())]
+        lines += [f"{row.edits} edits, {row.restraint}: {note}" for note in notes if note]
+    return "\n".join([drawn(head, rows, markdown=True), *lines])
+
+
+def _perplexity(row: Row, start: float | None) -> str:
+    measured = row.abilities.get("perplexity")
+    if measured is None or measured.value is None:
+        return ""
+    return f"{measured.value:.2f} ({measured.value / start:.3f})" if start else f"{measured.value:.2f}"
+
+
+def _score(row: Row, metric: str, kind: str) -> str:
+    score = row.editing.get(metric, {}).get(kind)
+    return "" if score is None or score.value is None else with_error(score.value, score.stderr)

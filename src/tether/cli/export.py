@@ -1,4 +1,8 @@
-"""tether export"""
+"""Write the edited model as merged weights or as a LoRA adapter, with a model card.
+
+$ tether export my-edits --to merged --as merged
+$ tether export my-edits --to adapter --as lora --restrain log:1.2
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, open_ledger, show, understood
+from tether.cli.loading import open_ledger
+from tether.cli.options import Device, Dtype, Json, LedgerPath, ModelOrRecorded, parse_option, print_result
 from tether.constraints.base import parse
 
 
@@ -20,8 +25,7 @@ class Kind(StrEnum):
     lora = "lora"
 
 
-@app.command("export")
-def command(
+def export(
     ledger: LedgerPath,
     to: Annotated[Path, typer.Option(help="A new or empty folder.")],
     kind: Annotated[Kind, typer.Option("--as", help="merged: a folder for transformers; lora: an adapter for peft.")],
@@ -35,8 +39,7 @@ def command(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Write the edited model as merged weights or as a LoRA adapter, with a model card."""
-    chosen = None if restrain is None else understood("--restrain", parse, restrain)
+    chosen = None if restrain is None else parse_option("--restrain", parse, restrain)
     opened, loaded = open_ledger(ledger, model, dtype, device)
     report = opened.export(loaded, to, as_=kind.value, restrain=chosen, upto=upto, rank=rank)
     lines = [f"{to}: {kind.value}, {len(opened.live(upto))} edits"]
@@ -47,4 +50,4 @@ def command(
             for w in report.weights
         ]
     document = {"to": str(to), "as": kind.value, "adapter": None if report is None else dataclasses.asdict(report)}
-    show(document, "\n".join(lines), as_json)
+    print_result(document, "\n".join(lines), as_json)

@@ -1,49 +1,63 @@
-"""tether log"""
+"""What a ledger holds, event by event.
+
+$ tether log my-edits
+"""
 
 from __future__ import annotations
 
-from tether.cli.app import Json, LedgerPath, app, show
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
+
+from tether.cli.options import Json, LedgerPath, print_result, printable
+from tether.cli.tables import number
 from tether.ledger import Event, Ledger
 
 
-@app.command("log")
-def command(ledger: LedgerPath, as_json: Json = False) -> None:
-    """What a ledger holds, event by event."""
+def log(ledger: LedgerPath, as_json: Json = False) -> None:
     opened = Ledger.open(ledger)
     undone = opened.undone
     header = opened.header
     lines = [f"{ledger}: {header.method} on {header.model}, restraint {header.restrain}, seed {header.seed}"]
-    lines += [_line(event, undone) for event in opened.events]
+    lines += [printable(_line(event, undone)) for event in opened.events]
     document = {
         "ledger": str(ledger), "header": header.model_dump(mode="json"), "undone": sorted(undone),
         "events": [event.model_dump(mode="json", exclude_none=True) for event in opened.events],
     }  # fmt: skip
-    show(document, "\n".join(lines), as_json)
+    print_result(document, "\n".join(lines), as_json)
 
 
-def _line(event: Event, undone: frozenset[int]) -> str:
+def _line(event: Event, undone: Set[int]) -> str:
     record = event.record
+    why = f": {event.reason}" if event.reason else ""
     if event.kind == "restrain":
         what = ", ".join(
             f"{_number(v['update_sigma_max'])} -> {_number(v['restrained_sigma_max'])}" for v in record.values()
         )
         return f"      restrain {event.restrain}: largest σ̂ {what}{f' ({event.reason})' if event.reason else ''}"
-    if event.kind in ("undo", "guard"):
-        why = f": {event.reason}" if event.reason else ""
-        return f"      {event.kind} {', '.join(map(str, event.undone or ()))}{why}"
+    if event.edit is None:
+        edits = event.undone or event.redone or ()
+        return f"      {event.kind} {', '.join(map(str, edits))}{why}"
     fact = "" if event.fact is None else f"{event.fact.text} -> {event.fact.target_new}"
     if event.kind != "edit":
-        return f"{event.edit or 0:5d} {event.kind} {fact}: {event.reason}"
+        return f"{event.edit:5d} {event.kind} {fact}{why}"
     mark = " (undone)" if event.edit in undone else ""
-    kappa = f"κ {_number(record['kappa'], '.1f')}, " if "kappa" in record else ""  # not measured in every edit
-    health = f"{record['health']}, " if "health" in record else ""
-    return (
-        f"{event.edit or 0:5d} edit{mark} {fact} | loss {_number(record['loss_first'])} -> "
-        f"{_number(record['loss_last'])} in {record['steps']:.0f} steps, ‖ΔW‖ {_number(record['norm'])}, "
-        f"{kappa}{health}{record['seconds']:.1f} s"
-    )
+    return f"{event.edit:5d} edit{mark} {fact} | {', '.join(_parts(record))}"
+
+
+def _parts(record: Mapping[str, Any]) -> Iterator[str]:
+    """What was recorded of an edit; not every method has a loss, and not every edit's health is read."""
+    if "loss_first" in record:
+        steps = f" in {record['steps']:.0f} steps" if "steps" in record else ""
+        yield f"loss {_number(record['loss_first'])} -> {_number(record.get('loss_last'))}{steps}"
+    if "norm" in record:
+        yield f"‖ΔW‖ {_number(record['norm'])}"
+    if "kappa" in record:
+        yield f"κ {_number(record['kappa'], '.1f')}"
+    if "health" in record:
+        yield record["health"]
+    yield f"{record['seconds']:.1f} s"
 
 
 def _number(value: float | None, form: str = ".2f") -> str:
     """A number of the journal, which holds none for what was not finite."""
-    return "not finite" if value is None else format(value, form)
+    return number(value, form, "not finite")

@@ -1,4 +1,7 @@
-"""tether moments"""
+"""Second moments of the keys of any layers, in one pass, cached; says whether the text was enough.
+
+$ tether moments --model smollm2 --corpus text.txt --layers 4,5
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,24 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, every, load_model, numbers, show
+from tether.cli.loading import load_model
+from tether.cli.options import (
+    AnatomyFile,
+    Device,
+    Dtype,
+    Json,
+    ModelName,
+    at_most_every,
+    numbers,
+    print_result,
+    say,
+)
+from tether.editors import moments as second_moments
 from tether.editors.corpus import Corpus
-from tether.editors.moments import ENOUGH, moments
 from tether.editors.settings import settings_for
 
 
-@app.command("moments")
-def command(
+def moments(
     model: ModelName,
     corpus: Annotated[str, typer.Option(help="A plain text file, or 'self': text sampled from the model.")],
     method: Annotated[str, typer.Option(help="Whose settings name the layers.")] = "rome",
@@ -25,22 +38,24 @@ def command(
     anatomy: AnatomyFile = None,
     as_json: Json = False,
 ) -> None:
-    """Second moments of the keys of any layers, in one pass, cached; says whether the text was enough."""
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
     chosen = numbers(layers, "--layers") or list(settings_for(method, loaded)[0].layers)
-    text = Corpus.parse(corpus, seed=seed, **({} if tokens is None else {"max_tokens": tokens}))
-    due = every(seconds=5)
+    size = {} if tokens is None else {"max_tokens": tokens}
+    text = Corpus.parse(corpus, seed=seed, **size)
+    due = at_most_every(seconds=5)
 
     def progress(done: int, total: int | None) -> None:
         if due():
-            err.out(f"{done} tokens" + ("" if total is None else f" of {total}"), highlight=False)
+            say(f"{done} tokens" if total is None else f"{done} tokens of {total}")
 
-    found = moments(loaded, chosen, text, progress=progress)
-    lines = []
-    for layer, one in found.items():
-        curve = ", ".join(f"{cosine:.4f} at {n}" for n, cosine in one.convergence) or "not measured: too little text"
-        enough = bool(one.convergence) and one.convergence[-1][1] >= ENOUGH
-        lines.append(f"layer {layer}: {one.tokens} tokens; mean cosine of C⁻¹k with that of half the text: {curve}"
-                     f" — {'enough' if enough else f'below {ENOUGH}: more text would help'}")  # fmt: skip
+    found = second_moments.moments(loaded, chosen, text, progress=progress)
     document = {str(layer): {"tokens": one.tokens, "convergence": one.convergence} for layer, one in found.items()}
-    show(document, "\n".join(lines), as_json)
+    lines = [_line(layer, one) for layer, one in found.items()]
+    print_result(document, "\n".join(lines), as_json)
+
+
+def _line(layer: int, found: second_moments.Moments) -> str:
+    curve = ", ".join(f"{cosine:.4f} at {n}" for n, cosine in found.convergence) or "not measured: too little text"
+    enough = bool(found.convergence) and found.convergence[-1][1] >= second_moments.ENOUGH
+    verdict = "enough" if enough else f"below {second_moments.ENOUGH}: more text would help"
+    return f"layer {layer}: {found.tokens} tokens; mean cosine of C⁻¹k with that of half the text: {curve} — {verdict}"

@@ -1,4 +1,8 @@
-"""tether report"""
+"""Draw a results file, or a grid with the paper's figures and findings, in one HTML page.
+
+$ tether report results.json
+$ tether report results/smollm2 --out report
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,24 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import Json, app, show
+from tether.cli.options import Json, print_result
 from tether.evaluation import read
+from tether.experiment.parquet import read_grid
 from tether.ledger import Ledger
+from tether.report import write_grid_report, write_report
 
 
-@app.command("report")
-def command(
+def report(
     results: Annotated[Path, typer.Argument(help="results.json of tether evaluate, or the folder of a grid.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for index.html; default: beside the results, or the grid's.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw a results file, or a grid with the paper's figures and findings, in one HTML page."""
-    from tether.report import write_grid_report, write_report
-
     if results.is_dir():
-        from tether.experiment.parquet import read_grid
-
         page = write_grid_report(read_grid(results), out or results)
     else:
         found = read(results)
         ledger = Ledger.open(found.ledger) if found.ledger and Path(found.ledger).is_dir() else None
         page = write_report(found, out or results.parent, ledger=ledger, title=f"Edits of {found.model}")
-    show({"report": str(page)}, str(page), as_json)
+    print_result({"report": str(page)}, str(page), as_json)

@@ -1,4 +1,7 @@
-"""tether restrain"""
+"""PRUNE on anybody's edited checkpoint.
+
+$ tether restrain --base base --edited edited --out restrained --restrain log:1.2
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,12 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import Json, app, show, understood
+from tether.cli.options import Json, parse_option, print_result
 from tether.constraints.prune import parse_restraint
 from tether.export import restrain_checkpoint
 
 
-@app.command("restrain")
-def command(
+def restrain(
     base: Annotated[Path, typer.Option(help="Folder of the unedited checkpoint.")],
     edited: Annotated[Path, typer.Option(help="Folder of the edited one, whatever edited it.")],
     out: Annotated[Path, typer.Option(help="A new folder for the restrained one.")],
@@ -21,8 +23,7 @@ def command(
     device: Annotated[str, typer.Option(help="Where the singular values are found.")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """PRUNE on anybody's edited checkpoint."""
-    chosen = understood("--restrain", parse_restraint, restrain)
+    chosen = parse_option("--restrain", parse_restraint, restrain)
     report = restrain_checkpoint(base, edited, out, chosen, device=device)
     lines = [report.table()] if report.matrices else []
     lines.append(
@@ -30,4 +31,4 @@ def command(
         f"{report.equal} tensors equal, {len(report.copied)} copied as they are"
     )
     lines += [f"copied {name}: {why}" for name, why in report.copied.items()]
-    show(report.to_dict(), "\n".join(lines), as_json)
+    print_result(report.to_dict(), "\n".join(lines), as_json)

@@ -1,4 +1,7 @@
-"""tether spectrum"""
+"""Singular values and condition number of the edited weights.
+
+$ tether spectrum my-edits --at 0,10,100 --restrain none,log:1.2
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import Device, Dtype, Json, LedgerPath, ModelOrRecorded, app, numbers, open_ledger, restraints, show
+from tether.cli.loading import open_ledger, restraints
+from tether.cli.options import Device, Dtype, Json, LedgerPath, ModelOrRecorded, numbers, print_result
+from tether.cli.tables import number, table
 
 
-@app.command("spectrum")
-def command(
+def spectrum(
     ledger: LedgerPath,
     model: ModelOrRecorded = None,
     at: Annotated[str | None, typer.Option(help="Numbers of edits, with commas; default: all.")] = None,
@@ -20,16 +24,17 @@ def command(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Singular values and condition number of the edited weights."""
     chosen, counts = restraints(restrain), numbers(at, "--at")
     opened, loaded = open_ledger(ledger, model, dtype, device)
     rows = [row for restraint in chosen for row in opened.spectrum(loaded, at=counts, restrain=restraint)]
     document = [{**dataclasses.asdict(row), "kappa": row.extremes.kappa} for row in rows]
-    lines = ["edits  restraint    κ        σ_max    σ_min    σ̂_max    m        rounding weight"]
-    lines += [
-        f"{row.edits:<6d} {row.restraint:<12s} {row.extremes.kappa:<8.2f} {row.extremes.sigma_max:<8.3f} "
-        f"{row.extremes.sigma_min:<8.4f} {row.extremes.update_sigma_max:<8.3f} {row.m:<8.3f} "
-        f"{'–' if row.rounding is None else format(row.rounding, '.1e'):<8s} {row.weight}"
+    cells = [
+        [
+            str(row.edits), row.restraint, f"{row.extremes.kappa:.2f}", f"{row.extremes.sigma_max:.3f}",
+            f"{row.extremes.sigma_min:.4f}", f"{row.extremes.update_sigma_max:.3f}", f"{row.m:.3f}",
+            number(row.rounding, ".1e", "–"), row.weight,
+        ]
         for row in rows
-    ]
-    show(document, "\n".join(lines), as_json)
+    ]  # fmt: skip
+    head = ("edits", "restraint", "κ", "σ_max", "σ_min", "σ̂_max", "m", "rounding", "weight")
+    print_result(document, table(head, cells), as_json)

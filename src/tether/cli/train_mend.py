@@ -1,4 +1,7 @@
-"""tether train-mend"""
+"""Train MEND's network for a model; edit with it by `edit --method mend --editor FILE`.
+
+$ tether train-mend --model smollm2 --train zsre-train.json --val zsre-val.json --out mend.safetensors
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,23 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.app import AnatomyFile, Device, Dtype, Json, ModelName, app, err, every, load_model, numbers, show
-from tether.editors.mend import TrainingProgress, train_mend
+from tether.cli.loading import load_model
+from tether.cli.options import (
+    AnatomyFile,
+    Device,
+    Dtype,
+    Json,
+    ModelName,
+    at_most_every,
+    numbers,
+    print_result,
+    say,
+)
+from tether.editors import mend
 from tether.storage.atomic import check_writable
 
 
-@app.command("train-mend")
-def command(
+def train_mend(
     model: ModelName,
     train: Annotated[Path, typer.Option(help="Facts to train on: zsRE (MEND's), CounterFact, our JSONL.")],
     val: Annotated[Path, typer.Option(help="Other facts, which decide what is kept and when to stop.")],
@@ -28,28 +41,20 @@ def command(
     anatomy: AnatomyFile = None,
     as_json: Json = False,
 ) -> None:
-    """Train MEND's network for a model; edit with it by `edit --method mend --editor FILE`."""
     check_writable(out)
     chosen = numbers(layers, "--layers")
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
-    due = every(seconds=5)
+    due = at_most_every(seconds=5)
 
     def prepared(done: int, total: int) -> None:
         if due() or done == total:
-            err.out(f"{done}/{total} texts through the lower blocks", highlight=False)
+            say(f"{done}/{total} texts through the lower blocks")
 
-    def progress(p: TrainingProgress) -> None:
-        if p.look is None and not due():
-            return
-        losses = "" if p.train_edit is None else f" | train: edit {p.train_edit:.3f}, locality {p.train_loc:.4f}"
-        look = "" if p.look is None else (
-            f" | validation: loss {p.look.loss:.4f}, edit {p.look.edit:.3f}, locality {p.look.loc:.4f}, "
-            f"said {100 * p.look.accuracy:.1f} %, kept {100 * p.look.kept:.1f} %"
-        )  # fmt: skip
-        left = f" | {p.eta:.0f} s left" if p.eta == p.eta else ""
-        err.out(f"{p.step}/{p.steps}{losses}{look}{left}", highlight=False)
+    def progress(at: mend.TrainingProgress) -> None:
+        if at.look is not None or due():
+            say(_line(at))
 
-    found = train_mend(
+    found = mend.train_mend(
         loaded, train, val, out, steps=steps, settings=settings, layers=chosen, train_limit=limit,
         resume=resume, progress=progress, prepared=prepared,
     )  # fmt: skip
@@ -65,4 +70,18 @@ def command(
         f"{record.curve[0].loss:.4f}), said {100 * best.accuracy:.1f} %, kept {100 * best.kept:.1f} %\n"
         f"a step is {found.work_ratio:.2f} of the work of one through the whole model"
     )
-    show(document, text, as_json)
+    print_result(document, text, as_json)
+
+
+def _line(at: mend.TrainingProgress) -> str:
+    parts = [f"{at.step}/{at.steps}"]
+    if at.train_edit is not None:
+        parts.append(f"train: edit {at.train_edit:.3f}, locality {at.train_loc:.4f}")
+    if at.look is not None:
+        parts.append(
+            f"validation: loss {at.look.loss:.4f}, edit {at.look.edit:.3f}, locality {at.look.loc:.4f}, "
+            f"said {100 * at.look.accuracy:.1f} %, kept {100 * at.look.kept:.1f} %"
+        )
+    if at.eta == at.eta:  # not a number before the first step
+        parts.append(f"{at.eta:.0f} s left")
+    return " | ".join(parts)

@@ -1,22 +1,37 @@
-"""tether verify"""
+"""Check every line and every factors file of a ledger; with --model, that it is the ledger's model.
+
+A ledger whose last lines were removed looks whole. --head finds that: keep the head that edit, undo and redo print.
+
+$ tether verify my-edits
+$ tether verify my-edits --model smollm2 --head 3f2a9c41
+"""
 
 from __future__ import annotations
 
-from tether.cli.app import Json, LedgerPath, ModelOrRecorded, app, load_model, show
+from typing import Annotated, Any
+
+import typer
+
+from tether.cli.loading import load_model
+from tether.cli.options import Json, LedgerPath, ModelOrRecorded, print_result
 from tether.ledger import Ledger
 
 
-@app.command("verify")
-def command(ledger: LedgerPath, model: ModelOrRecorded = None, as_json: Json = False) -> None:
-    """Check every line and every factors file of a ledger; with --model, that it is the ledger's model."""
+def verify(
+    ledger: LedgerPath,
+    model: ModelOrRecorded = None,
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="SHA", help="A head printed before, or its first 8 digits: it must be in the journal."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     opened = Ledger.open(ledger)
     header = opened.header
     loaded = None if model is None else load_model(model, dtype=header.dtype, anatomy=header.anatomy)
-    found = opened.verify(loaded)
+    wanted: dict[str, Any] = {} if head is None else {"head": head}
+    found = opened.verify(loaded, **wanted)
     kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items()) or "nothing yet"
     torn = "; a torn last line was dropped" if found["torn_line"] else ""
-    show(
-        {"ledger": str(ledger), "ok": True, **found},
-        f"{ledger}: whole, {found['events']} events ({kinds}){torn}",
-        as_json,
-    )
+    text = f"{ledger}: whole, {found['events']} events ({kinds}){torn}\nhead {found['head']}"
+    print_result({"ledger": str(ledger), "ok": True, **found}, text, as_json)

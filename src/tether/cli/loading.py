@@ -1,0 +1,43 @@
+"""Models, ledgers and restraints that a command line names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from tether.cli.options import parse_option
+from tether.constraints.base import Constraint, parse
+from tether.ledger import Ledger
+from tether.models import EditableModel, load
+
+
+def restraints(text: str | None) -> list[Constraint | None]:
+    """`none,log:1.2` -> both restraints; None, as recorded, where nothing is named."""
+    return [None] if text is None else [parse_option("--restrain", parse, part) for part in text.split(",")]
+
+
+def load_model(
+    name: str, *, dtype: str | None = None, device: str | None = None, anatomy: Mapping[str, str] | str | None = None
+) -> EditableModel:
+    transformers_logging.disable_progress_bar()
+    return load(name, dtype=dtype, device=device, anatomy=anatomy)
+
+
+def open_ledger(
+    path: Path, model: str | None = None, dtype: str | None = None, device: str | None = None
+) -> tuple[Ledger, EditableModel]:
+    """The ledger, and its model (the recorded one in the recorded dtype unless named otherwise)."""
+    ledger = Ledger.open(path)
+    header = ledger.header
+    loaded = load_model(model or header.model, dtype=dtype or header.dtype, device=device, anatomy=header.anatomy)
+    ledger.check_model(loaded)
+    return ledger, loaded
+
+
+def log_progress(*rooms: str) -> None:
+    """Let what rooms of the library log of their progress go to stderr, for a verb that takes long."""
+    for room in rooms:
+        logging.getLogger(room).setLevel(logging.INFO)

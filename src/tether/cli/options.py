@@ -1,0 +1,119 @@
+"""What the verbs share on the command line: options, words of an option, what is printed. Light to import."""
+
+from __future__ import annotations
+
+import json
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from tether.errors import TetherError
+from tether.storage.atomic import finite
+
+Parsed = TypeVar("Parsed")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+ModelName = Annotated[str, typer.Option("--model", help="smollm2 (bundled), a folder, a .gguf file, or a hub id.")]
+ModelOrRecorded = Annotated[
+    str | None, typer.Option("--model", help="The model; by default the one the ledger records.")
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, …; by default the ledger's, else the checkpoint's own.")
+]
+Device = Annotated[str | None, typer.Option(help="A torch device; by default the accelerator, else the CPU.")]
+AnatomyFile = Annotated[
+    str | None, typer.Option("--anatomy", help="JSON file that names an unknown layout's blocks and projection.")
+]
+LedgerPath = Annotated[Path, typer.Argument(help="Folder of a ledger.")]
+Edits = Annotated[
+    list[str] | None,
+    typer.Argument(help="Numbers of edits, and ranges as 10-20, which mean those of them it can be done to."),
+]
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters, and those that turn the direction of writing, as escapes: a fact must not
+    steer the terminal it is shown on."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(c) in _TURNS
+        else c
+        for c in text
+    )
+
+
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def write(text: str) -> None:
+    """Lines on stdout."""
+    typer.echo("\n".join(map(printable, text.split("\n"))))
+
+
+def say(text: str) -> None:
+    """Lines on stderr: progress, warnings, errors."""
+    typer.echo("\n".join(map(printable, text.split("\n"))), err=True)
+
+
+def print_result(document: Any, text: str, as_json: bool) -> None:
+    """The one thing a verb prints on stdout: a JSON document or a text."""
+    write(json.dumps(finite(document), ensure_ascii=False, indent=2, default=str) if as_json else text)
+
+
+def numbers(text: str | None, what: str) -> list[int] | None:
+    """`0,10,100` -> [0, 10, 100]."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r}: write whole numbers with commas, as in 0,10,100", param_hint=what
+        ) from None
+
+
+def selected(words: Sequence[str] | None, last: int | None, possible: Sequence[int]) -> list[int]:
+    """The edits that `3 7 10-20` or `--last 5` mean. A range, and `last`, take those among `possible`; a number by
+    itself stands for itself. Raises TetherError for a range that holds none of them."""
+    if (last is None) == (not words):
+        raise typer.BadParameter("give numbers of edits, or --last N, and not both", param_hint="EDITS")
+    if last is not None:
+        return list(possible)[-last:]
+    chosen: dict[int, None] = {}
+    for word in words or ():
+        first, dash, end = word.partition("-")
+        if not first.isdecimal() or (dash and not end.isdecimal()):
+            raise typer.BadParameter(f"{word!r}: write the number of an edit, or a range as 10-20", param_hint="EDITS")
+        inside = [edit for edit in possible if int(first) <= edit <= int(end)] if dash else [int(first)]
+        if not inside:
+            raise TetherError(f"{word} holds no edit that this can be done to: see `tether log`")
+        chosen |= dict.fromkeys(inside)
+    return list(chosen)
+
+
+def parse_option(option: str, parse: Callable[[str], Parsed], word: str) -> Parsed:
+    """What a word of the command line stands for; one that the library refuses is a wrong command line."""
+    try:
+        return parse(word)
+    except TetherError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def at_most_every(seconds: float) -> Callable[[], bool]:
+    """A function that is true at most once in so many seconds, for progress on stderr."""
+    last = time.monotonic()
+
+    def due() -> bool:
+        nonlocal last
+        if time.monotonic() - last < seconds:
+            return False
+        last = time.monotonic()
+        return True
+
+    return due

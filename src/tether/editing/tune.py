@@ -105,7 +105,7 @@ def tune(
     rounds = list(_rounds(start, model.n_layers))
     wanted = sorted({layer for _, tried in rounds[:1] for changes in tried for layer in changes["layers"]})
     moments(model, sorted({*wanted, *start.layers}), text)
-    probe = _Probe(model, facts, method, size, text.path or "self", seed, progress)
+    probe = _Probe(model, facts, method, size, corpus or "self", seed, progress)
 
     try:
         tuned = _search(probe, method, rounds, origin, json.loads(start.model_dump_json()))

@@ -10,7 +10,6 @@ import pytest
 import yaml
 from command import answer, run
 from core import FACTS
-from tiny import save, tiny_model
 
 from tether.errors import TetherError
 from tether.experiment import GridSpec, grid_names, make_plan, read_spec, run_grid

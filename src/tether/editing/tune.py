@@ -105,7 +105,7 @@ def tune(
     text = Corpus.parse("self" if corpus is None else corpus, seed=seed)
     layers = _layers(start, model.n_layers)
     moments(model, sorted({*start.layers, *(layer for tried in layers for layer in tried)}), text)
-    plan = EditPlan(method=method, corpus=text.path or "self", seed=seed)
+    plan = EditPlan(method=method, corpus=corpus or "self", seed=seed)
     probe = _Probe(model, facts, plan, Schedule(batch_size=batch_size, health=0), progress)
 
     verdicts: list[str] = []

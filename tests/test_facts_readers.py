@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tether.errors import TetherError
-from tether.facts import BadRecord, Fact, LocalityPrompt, read_facts, scan_facts
+from tether.facts import FORMATS, BadRecord, Fact, LocalityPrompt, read_facts, scan_facts
 
 OWN: dict[str, Any] = {"subject": "Oslo", "prompt": "{} is in the country of", "target_new": "Peru"}
 COUNTERFACT = {
@@ -182,7 +183,7 @@ BAD = [
     ({**OWN, "target_new": ""}, "target_new of 'Oslo' is empty"),
     ({**OWN, "target_new": 5}, "field 'target_new' is 5: input should be a valid string"),
     ({**OWN, "paraphrases": "one"}, "field 'paraphrases'"),
-    ({**OWN, "paraphrases": [""]}, "is empty: write one or leave it away"),
+    ({**OWN, "paraphrases": [""]}, "is empty: write one or leave it out"),
     ({**OWN, "locality": "one"}, "field 'locality'"),
     ({**OWN, "locality": [{"prompt": " "}]}, "locality prompt ' ' is empty"),
     ({**OWN, "paraphrase": ["x"], "note": 1}, "fields a fact does not have: paraphrase, note"),
@@ -208,6 +209,71 @@ def test_a_bad_record_is_named_on_one_line(tmp_path: Path, record: Any, words: s
     assert message.startswith(f"{path}, record 2 (line 2): ")
     assert "\n" not in message
     assert read_facts(path, limit=1) == read_facts(path, on_bad="skip")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {**OWN, "subject": "Os\ud800lo"},
+        {**OWN, "id": "\udfff"},
+        {**OWN, "paraphrases": ["\ud800"]},
+        {**OWN, "no\ud800te": 1},
+        {"ques\ud800tion": 1},
+        {**ZSRE, "subject": "Oslo\ud800"},
+        "\ud800",
+    ],
+)
+def test_half_a_surrogate_pair_is_a_bad_record(tmp_path: Path, record: Any) -> None:
+    _, bad = scan_facts(write(tmp_path, OWN, record))
+    assert isinstance(bad, BadRecord)
+    str(bad).encode()
+    assert "\n" not in str(bad)
+
+
+def test_facts_of_python_have_an_identity_or_are_refused() -> None:
+    with pytest.raises(ValidationError, match="half of a surrogate pair"):
+        Fact(**{**OWN, "subject": "\ud800"})
+
+
+def test_every_format_says_where_it_comes_from() -> None:
+    for name in FORMATS:
+        assert FORMATS[name].name == name
+        assert FORMATS[name].source
+
+
+@pytest.fixture
+def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package on the path that adds the format "triples"."""
+    info = tmp_path / "site" / "triples-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: triples\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[tether.fact_formats]\ntriples = triples_of_a_test:TRIPLES\n")
+    (tmp_path / "site" / "triples_of_a_test.py").write_text(
+        "from tether.facts import Fact, Format\n"
+        "def read(record):\n"
+        "    s, r, o = record['triple']\n"
+        "    return Fact(subject=s, prompt='{} ' + r, target_new=o)\n"
+        "TRIPLES = Format('triples', lambda record: 'triple' in record, read, 'a test')\n"
+    )
+    monkeypatch.syspath_prepend(info.parent)
+    FORMATS.__dict__.pop("_others", None)
+    yield
+    FORMATS.__dict__.pop("_others", None)
+
+
+@pytest.mark.usefixtures("other_package")
+def test_another_package_adds_a_format(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Its record has fields that tether's own format would take for a misspelt fact.
+    path = write(tmp_path, {"triple": ["Oslo", "is in", "Peru"], "prompt": ""}, {"triple": ["Oslo"]}, OWN)
+    with caplog.at_level(logging.INFO, "tether"):
+        fact, bad, own = scan_facts(path)
+    assert fact == Fact(subject="Oslo", prompt="{} is in", target_new="Peru")
+    assert isinstance(bad, BadRecord)
+    assert own == Fact(**OWN)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{path}: facts in the format triples (a test)",
+        f"{path}: facts in the format tether (tether's own: the fields of Fact)",
+    ]
 
 
 def test_scan_lists_every_bad_record_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from tether.errors import TetherError
-from tether.facts.tokens import Continuation, padded, tokenize
+from tether.facts.tokens import Continuation, end_of_text, padded, tokenize
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import head_logits
 
@@ -168,15 +168,13 @@ def greedy(
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Ids of each prompt, special tokens behind the text cut off."""
+    """Ids of each prompt, special tokens after the text cut off."""
     if not prompts:
         return []
     encoding = tokenizer(list(prompts), return_special_tokens_mask=True, verbose=False)
     rows = []
     for prompt, ids, special in zip(prompts, encoding["input_ids"], encoding["special_tokens_mask"], strict=True):
-        length = len(ids)
-        while length > 1 and special[length - 1]:
-            length -= 1
+        length = end_of_text(special, at_least=1)
         if not length:
             raise TetherError(f"prompt {prompt!r} has no token: write a prompt")
         rows.append(tuple(ids[:length]))

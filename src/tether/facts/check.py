@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from tether.errors import TetherError
+from tether.errors import BadFactError
 from tether.facts.fact import Fact
 from tether.facts.tokens import EncodedPrompt, encode, too_long
 
@@ -77,13 +77,13 @@ def repeats(facts: Sequence[Fact]) -> Iterator[tuple[int, str]]:
         earlier.setdefault(_key(fact.text), (f"fact {index}", fact))
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, fact: Fact, limit: int | None) -> EncodedPrompt | TetherError:
+def _encode(tokenizer: PreTrainedTokenizerFast, fact: Fact, limit: int | None) -> EncodedPrompt | BadFactError:
     try:
         found = encode(tokenizer, fact.prompt, fact.subject, target=fact.target_new)
-    except TetherError as error:
+    except BadFactError as error:
         return error
     problem = too_long(limit, fact.text, [found.ids])
-    return TetherError(problem) if problem else found
+    return BadFactError(problem) if problem else found
 
 
 def _key(text: str) -> str:

@@ -74,6 +74,12 @@ class Fact(BaseModel):
             raise ValueError("subject is empty: name what the fact is about")
         if not self.target_new:
             raise ValueError(f"target_new of {self.subject!r} is empty: give the new answer")
+        try:
+            self.model_dump_json()
+        except ValueError:
+            raise ValueError(
+                "a text holds half of a surrogate pair (\\ud800 to \\udfff): write whole characters"
+            ) from None
         return self
 
     @property
@@ -89,5 +95,5 @@ class Fact(BaseModel):
 
 def _not_empty(text: str, what: str) -> str:
     if not text.strip():
-        raise ValueError(f"{what} {text!r} is empty: write one or leave it away")
+        raise ValueError(f"{what} {text!r} is empty: write one or leave it out")
     return text.rstrip(" ")

@@ -1,17 +1,16 @@
-"""Files of facts: one reader a format, recognised from a record's fields, never from the file's name.
+"""Files of facts: each record's format is recognised from its fields, never from the file's name.
 
     facts = read_facts("facts.jsonl")
     records = scan_facts("facts.jsonl")        # every record: a Fact, or a BadRecord that says what is wrong
 
-A file is a JSON array or one JSON object a line. To add a format, write the function that turns a record into the
-fields of a `Fact`, and register it in `READERS`.
+A file is a JSON array or one JSON object a line. To add a format, make a `Format` and declare it as an entry point of
+the group `tether.fact_formats`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -20,8 +19,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from tether.errors import TetherError
+from tether.errors import BadFactError, BadSettingsError
 from tether.facts.fact import Fact
+from tether.plugins import Registry
 
 logger = logging.getLogger(__name__)
 
@@ -44,37 +44,69 @@ class BadRecord:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A format: any of `marks` among a record's fields gives it away, `fields` makes the keywords of a `Fact`.
-    `rephrased` is false where the paraphrases mostly ask something else than the edit prompt."""
+class Format:
+    """A format of facts. `recognises` looks at a record's fields. `read` makes the fact of a record that it recognises:
+    a KeyError names a missing field, a ValueError any other fault. `source`: who published it, and where it is
+    described. `rephrased` is false where the paraphrases mostly ask something else than the edit prompt."""
 
     name: str
-    marks: tuple[str, ...]
-    fields: Callable[[Record], dict[str, Any]]
+    recognises: Callable[[Record], bool]
+    read: Callable[[Record], Fact]
+    source: str
     rephrased: bool = True
+
+
+FORMATS: Registry[Format] = Registry(
+    "tether.fact_formats",
+    "format of facts",
+    Format,
+    {
+        "CounterFact": "tether.facts.published:COUNTERFACT",
+        "zsRE": "tether.facts.published:ZSRE",
+        "ConceptEdit final": "tether.facts.published:CONCEPT_FINAL",
+        "ConceptEdit concepts": "tether.facts.published:CONCEPT_DATA",
+        "flat CounterFact": "tether.facts.published:COUNTERFACT_FLAT",
+        "tether": "tether.facts.published:OWN",
+    },
+)
+
+
+def recognise(record: Record) -> Format:
+    """The format of a record. Raises ValueError where no format recognises it.
+
+    A record that has the fields of a Fact alone is tether's own. The published formats are asked next, those of other
+    packages after them, and tether's own last, so that it names the fields it does not know.
+    """
+    own = FORMATS["tether"]
+    if record.keys() <= Fact.model_fields.keys() and own.recognises(record):
+        return own
+    for name in sorted(FORMATS, key=lambda name: name == own.name):
+        if FORMATS[name].recognises(record):
+            return FORMATS[name]
+    raise ValueError(f"fields {sorted(record)} belong to no known format: use one of {', '.join(FORMATS)}")
 
 
 def read_facts(path: str | Path, limit: int | None = None, on_bad: Literal["raise", "skip"] = "raise") -> list[Fact]:
     """The facts of a file, in its order; the first `limit` of them where given.
 
-    A record that cannot become a fact (an empty or missing field, a subject not in its prompt) raises a TetherError
+    A record that cannot become a fact (an empty or missing field, a subject not in its prompt) raises a BadFactError
     that names it, so that no fact is lost unseen; `on_bad="skip"` leaves it out with a warning instead, and `limit`
     then counts the facts, not the records.
     """
     if limit is not None and limit < 1:
-        raise TetherError(f"limit {limit}: at least one fact must be read; leave it away to read all")
+        raise BadSettingsError(f"limit {limit}: at least one fact must be read; give no limit to read all")
     facts: list[Fact] = []
     for record in _scan(Path(path)):
         if isinstance(record, BadRecord):
             if on_bad == "raise":
-                raise TetherError(str(record))
+                raise BadFactError(str(record))
             logger.warning("skipped: %s", record)
             continue
         facts.append(record)
         if len(facts) == limit:
             break
     if not facts:
-        raise TetherError(f"{path} holds no fact: write one JSON object a line with subject, prompt and target_new")
+        raise BadFactError(f"{path} holds no fact: write one JSON object a line with subject, prompt and target_new")
     return facts
 
 
@@ -88,7 +120,7 @@ def read_training_facts(path: str | Path) -> list[Fact]:
         else:
             facts.append(record)
     if not facts:
-        raise TetherError(f"{path} holds no fact to train on: give a file in the format of zsRE or CounterFact")
+        raise BadFactError(f"{path} holds no fact to train on: give a file in the format of zsRE or CounterFact")
     return facts
 
 
@@ -102,14 +134,19 @@ def scan_facts(path: str | Path, limit: int | None = None) -> list[Fact | BadRec
 
 
 def _scan(path: Path, *, only_rephrased: bool = False) -> Iterator[Fact | BadRecord]:
+    """Every record of a file. The format is logged where it is met first."""
+    met: set[str] = set()
     for number, (line, record) in enumerate(_records(path), 1):
         try:
-            fact = _fact(record)
-            if only_rephrased and not recognise(record).rephrased:
-                fact = fact.model_copy(update={"paraphrases": ()})
-            yield fact
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            yield BadRecord(str(path), number, line, _problem(error, record))
+            found = _format(record)
+            if found.name not in met:
+                met.add(found.name)
+                logger.info("%s: facts in the format %s (%s)", path, found.name, found.source)
+            fact = _read(found, record)
+        except ValueError as error:
+            yield BadRecord(str(path), number, line, _printable(_problem(error)))
+            continue
+        yield fact if found.rephrased or not only_rephrased else fact.model_copy(update={"paraphrases": ()})
 
 
 def _records(path: Path) -> Iterator[tuple[int | None, Any]]:
@@ -117,14 +154,14 @@ def _records(path: Path) -> Iterator[tuple[int | None, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise TetherError(f"{path} cannot be read ({error.strerror}): name a file of facts") from None
+        raise BadFactError(f"{path} cannot be read ({error.strerror}): name a file of facts") from None
     except UnicodeDecodeError as error:
-        raise TetherError(f"{path} is not UTF-8 text at byte {error.start}: save it as UTF-8") from None
+        raise BadFactError(f"{path} is not UTF-8 text at byte {error.start}: save it as UTF-8") from None
     if text.lstrip().startswith("["):
         try:
             records = json.loads(text)
         except json.JSONDecodeError as error:
-            raise TetherError(f"{path} is not a JSON array: {error.msg} at line {error.lineno}; mend it") from None
+            raise BadFactError(f"{path} is not a JSON array: {error.msg} at line {error.lineno}; mend it") from None
         yield from ((None, record) for record in records)
         return
     for line, row in enumerate(text.split("\n"), 1):
@@ -135,35 +172,36 @@ def _records(path: Path) -> Iterator[tuple[int | None, Any]]:
                 yield line, error
 
 
-def _fact(record: Any) -> Fact:
+def _format(record: Any) -> Format:
     if isinstance(record, json.JSONDecodeError):
         raise record
     if not isinstance(record, dict):
         raise ValueError(f"{json.dumps(record)[:60]} is not a JSON object: write {{'subject': …, 'prompt': …, …}}")
-    return Fact(**recognise(record).fields(record))
+    return recognise(record)
 
 
-def recognise(record: Record) -> Reader:
-    """The first registered reader one of whose marks is a field of the record. Raises ValueError where none is."""
-    for reader in READERS:
-        if any(mark in record for mark in reader.marks):
-            return reader
-    names = ", ".join(reader.name for reader in READERS)
-    raise ValueError(f"fields {sorted(record)} belong to no known format: use one of {names}")
+def _read(found: Format, record: Record) -> Fact:
+    """The fact of a record; every fault of the record is a ValueError."""
+    try:
+        return found.read(record)
+    except KeyError as error:
+        raise ValueError(f"field {error.args[0]!r} is missing: every record of {found.name} has it; add it") from None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"a field has not the shape it has in {found.name} ({error}): compare the record with a published one"
+        ) from None
 
 
-def _problem(error: Exception, record: Any) -> str:
+def _problem(error: ValueError) -> str:
     """One line: what is wrong with the record, the rule, the remedy."""
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON at column {error.colno} ({error.msg}): write one object a line, or one JSON array"
-    if isinstance(error, ValidationError):
-        return _invalid(error)
-    if isinstance(error, ValueError):
-        return str(error)
-    name = recognise(record).name
-    if isinstance(error, KeyError):
-        return f"field {error.args[0]!r} is missing: every record of {name} has it; add it"
-    return f"a field has not the shape it has in {name} ({error}): compare the record with a published one"
+    return _invalid(error) if isinstance(error, ValidationError) else str(error)
+
+
+def _printable(text: str) -> str:
+    """A text that every terminal takes: half of a surrogate pair is written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _invalid(error: ValidationError) -> str:
@@ -183,124 +221,3 @@ def _invalid(error: ValidationError) -> str:
         known = ", ".join(Fact.model_fields)
         finds.append(f"fields a fact does not have: {', '.join(unknown)}; rename or remove them, it has {known}")
     return "; ".join(finds)
-
-
-# --- formats ----------------------------------------------------------------------------------------------------
-
-
-def _template(text: str, subject: str) -> str:
-    """`text` with `{}` for the subject: for its first occurrence as a whole word, else for its first one at all. Of
-    several the first is taken, since that is how the subject stands in other texts, and the key is read there. Spaces
-    around the subject, which a fact does not keep, stay in the text."""
-    subject = subject and subject.strip()
-    word = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text) if subject else None
-    start = word.start() if word else text.find(subject) if subject else -1
-    if start < 0:
-        raise ValueError(f"subject {subject!r} does not occur in its prompt {text!r}: make them agree")
-    return text[:start] + "{}" + text[start + len(subject) :]
-
-
-def _list(value: Any) -> list[Any]:
-    """A field that some files give as one value, some as a list, some not at all."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
-
-
-def _pairs(prompts: Any, targets: Any) -> list[dict[str, Any]]:
-    """Locality prompts with their answers, which may be missing altogether."""
-    texts, answers = _list(prompts), _list(targets)
-    if answers and len(answers) != len(texts):
-        raise ValueError(f"{len(texts)} locality prompts have {len(answers)} answers: give one answer a prompt")
-    return [{"prompt": p, "target": t} for p, t in zip(texts, answers or [None] * len(texts), strict=True)]
-
-
-def _id(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _own(record: Record) -> dict[str, Any]:
-    """tether's own: the fields of `Fact`; an item of `locality` may be a bare prompt."""
-    fields = {key: value for key, value in record.items() if value is not None}
-    if isinstance(fields.get("locality"), list):
-        fields["locality"] = [{"prompt": item} if isinstance(item, str) else item for item in fields["locality"]]
-    return {**fields, "id": _id(record.get("id"))}
-
-
-def _counterfact(record: Record) -> dict[str, Any]:
-    """ROME's CounterFact. The neighbours share the true object, so that is their answer."""
-    rewrite = record["requested_rewrite"]
-    true = rewrite["target_true"]["str"]
-    return {
-        "subject": rewrite["subject"],
-        "prompt": rewrite["prompt"],
-        "target_new": rewrite["target_new"]["str"],
-        "target_true": true,
-        "paraphrases": record.get("paraphrase_prompts", ()),
-        "locality": [{"prompt": prompt, "target": true} for prompt in record.get("neighborhood_prompts", ())],
-        "id": _id(record.get("case_id")),
-    }
-
-
-def _counterfact_flat(record: Record) -> dict[str, Any]:
-    """EasyEdit's CounterFact, with the subject filled in."""
-    return {
-        "subject": record["subject"],
-        "prompt": _template(record["prompt"], record["subject"]),
-        "target_new": record["target_new"],
-        "target_true": record.get("ground_truth"),
-        "paraphrases": _list(record.get("rephrase_prompt")),
-        "locality": _pairs(record.get("locality_prompt"), record.get("locality_ground_truth")),
-        "id": _id(record.get("case_id")),
-    }
-
-
-def _zsre(record: Record) -> dict[str, Any]:
-    """MEND's zsRE. `alt` is what the edit wants, `answers` are true. `loc` stays as published ("nq question: …"): MEND,
-    ROME and EasyEdit all evaluate with that beginning (ROME alone adds a question mark)."""
-    true = _list(record.get("answers"))
-    return {
-        "subject": record["subject"],
-        "prompt": _template(record["src"], record["subject"]),
-        "target_new": record["alt"],
-        "target_true": true[0] if true else None,
-        "paraphrases": _list(record.get("rephrase")),
-        "locality": _pairs(record.get("loc"), record.get("loc_ans")),
-        "id": _id(record.get("case_id")),
-    }
-
-
-def _concept_final(record: Record) -> dict[str, Any]:
-    """ConceptEdit's `final_<model>_{inter,intra}.json`: a concept's new definition, questions about its instances."""
-    return {
-        "subject": record["label"],
-        "prompt": _template(record["prompt"], record["label"]),
-        "target_new": record["target_new_desc"],
-        "paraphrases": _list(record.get("phrase_prompt")),
-        "locality": _pairs(record.get("locality_prompt"), record.get("locality_answer")),
-        "instances": _list(record.get("instance_prompt")),
-    }
-
-
-def _concept_data(record: Record) -> dict[str, Any]:
-    """ConceptEdit's `concept_data.json`, which has definitions but no edit prompt, so that is ours. Of the two new
-    definitions a concept has there the one from its own superclass (`module_intra`) is taken."""
-    return {
-        "subject": record["concept_name"],
-        "prompt": "The definition of {} is",
-        "target_new": record["module_intra"]["replace_def"],
-        "target_true": record["concept_def"],
-        "locality": _pairs(record.get("locality_prompt"), record.get("locality_answer")),
-    }
-
-
-READERS = (
-    Reader("CounterFact", ("requested_rewrite",), _counterfact),
-    Reader("zsRE", ("src", "alt"), _zsre),
-    Reader("ConceptEdit final", ("target_new_desc",), _concept_final),
-    Reader("ConceptEdit concepts", ("concept_name", "concept_def"), _concept_data),
-    Reader(
-        "flat CounterFact", ("ground_truth", "rephrase_prompt", "locality_prompt"), _counterfact_flat, rephrased=False
-    ),
-    Reader("tether", ("subject", "prompt", "target_new"), _own),
-)

@@ -7,14 +7,14 @@ Token strings are never compared: what a word's tokens are depends on what stand
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from tether.errors import TetherError
+from tether.errors import BadFactError, WrongModelError
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Continuation:
 
 def locate(tokenizer: PreTrainedTokenizerFast, text: str, start: int, end: int) -> int:
     """Index, among the ids `tokenizer(text)` gives, of the last token that overlaps the last of the characters
-    text[start:end]. Raises TetherError where no token does, and for a tokenizer without offsets."""
-    _, spans = _tokenize(tokenizer, text)
+    text[start:end]. Raises BadFactError where no token does, WrongModelError for a tokenizer without offsets."""
+    [(_, spans)] = _tokenize(tokenizer, [text])
     return _last_over(spans, text, start, end)
 
 
@@ -48,25 +48,25 @@ def encode(
     """Tokens of "prefix. prompt target", with the subject at the place of the `{}` in the prompt: there alone, also
     where the prefix or the rest of the prompt names it again. `encode(tokenizer, "{} is a", subject)` is the KL prompt.
 
-    Special tokens are those the tokenizer adds by default, without any it puts behind the text. Target tokens are
-    those that reach beyond the prompt's end, so the space before the target is theirs. Raises TetherError where the
-    subject or the target has no token of its own, and for a tokenizer without offsets.
+    Special tokens are those the tokenizer adds by default, without any it puts after the text. Target tokens are
+    those that reach beyond the prompt's end, so the space before the target is theirs. Raises BadFactError where the
+    subject or the target has no token of its own, WrongModelError for a tokenizer without offsets.
     """
     if prompt.count("{}") != 1:
-        raise TetherError(f"prompt {prompt!r} must contain exactly one '{{}}', the place of the subject")
+        raise BadFactError(f"prompt {prompt!r} must contain exactly one '{{}}', the place of the subject")
     before, _, after = prompt.partition("{}")
     if prefix:
         before = f"{prefix}. {before}"
     start, end = len(before), len(before) + len(subject)
     bare = before + subject + after
     text = bare if target is None else f"{bare} {target}"
-    ids, spans = _tokenize(tokenizer, text)
-    target_start = next((i for i, (_, stop) in enumerate(spans) if stop > len(bare)), len(ids))
+    [(ids, spans)] = _tokenize(tokenizer, [text])
+    target_start = _first_beyond(spans, len(bare))
     if target is not None and target_start == len(ids):
-        raise TetherError(f"target {target!r} has no token behind {bare!r}: write another target")
+        raise BadFactError(f"target {target!r} has no token after {bare!r}: write another target")
     subject_last = _last_over(spans, text, start, end)
     if subject_last >= target_start:
-        raise TetherError(
+        raise BadFactError(
             f"{text!r}: one token joins subject {subject!r} and target {target!r}; put words between them"
         )
     return EncodedPrompt(ids, subject_last, target_start)
@@ -81,57 +81,59 @@ def too_long(limit: int | None, text: str, ids: Iterable[Sequence[int]]) -> str 
     return f"{text[:60]!r}: {longest} tokens, the model takes {limit}; shorten the prompt"
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-    """Ids and character spans, (0, 0) for special tokens; those behind the text are cut off."""
+def end_of_text(special: Sequence[int], at_least: int = 0) -> int:
+    """How many tokens a text has without the special ones after it, and no fewer than `at_least`. `special` is 1 where
+    a token is special (the tokenizer's `special_tokens_mask`)."""
+    length = len(special)
+    while length > at_least and special[length - 1]:
+        length -= 1
+    return length
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
+) -> Iterator[tuple[tuple[int, ...], list[tuple[int, int]]]]:
+    """Ids and character spans of every text, (0, 0) for special tokens; those after the text are cut off."""
     if not getattr(tokenizer, "is_fast", False):
-        raise TetherError(
+        raise WrongModelError(
             f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (a tokenizer.json)"
         )
-    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    length = len(encoding["input_ids"])
-    while length and encoding["special_tokens_mask"][length - 1]:
-        length -= 1
-    spans = [(start, stop) for start, stop in encoding["offset_mapping"][:length]]
-    return tuple(encoding["input_ids"][:length]), spans
+    encoding = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+    columns = (encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"])
+    for ids, spans, special in zip(*columns, strict=True):
+        length = end_of_text(special)
+        yield tuple(ids[:length]), [(start, stop) for start, stop in spans[:length]]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
     """Every "prompt continuation" as ids, with the index of the continuation's first token."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise TetherError(
-            f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (a tokenizer.json)"
-        )
     if not pairs:
         return []
-    encoding = tokenizer(
-        [f"{prompt} {continuation}" for prompt, continuation in pairs],
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        verbose=False,
-    )
-    columns = (encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"])
     found = []
-    for (prompt, continuation), ids, spans, special in zip(pairs, *columns, strict=True):
-        length = len(ids)
-        while length and special[length - 1]:
-            length -= 1
-        start = next((i for i, (_, stop) in enumerate(spans[:length]) if stop > len(prompt)), length)
-        if start == length:
-            raise TetherError(f"continuation {continuation!r} has no token behind {prompt!r}: write another one")
+    texts = [f"{prompt} {continuation}" for prompt, continuation in pairs]
+    for (prompt, continuation), (ids, spans) in zip(pairs, _tokenize(tokenizer, texts), strict=True):
+        start = _first_beyond(spans, len(prompt))
+        if start == len(ids):
+            raise BadFactError(f"continuation {continuation!r} has no token after {prompt!r}: write another one")
         if start == 0:
-            raise TetherError(f"prompt {prompt!r} has no token before {continuation!r}: a prompt needs at least one")
-        found.append(Continuation(tuple(ids[:length]), start))
+            raise BadFactError(f"prompt {prompt!r} has no token before {continuation!r}: a prompt needs at least one")
+        found.append(Continuation(ids, start))
     return found
+
+
+def _first_beyond(spans: Sequence[tuple[int, int]], end: int) -> int:
+    """Index of the first token that reaches beyond character `end`; the number of tokens where none does."""
+    return next((i for i, (_, stop) in enumerate(spans) if stop > end), len(spans))
 
 
 def _last_over(spans: list[tuple[int, int]], text: str, start: int, end: int) -> int:
     if not 0 <= start < end <= len(text):
-        raise TetherError(
+        raise BadFactError(
             f"characters {start} to {end} are no part of {text!r}: a subject needs at least one character"
         )
     over = [i for i, (left, right) in enumerate(spans) if left < end and right >= end and left < right]
     if not over:
-        raise TetherError(
+        raise BadFactError(
             f"subject {text[start:end]!r} has no token in {text!r}: the tokenizer drops its last character; rewrite it"
         )
     return over[-1]

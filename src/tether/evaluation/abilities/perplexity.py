@@ -9,7 +9,7 @@ from importlib import resources
 from tether.errors import TetherError
 from tether.evaluation.scores import BATCH_TOKENS, score_ids
 from tether.evaluation.statistics.mean import Record
-from tether.facts.tokens import Continuation
+from tether.facts.tokens import Continuation, end_of_text
 from tether.models.editable import EditableModel
 
 VERSION = 1  # raise it with every change of how a text is read or scored: cached results are then measured anew
@@ -71,7 +71,4 @@ def _tokens(model: EditableModel, text: str) -> tuple[tuple[int, ...], tuple[int
     encoding = model.tokenizer(text, return_special_tokens_mask=True, verbose=False)
     ids, special = encoding["input_ids"], encoding["special_tokens_mask"]
     first = next((i for i, mark in enumerate(special) if not mark), len(ids))
-    last = len(ids)
-    while last > first and special[last - 1]:
-        last -= 1
-    return tuple(ids[:first]), tuple(ids[first:last])
+    return tuple(ids[:first]), tuple(ids[first : end_of_text(special, at_least=first)])

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import FAMILIES, tiny_config, tiny_model
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from tether.errors import TetherError
+from tether.errors import TetherError, WrongModelError
 from tether.models import Anatomy, EditableModel, find_anatomy
 
 EXPECTED = {
@@ -134,3 +135,19 @@ def test_a_wrong_name_is_refused(named: Any, message: str) -> None:
     hf, _ = tiny_model("llama")
     with pytest.raises(TetherError, match=message):
         find_anatomy(hf, named)
+
+
+def test_packed_weights_are_called_quantised() -> None:
+    hf, _ = tiny_model("llama")
+    hf.model.layers[1].mlp.down_proj.weight = nn.Parameter(torch.zeros(640, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(WrongModelError, match=r"quantised \(model\.layers\.1\.mlp\.down_proj has integer weights\)"):
+        find_anatomy(hf)
+
+
+def test_a_quantised_configuration_is_named() -> None:
+    hf, _ = tiny_model("gpt2")
+    hf.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(WrongModelError, match=r"is quantised \(gptq\)"):
+        find_anatomy(hf)
+    hf.config.quantization_config = {"quant_method": "gguf", "dequantize": True}  # unpacked on loading
+    assert find_anatomy(hf).projection == "mlp.c_proj"

@@ -15,14 +15,16 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from core import reciter
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, save, tiny_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
-from tether.errors import TetherError
+from tether.errors import TetherError, WrongModelError
 from tether.models import EditableModel, load
+from tether.models.checkpoint_files import Stored
 from tether.storage.cache import built_folder, cache_dir
 
 TEXT = "The Eiffel Tower is located in São Paulo."
@@ -148,7 +150,8 @@ def test_loading_says_nothing_and_leaves_transformers_as_it_was(
         ("", {}, "is no model"),
         ("smollm2", {"dtype": "int8"}, "dtype int8: must be one of auto, float32"),
         ("smollm2", {"device": "abacus"}, "device 'abacus' is not usable here"),
-        ("nobody/nothing", {"local_files_only": True}, "'nobody/nothing' is no local folder and could not be fetched"),
+        ("nobody/nothing", {}, "'nobody/nothing' is no local folder and could not be fetched"),
+        ("nobody/nothing", {"local_only": True}, r"'nobody/nothing' is not on this machine, .* \(--model\)"),
     ],
 )
 def test_what_is_no_model_is_refused_on_one_line(
@@ -185,6 +188,64 @@ def test_weights_the_checkpoint_lacks_are_never_made_up(folder: Path, damage: st
         load(folder)
 
 
+def test_quantised_weights_are_refused_before_they_are_read(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
+    with pytest.raises(WrongModelError, match=r"is quantised \(bitsandbytes\), .*: load the checkpoint it"):
+        load(folder)
+
+
+def test_offloaded_weights_are_refused() -> None:
+    hf, tokenizer = tiny_model("llama")
+    cpu_offload(hf, execution_device=torch.device("cpu"))
+    with pytest.raises(WrongModelError, match=r"weights such as model\..* are offloaded, where no edit reaches them"):
+        EditableModel(hf, tokenizer)
+
+
+# --- the fingerprint ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_hashed_once_until_a_file_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(folder).fingerprint()
+    with monkeypatch.context() as no_reading:
+        no_reading.setattr(Stored, "chunks", None)
+        assert load(folder).fingerprint() == first
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x07")  # of the same size
+    assert load(folder).fingerprint() != first
+    for kept in (cache_dir() / "fingerprints").iterdir():
+        kept.write_text("damaged")
+    assert load(folder).fingerprint() != first
+
+
+@pytest.mark.parametrize("how", ["in place", "through .data", "another tensor"])
+def test_a_model_in_memory_is_hashed_again_only_when_it_changes(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = EditableModel(*tiny_model("llama"))
+    name = model.weight_name(1)
+    first, whole = model.fingerprint([name]), model.fingerprint()
+    with monkeypatch.context() as no_reading:
+        no_reading.setattr(EditableModel, "_digest", None)
+        assert (model.fingerprint([name]), model.fingerprint()) == (first, whole)
+    parameter = model.hf.get_parameter(name)
+    if how == "in place":
+        parameter.add_(1)
+    elif how == "through .data":
+        parameter.data.add_(1)
+    else:
+        parameter.data = parameter.data + 1
+    assert model.fingerprint([name]) != first
+    assert model.fingerprint() != whole
+
+
+def test_edits_leave_the_fingerprint_of_a_model_in_memory() -> None:
+    model = EditableModel(*tiny_model("gpt2"))
+    name = model.weight_name(1)
+    first = model.fingerprint([name])
+    model.set_update(name, torch.ones_like(model.original(name)))
+    assert model.fingerprint([name]) == first
+
+
 # --- the hub's cache ------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +263,7 @@ def test_a_hub_id_is_read_from_the_hub_s_cache(folder: Path, tmp_path: Path, mon
     assert model.folder == repo / "snapshots" / commit
     pinned = load("someone/tiny", revision=commit)
     assert pinned.id == f"someone/tiny@{commit}"
-    assert load(pinned.id, local_files_only=True).fingerprint() == model.fingerprint()
+    assert load(pinned.id, local_only=True).fingerprint() == model.fingerprint()
 
 
 # --- GGUF -----------------------------------------------------------------------------------------------------------

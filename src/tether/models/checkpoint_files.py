@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tether.errors import TetherError
+from tether.errors import WrongModelError
+from tether.storage.atomic import write_atomically
+from tether.storage.cache import cache_dir, locked
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -36,7 +43,7 @@ class Stored:
         with self.file.open("rb") as handle:
             handle.seek(self.start)
             if handle.readinto(data) != len(data):
-                raise TetherError(f"{self.file} ends early: the checkpoint is damaged; fetch it again")
+                raise WrongModelError(f"{self.file} ends early: the checkpoint is damaged; fetch it again")
         if not data:
             return torch.empty(self.shape, dtype=_DTYPES[self.dtype])
         return torch.frombuffer(data, dtype=_DTYPES[self.dtype]).reshape(self.shape)
@@ -45,7 +52,7 @@ class Stored:
         """Put `tensor` (cast to the stored dtype) where this tensor lies, in `file`, a copy of its own file."""
         cast = tensor.to(_DTYPES[self.dtype]).contiguous().cpu()
         if not bool(cast.isfinite().all()):
-            raise TetherError(
+            raise WrongModelError(
                 f"the restrained tensor does not fit into {self.dtype}: store the edited model in a wider dtype"
             )
         with file.open("r+b") as handle:
@@ -67,23 +74,44 @@ def same_bytes(a: Stored, b: Stored) -> bool:
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor in the safetensors files of a folder, in file order. TetherError for what is no such folder."""
+    """Every tensor in the safetensors files of a folder, in file order. WrongModelError for what is no such folder."""
     if not folder.is_dir():
-        raise TetherError(f"{folder} is no folder: give the local folder of a checkpoint")
+        raise WrongModelError(f"{folder} is no folder: give the local folder of a checkpoint")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         other = [file.name for file in sorted(folder.iterdir()) if file.suffix in {".bin", ".pt", ".pth", ".gguf"}]
         found = f"only {other[0]}" if other else "none"
-        raise TetherError(f"{folder} needs .safetensors files and has {found}: save the model as safetensors first")
+        raise WrongModelError(f"{folder} needs .safetensors files and has {found}: save the model as safetensors first")
     tensors: dict[str, Stored] = {}
     for file in files:
         for name, entry in _read(file).items():
             if name in tensors:
-                raise TetherError(
+                raise WrongModelError(
                     f"{name} is in {tensors[name].file.name} and in {file.name}: keep one of the two files"
                 )
             tensors[name] = entry
     return tensors
+
+
+def kept_digest(folder: Path, digest: Callable[[], str]) -> str:
+    """`digest()` of a folder's weights, kept in the cache under its path and the names, sizes and times of its
+    safetensors files."""
+    files = [(file.name, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
+    about = [str(folder.resolve()), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
+    kept = cache_dir() / "fingerprints" / hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    try:
+        found = kept.read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        found = ""
+    if re.fullmatch("[0-9a-f]{64}", found):
+        return found
+    found = digest()
+    try:
+        with locked(kept):
+            write_atomically(kept, found.encode())
+    except OSError as error:
+        logger.info("the fingerprint of %s is not kept: %s", folder, error)
+    return found
 
 
 def _read(file: Path) -> dict[str, Stored]:
@@ -101,7 +129,7 @@ def _read(file: Path) -> dict[str, Stored]:
         }
         size = file.stat().st_size
     except (ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise TetherError(f"{file} is no safetensors file ({error}): fetch it again") from error
+        raise WrongModelError(f"{file} is no safetensors file ({error}): fetch it again") from error
     if any(not begin <= entry.start <= entry.end <= size for entry in entries.values()):
-        raise TetherError(f"{file} ends early: the checkpoint is damaged; fetch it again")
+        raise WrongModelError(f"{file} ends early: the checkpoint is damaged; fetch it again")
     return dict(sorted(entries.items(), key=lambda item: item[1].start))

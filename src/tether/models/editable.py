@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from tether.algebra.lowrank import LowRank
-from tether.errors import TetherError
-from tether.models.checkpoint_files import Stored, stored_tensors
+from tether.errors import BadSettingsError, WrongModelError
+from tether.models.checkpoint_files import Stored, kept_digest, stored_tensors
 from tether.models.layout import Anatomy, feeders, find_anatomy
 
 
@@ -37,9 +37,15 @@ class EditableModel:
         anatomy: Anatomy | None = None,
     ) -> None:
         """`id` is what `tether.load` takes to load the model again; `folder` holds the safetensors it came from. Raises
-        TetherError for a model in float64."""
+        WrongModelError for a model in float64, or quantised, or with weights that are not in memory."""
         if hf.dtype == torch.float64:
-            raise TetherError(f"{id} is in float64, but W₀ is kept in float32: load it with dtype float32")
+            raise WrongModelError(f"{id} is in float64, but W₀ is kept in float32: load it with dtype float32")
+        away = [name for name, parameter in hf.named_parameters() if parameter.is_meta]
+        if away:
+            raise WrongModelError(
+                f"{id}: {len(away)} weights such as {away[0]} are offloaded, where no edit reaches them: load it on "
+                "devices that hold it whole, in bfloat16, or on the CPU"
+            )
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.id = id
@@ -47,7 +53,7 @@ class EditableModel:
         self.anatomy = anatomy or find_anatomy(hf)
         self._originals: dict[str, Tensor] = {}
         self._updates: dict[str, Tensor] = {}
-        self._fingerprints: dict[tuple[str, ...] | None, str] = {}
+        self._fingerprints: dict[Hashable, str] = {}
 
     # --- what it is ---------------------------------------------------------------------------------------------
 
@@ -84,7 +90,7 @@ class EditableModel:
 
     def block(self, layer: int) -> nn.Module:
         if not 0 <= layer < self.n_layers:
-            raise TetherError(f"layer {layer}: the model has layers 0 to {self.n_layers - 1}")
+            raise BadSettingsError(f"layer {layer}: the model has layers 0 to {self.n_layers - 1}")
         return self.blocks[layer]
 
     def projection(self, layer: int) -> nn.Module:
@@ -118,7 +124,7 @@ class EditableModel:
         try:
             return self.hf.get_parameter(name).detach()
         except AttributeError:
-            raise TetherError(f"{name!r} is no weight of {self.id}: name a parameter of the model") from None
+            raise WrongModelError(f"{name!r} is no weight of {self.id}: name a parameter of the model") from None
 
     def original(self, name: str) -> Float[Tensor, "p q"]:
         """W₀, the unedited weight, float32, kept from its first use on. Do not change it."""
@@ -194,11 +200,20 @@ class EditableModel:
 
     def fingerprint(self, names: Sequence[str] | None = None) -> str:
         """sha256 of weights (names, shapes, dtypes, bytes) as the checkpoint stores them, before any cast; of the
-        in-memory unedited ones where the model came from no folder. `names` None: every weight of the checkpoint. That
-        of a folder is computed once."""
-        key = None if names is None else tuple(names)
-        if key in self._fingerprints:
-            return self._fingerprints[key]
+        in-memory unedited ones where the model came from no folder. `names` None: every weight of the checkpoint.
+
+        Computed once: again only after a weight in memory was changed by others than this class. The one of a whole
+        folder is kept in the cache, by the names, sizes and times of its files.
+        """
+        key = (None if names is None else tuple(names), self._state(names))
+        if key not in self._fingerprints:
+            if self.folder and names is None:
+                self._fingerprints[key] = kept_digest(self.folder, self._digest)
+            else:
+                self._fingerprints[key] = self._digest(names)
+        return self._fingerprints[key]
+
+    def _digest(self, names: Sequence[str] | None = None) -> str:
         digest = hashlib.sha256()
         stored = stored_tensors(self.folder) if self.folder else {}
         if names is None:
@@ -208,9 +223,17 @@ class EditableModel:
             digest.update(name.encode())
             for part in _parts(entry) if entry else self._parts_in_memory(name):
                 digest.update(part)
-        if self.folder:
-            self._fingerprints[key] = digest.hexdigest()
         return digest.hexdigest()
+
+    def _state(self, names: Sequence[str] | None) -> tuple[Hashable, ...]:
+        """What changes when an unedited weight in memory does: where it lies, how often it was written, and the sum of
+        its bits, for a write through `.data` is not counted. Nothing for a model from a folder."""
+        if self.folder:
+            return ()
+        return tuple(
+            name if name in self._originals else _written(self._parameter(name))
+            for name in (names if names is not None else [n for n, _ in self.hf.named_parameters()])
+        )
 
     def _parts_in_memory(self, name: str) -> Iterator[bytes]:
         parameter = self._parameter(name)
@@ -222,8 +245,14 @@ class EditableModel:
         yield parameter.contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
+def _written(parameter: Tensor) -> tuple[int, ...]:
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+    version = 0 if parameter.is_inference() else parameter._version
+    return parameter.data_ptr(), version, int(parameter.contiguous().view(bits).sum())
+
+
 def _match(stored: Mapping[str, Stored], name: str) -> Stored | None:
-    """The stored tensor of a parameter; base-model checkpoints leave the first part of its name away."""
+    """The stored tensor of a parameter; base-model checkpoints have the name without its first part."""
     if name in stored:
         return stored[name]
     matches = [key for key in stored if name.endswith("." + key) or key.endswith("." + name)]

@@ -14,12 +14,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tether.errors import TetherError
+from tether.errors import WrongModelError
 
 _REMEDY = 'name it: anatomy={"blocks": "...", "projection": "..."} or --anatomy FILE.json with these two keys'
 
@@ -38,8 +39,13 @@ def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | No
     beside it gives (or half of that, where gate and up are one matrix).
 
     `named` (a mapping or the path of a JSON file, keys "blocks" and "projection") is checked and taken instead.
-    Raises TetherError where nothing or more than one thing fits: a mixture of experts, an encoder.
+    Raises WrongModelError where nothing or more than one thing fits (a mixture of experts, an encoder), and for
+    quantised weights.
     """
+    refuse_quantised(hf.config.to_dict(), type(hf).__name__)
+    whole = next((n for n, m in hf.named_modules() if _holds_integers(m)), None)
+    if whole is not None:
+        raise WrongModelError(_quantised(type(hf).__name__, f"{whole} has integer weights"))
     if named is not None:
         return _named(hf, named)
     text = hf.config.get_text_config()
@@ -52,13 +58,36 @@ def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | No
         and all(any(_is_attention(m) for m in _descendants(block)) for block in module)
     }
     found = {path: projections for path, blocks in lists.items() if (projections := _projections(blocks, hidden))}
-    if hf.can_generate() and not hf.config.is_encoder_decoder and [len(p) for p in found.values()] == [1]:
-        [(blocks_path, (projection,))] = found.items()
-        return Anatomy(blocks_path, projection)
-    raise TetherError(
+    if hf.can_generate() and not hf.config.is_encoder_decoder and len(found) == 1:
+        [(path, projections)] = found.items()
+        if len(projections) == 1:
+            return Anatomy(path, projections[0])
+    raise WrongModelError(
         f"layout of {type(hf).__name__} not recognised: looked for a decoder with one list of {layers} blocks with "
         f"attention, each with one Linear or Conv1D outside it that gives {hidden} values and takes the width of a "
         f"module beside it; found {_findings(hf, lists, found)}; {_REMEDY}"
+    )
+
+
+def refuse_quantised(config: Mapping[str, Any], name: str) -> None:
+    """Raise WrongModelError where a configuration says that the weights are quantised, and not unpacked on loading."""
+    found = config.get("quantization_config") or {}
+    if found and not found.get("dequantize"):
+        raise WrongModelError(_quantised(name, str(found.get("quant_method", "see its quantization_config"))))
+
+
+def _quantised(name: str, why: str) -> str:
+    return (
+        f"{name} is quantised ({why}), and an update is added to floating-point weights: load the checkpoint it was "
+        "made from, or dequantise it and save that"
+    )
+
+
+def _holds_integers(module: nn.Module) -> bool:
+    """Whether a module keeps a matrix of integers as its weight: packed by bitsandbytes, GPTQ, AWQ."""
+    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return any(
+        name in ("weight", "qweight") and tensor.ndim == 2 and not tensor.is_floating_point() for name, tensor in held
     )
 
 
@@ -84,23 +113,23 @@ def _named(hf: PreTrainedModel, named: Mapping[str, str] | str | Path) -> Anatom
         try:
             named = json.loads(Path(named).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise TetherError(f"{where} is no readable JSON file ({error}); {_REMEDY}") from None
+            raise WrongModelError(f"{where} is no readable JSON file ({error}); {_REMEDY}") from None
     if not isinstance(named, Mapping) or set(named) != {"blocks", "projection"}:
-        raise TetherError(f"{where} must have exactly the keys 'blocks' and 'projection'; {_REMEDY}")
+        raise WrongModelError(f"{where} must have exactly the keys 'blocks' and 'projection'; {_REMEDY}")
     if not all(isinstance(path, str) for path in named.values()):
-        raise TetherError(f"{where} {dict(named)}: both paths must be text; {_REMEDY}")
+        raise WrongModelError(f"{where} {dict(named)}: both paths must be text; {_REMEDY}")
     anatomy = Anatomy(**named)
     blocks = _get(hf, anatomy.blocks)
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
         lists = [path for path, module in hf.named_modules() if isinstance(module, nn.ModuleList)]
-        raise TetherError(f"blocks {anatomy.blocks!r} is no ModuleList of the model: it has {_listed(lists)}")
+        raise WrongModelError(f"blocks {anatomy.blocks!r} is no ModuleList of the model: it has {_listed(lists)}")
     hidden = hf.config.get_text_config().hidden_size
     for index, block in enumerate(blocks):
         module = _get(block, anatomy.projection)
         width = _width(module) if module is not None else None
         if width is None or width[1] != hidden:
             fits = [p for p, m in block.named_modules() if (found := _width(m)) and found[1] == hidden]
-            raise TetherError(
+            raise WrongModelError(
                 f"projection {anatomy.projection!r} of block {index} is no Linear or Conv1D to the hidden size "
                 f"{hidden}: the block has {_listed(fits)}"
             )

@@ -21,14 +21,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import cached_file, quantization_config
 from transformers.utils import logging as hf_logging
 
-from tether.errors import TetherError, first_line
+from tether.errors import BadSettingsError, MissingExtraError, WrongModelError, first_line
 from tether.models.editable import EditableModel
-from tether.models.layout import find_anatomy
+from tether.models.layout import find_anatomy, refuse_quantised
 from tether.storage.cache import built_folder, cache_dir
 
+GgufConfig = getattr(quantization_config, "GgufConfig", None)  # earlier versions of transformers always unpack
 logger = logging.getLogger(__name__)
 
 _CONVERTER = 1  # part of the cache key: raise it when a conversion gives other files
@@ -44,21 +45,24 @@ def load(
     anatomy: Mapping[str, str] | str | Path | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
-    local_files_only: bool = False,
+    local_only: bool = False,
 ) -> EditableModel:
     """A model ready to be edited: in eval mode, no parameter requires a gradient.
 
     `source`: the name of a bundled model ("smollm2"), a local folder, a .gguf file, or a hub id, "org/name" or
-    "org/name@revision"; only a hub id downloads, and not under `local_files_only` or HF_HUB_OFFLINE.
+    "org/name@revision"; only a hub id downloads, and not under HF_HUB_OFFLINE. `local_only` (for a name that a file
+    gives, not the user) takes what is on this machine, the hub's cache included, and raises WrongModelError for the
+    rest.
     `dtype`: None or "auto" keeps the checkpoint's own, on every device.
     `device`: the accelerator where there is one, else the CPU; `device_map` is handed to transformers in its place.
     `anatomy`: names a layout that `find_anatomy` does not recognise.
-    Raises TetherError for whatever cannot be found, fetched, read or edited.
+    Raises WrongModelError for what cannot be found, fetched, read or edited, BadSettingsError for an option that does
+    not fit, MissingExtraError for a package that is needed.
     """
     if device is not None and device_map is not None:
-        raise TetherError(f"device {device} and device_map {device_map} exclude each other: give one of them")
+        raise BadSettingsError(f"device {device} and device_map {device_map} exclude each other: give one of them")
     if device_map is not None and util.find_spec("accelerate") is None:
-        raise TetherError(f"device_map {device_map} needs accelerate: pip install 'tether[device-map]'")
+        raise MissingExtraError(f"device_map {device_map} needs accelerate: pip install 'tether[device-map]'")
     wanted = _dtype(dtype)
     where = None if device_map is not None else _device(device)
     name = str(source)
@@ -67,17 +71,22 @@ def load(
     if folder is None:
         name, _, tag = name.partition("@")
         revision = revision or tag or None
-        folder = _snapshot(name, revision, local_files_only)
+        folder = _snapshot(name, revision, local_only)
         # Fetch by the commit the configuration came from, so that one model never mixes two.
-        options |= {"revision": folder.name, "local_files_only": local_files_only}
+        options |= {"revision": folder.name, "local_files_only": local_only}
         place, name = name, f"{name}@{revision}" if revision else name
     else:
         place = str(folder)
         name = name if name in _bundled() else str(Path(name).expanduser().resolve())
+    refuse_quantised(_config(folder), name)
+    if where is not None and where.type != "cpu" and util.find_spec("accelerate") is not None:
+        device_map = {"": where}  # the weights go there straight from the files
     with _readable(name), _quiet():
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         if not tokenizer.is_fast:
-            raise TetherError(f"the tokenizer of {name!r} gives no character offsets: add a fast one (tokenizer.json)")
+            raise WrongModelError(
+                f"the tokenizer of {name!r} gives no character offsets: add a fast one (tokenizer.json)"
+            )
         hf = _whole(place, dtype=wanted, device_map=device_map, use_safetensors=True, **options)
     if where is not None:
         hf = hf.to(where)
@@ -89,7 +98,7 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
         return "auto"
     found = _DTYPES.get(str(dtype).removeprefix("torch."))
     if found is None:
-        raise TetherError(f"dtype {dtype}: must be one of auto, {', '.join(_DTYPES)}")
+        raise BadSettingsError(f"dtype {dtype}: must be one of auto, {', '.join(_DTYPES)}")
     return found
 
 
@@ -100,7 +109,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise TetherError(
+        raise BadSettingsError(
             f"device {str(device)!r} is not usable here ({first_line(error)}): leave it out or use cpu"
         ) from None
 
@@ -121,7 +130,7 @@ def _local_folder(source: str) -> Path | None:
     is_id = source.count("/") <= 1 and source[:1] not in ("", ".", "/", "~") and path.suffix != ".gguf"
     if path.exists() or not is_id:
         names = ", ".join(_bundled())
-        raise TetherError(f"{source!r} is no model: give a folder, a .gguf file, a hub id (org/name) or {names}")
+        raise WrongModelError(f"{source!r} is no model: give a folder, a .gguf file, a hub id (org/name) or {names}")
     return None
 
 
@@ -137,20 +146,34 @@ def _bundled_file(name: str, *, package: str, glob: str, remedy: str) -> Path:
         file for place in (spec.submodule_search_locations or () if spec else ()) for file in Path(place).glob(glob)
     ]
     if len(files) != 1:
-        raise TetherError(f"bundled model {name!r} is not installed: {remedy}")
+        raise MissingExtraError(f"bundled model {name!r} is not installed: {remedy}")
     return files[0]
 
 
-def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
+def _snapshot(name: str, revision: str | None, local_only: bool) -> Path:
     """The hub cache's folder of one commit, holding at least the configuration."""
     try:
-        config = cached_file(name, "config.json", revision=revision, local_files_only=local_files_only)
+        config = cached_file(name, "config.json", revision=revision, local_files_only=local_only)
     except (OSError, ValueError) as error:
-        raise TetherError(
+        if local_only:
+            raise WrongModelError(
+                f"model {name!r} is not on this machine, and what a file names is never downloaded: name the model "
+                "yourself (--model)"
+            ) from None
+        raise WrongModelError(
             f"{name!r} is no local folder and could not be fetched from the hub ({first_line(error)}): "
             "check the name, the network and the access token, or give a folder"
         ) from None
     return Path(config).parent
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The configuration as stored; empty where it cannot be read, which transformers then says."""
+    try:
+        found = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 # --- reading them ---------------------------------------------------------------------------------------------------
@@ -164,11 +187,14 @@ def _converted(file: Path) -> Path:
     def build(folder: Path) -> None:
         missing = [package for package in ("gguf", "accelerate") if util.find_spec(package) is None]
         if missing:
-            raise TetherError(f"{file.name} needs {' and '.join(missing)} to be read: pip install {' '.join(missing)}")
+            raise MissingExtraError(
+                f"{file.name} needs {' and '.join(missing)} to be read: pip install {' '.join(missing)}"
+            )
         logger.info("converting %s once, into %s", file.name, folder.parent)
         with _readable(str(file)), _quiet():
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            hf = _whole(file.parent, gguf_file=file.name, dtype=torch.float32)
+            unpacked = {} if GgufConfig is None else {"quantization_config": GgufConfig(dequantize=True)}
+            hf = _whole(file.parent, gguf_file=file.name, dtype=torch.float32, **unpacked)
             # The weights are plain float32 by now; what says otherwise would forbid saving them.
             hf.hf_quantizer = None
             if hasattr(hf.config, "quantization_config"):
@@ -186,7 +212,7 @@ def _whole(place: str | Path, **options: Any) -> PreTrainedModel:
     )
     missing = sorted(report["missing_keys"]) + sorted(entry[0] for entry in report["mismatched_keys"])
     if missing:
-        raise TetherError(
+        raise WrongModelError(
             f"{place}: {len(missing)} weights such as {missing[0]} are not in the checkpoint: fetch it again"
         )
     return hf
@@ -198,7 +224,7 @@ def _readable(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError, struct.error) as error:
-        raise TetherError(
+        raise WrongModelError(
             f"{name!r} cannot be read as a causal language model ({first_line(error)}): it must have a config.json, "
             "safetensors weights and a tokenizer.json"
         ) from error

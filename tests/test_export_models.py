@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from tiny import save, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tether.algebra.lowrank import LowRank
+from tether.data import misuse
 from tether.errors import TetherError
-from tether.export import export_lora, export_merged, misuse, model_card
+from tether.export import export_lora, export_merged, model_card
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
 
@@ -34,7 +36,8 @@ def random_update(model: EditableModel, name: str, rank: int, columns: int) -> L
     """An update of `columns` columns and numerical rank `rank`."""
     p, q = model.weight(name).shape
     torch.manual_seed(rank)
-    return LowRank(torch.randn(p, rank) @ torch.randn(rank, columns), torch.randn(columns, q) * 0.3)
+    A = torch.randn(p, rank)[:, torch.arange(columns) % rank]
+    return LowRank(A, torch.randn(columns, q) * 0.3)
 
 
 def logits(model: torch.nn.Module) -> Tensor:
@@ -70,6 +73,20 @@ def test_adapter_on_the_unedited_base_says_what_the_merged_model_says(
     assert torch.equal(merged, logits(model.hf))
     assert not torch.allclose(merged, untouched, atol=1e-3)
     torch.testing.assert_close(adapted, merged, rtol=1e-5, atol=1e-5)
+
+
+def test_a_small_edit_beside_a_huge_one_is_kept(tmp_path: Path) -> None:
+    model = build("llama", tmp_path / "base")
+    name = model.weight_name(1)
+    p, q = model.weight(name).shape
+    u, v = torch.linalg.qr(torch.randn(p, 3))[0], torch.linalg.qr(torch.randn(q, 3))[0]
+    sizes = torch.tensor([57.0, 1e-3, 1e-4])  # both small ones are below eps(float32) · max(p, q) · 57
+    (weight,) = export_lora(model, {name: LowRank(u * sizes, v.mT)}, tmp_path / "lora", "card", {}).weights
+    assert weight.rank == 3
+    stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    B, A = (stored[f"base_model.model.{name.removesuffix('.weight')}.lora_{side}.weight"] for side in "BA")
+    small = u[:, 1].double() @ B.double() @ A.double() @ v[:, 1].double()
+    assert float(small) == pytest.approx(1e-3, rel=0.05)
 
 
 def test_adapter_config_names_every_weight_and_scales_by_one(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tether.export.card import misuse, model_card
+from tether.export.card import model_card
 from tether.export.checkpoint import CheckpointReport, MatrixReport, restrain_checkpoint
 from tether.export.lora import LoraReport, LoraWeight, export_lora
 from tether.export.merged import export_merged
@@ -18,7 +18,6 @@ __all__ = [
     "export_lora",
     "export_merged",
     "export_updates",
-    "misuse",
     "model_card",
     "restrain_checkpoint",
 ]

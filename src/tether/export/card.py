@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
+from tether.data import misuse
 from tether.facts.fact import Fact
 
 
@@ -67,11 +67,6 @@ def model_card(
         misuse(),
     ]
     return "\n".join(front) + "\n\n" + "\n\n".join(part for part in body if part) + "\n"
-
-
-def misuse() -> str:
-    """The note on misuse, Markdown without a title."""
-    return resources.files("tether").joinpath("data/misuse.md").read_text(encoding="utf-8").strip()
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tether.algebra import large_singular_values
 from tether.constraints.prune import Restraint, parse_restraint
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, WrongModelError
 from tether.export import card
 from tether.export.folder import CARD, MANIFEST, new_folder, write_papers
 from tether.models.checkpoint_files import Stored, same_bytes, stored_tensors
@@ -82,19 +82,21 @@ def restrain_checkpoint(
     copies of the largest matrix in float32, on `device`. Neither input is changed, and `out` appears whole or not at
     all.
 
-    Raises TetherError for a folder without safetensors, quantised weights, two checkpoints that share no matrix, a
-    matrix that is not finite, and an `out` that has something in it.
+    Symbolic links in `edited` are followed: what they point to is copied.
+
+    Raises WrongModelError for a folder without safetensors, quantised weights, two checkpoints that share no matrix and
+    a matrix that is not finite, BadSettingsError for an `out` that has something in it or lies in an input.
     """
     restraint, base, edited, out = parse_restraint(restrain), Path(base), Path(edited), Path(out)
     originals, tensors = stored_tensors(base), stored_tensors(edited)
     for inside in (base, edited):
         _refuse_quantised_config(inside)
         if inside.resolve() in (out.resolve(), *out.resolve().parents):
-            raise TetherError(f"{out} lies in {inside}, which is left as it is: give a destination outside it")
+            raise BadSettingsError(f"{out} lies in {inside}, which is left as it is: give a destination outside it")
     _refuse_other_architecture(base, edited)
     originals = _renamed(originals, tensors)
     if not any(n in tensors and tensors[n].shape == o.shape and len(o.shape) == 2 for n, o in originals.items()):
-        raise TetherError(
+        raise WrongModelError(
             f"{edited} and {base} share no matrix of one name and shape: give a checkpoint and its own base"
         )
 
@@ -139,7 +141,7 @@ def _restrain(
     D = B.float().sub_(A) if B.dtype != torch.float32 else B - A
     norm = float(D.norm(dtype=torch.float64))
     if not (A.isfinite().all() and D.isfinite().all()):
-        raise TetherError(
+        raise WrongModelError(
             f"{name} is not finite in base or edited: a restraint needs finite weights; look at that edit"
         )
     m = large_singular_values.largest(A)
@@ -170,7 +172,7 @@ def _not_comparable(name: str, original: Stored | None, stored: Stored) -> str:
     if len(stored.shape) != 2:
         return f"changed, but no matrix: {len(stored.shape)} dimensions"
     if not (original.is_floating and stored.is_floating):
-        raise TetherError(
+        raise WrongModelError(
             f"{name} is a changed matrix of type {stored.dtype} (base: {original.dtype}): quantised weights cannot be "
             "restrained; dequantise both checkpoints first"
         )
@@ -178,8 +180,8 @@ def _not_comparable(name: str, original: Stored | None, stored: Stored) -> str:
 
 
 def _renamed(originals: dict[str, Stored], tensors: dict[str, Stored]) -> dict[str, Stored]:
-    """The base's tensors under the edited names. Where no name is common, one side may have left the same first part of
-    every name away, as checkpoints of a bare transformer do (`h.0.…` for `transformer.h.0.…`)."""
+    """The base's tensors under the edited names. Where no name is common, one side may have the names without their
+    first part, as checkpoints of a bare transformer do (`h.0.…` for `transformer.h.0.…`)."""
     if originals.keys() & tensors.keys():
         return originals
     for name in tensors:
@@ -198,13 +200,13 @@ def _config(folder: Path) -> dict[str, object]:
     try:
         config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except ValueError as error:
-        raise TetherError(f"{file} is no JSON ({error}): fetch it again") from error
+        raise WrongModelError(f"{file} is no JSON ({error}): fetch it again") from error
     return config if isinstance(config, dict) else {}
 
 
 def _refuse_quantised_config(folder: Path) -> None:
     if _config(folder).get("quantization_config"):
-        raise TetherError(
+        raise WrongModelError(
             f"{folder} is quantised (its config.json says so): dequantise it, or give the checkpoint before it"
         )
 
@@ -212,7 +214,7 @@ def _refuse_quantised_config(folder: Path) -> None:
 def _refuse_other_architecture(base: Path, edited: Path) -> None:
     a, b = _config(base).get("model_type"), _config(edited).get("model_type")
     if a and b and a != b:
-        raise TetherError(f"{base} is of type {a} and {edited} of type {b}: give a checkpoint and its own base")
+        raise WrongModelError(f"{base} is of type {a} and {edited} of type {b}: give a checkpoint and its own base")
 
 
 def _warn(report: CheckpointReport, restraint: Restraint, folder: Path) -> None:

@@ -9,30 +9,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, TetherError
+from tether.storage.atomic import publish
 
 CARD, MANIFEST = "README.md", "tether.json"
 
 
 @contextmanager
 def new_folder(to: str | Path) -> Iterator[Path]:
-    """A temporary sibling of `to` to write into. It becomes `to` when the block ends; an error or Ctrl-C deletes it.
+    """A temporary sibling of `to` to write into. It becomes `to` when the block ends, durably; an
+    error or Ctrl-C deletes it.
 
-    Raises TetherError, before anything is written, where `to` is a file or a folder with something in it, and for any
-    file that the disk refuses inside the block.
+    Raises BadSettingsError, before anything is written, where `to` is a file or a folder with something in it, and
+    TetherError for any file that the disk refuses inside the block.
     """
     to = Path(to).absolute()
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise TetherError(
+        raise BadSettingsError(
             f"{to} exists and is not an empty folder: an export never overwrites; give another destination"
         )
     temporary = to.with_name(f".{to.name}.{uuid4().hex[:8]}.partial")
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if to.exists():
-            to.rmdir()
-        temporary.rename(to)
+        publish(temporary, to)
     except OSError as error:
         raise TetherError(f"{to} could not be made: {error}; choose another place or free this one") from error
     finally:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tether.algebra.lowrank import LowRank
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, MissingExtraError, TetherError
 from tether.export.folder import new_folder, write_papers
 
 if TYPE_CHECKING:
@@ -53,16 +53,18 @@ def export_lora(
 ) -> LoraReport:
     """Write a peft adapter of `updates` (weight name -> out×in update) for the unedited model; `model` is not changed.
 
-    Each update is compressed to its numerical rank in float32, or to at most `rank` where that is less: the report says
-    what was lost. `lora_alpha = r` for every weight, so the adapter's scaling is 1. `to` must not exist or be empty.
-    Raises TetherError without peft, for a rank below 1, an update that is zero everywhere or not finite.
+    Each update is compressed to its numerical rank in float64, in which nothing is lost that float32 factors hold, or
+    to at most `rank` where that is less: the report says what was lost. `lora_alpha = r` for every weight, so the
+    adapter's scaling is 1. `to` must not exist or be empty.
+    Raises MissingExtraError without peft, BadSettingsError for a rank below 1, TetherError for an update that is zero
+    everywhere or not finite.
     """
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise TetherError('a LoRA adapter needs peft: install it with pip install "tether[lora]"') from error
+        raise MissingExtraError('a LoRA adapter needs peft: install it with pip install "tether[lora]"') from error
     if rank is not None and rank < 1:
-        raise TetherError(f"rank {rank}: an adapter has a rank of at least 1; leave it out to keep the whole update")
+        raise BadSettingsError(f"rank {rank}: an adapter has a rank of at least 1; give none to keep all")
 
     tensors: dict[str, Tensor] = {}
     kept: dict[str, LoraWeight] = {}
@@ -117,7 +119,7 @@ def _compress(name: str, update: LowRank, rank: int | None) -> tuple[LoraWeight,
     update = update.to("cpu", torch.float32)
     if not bool(update.A.isfinite().all() and update.B.isfinite().all()):
         raise TetherError(f"the update of {name} is not finite: undo the last edits or restrain them, then export")
-    factors = update.truncate()
+    factors = update.truncate(rtol=torch.finfo(torch.float64).eps * max(update.shape))
     if rank is not None and rank < factors.rank:
         factors = update.truncate(rank)
     s, k = update.singular_values(), factors.rank

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tether.algebra.lowrank import LowRank
-from tether.errors import TetherError
+from tether.errors import BadSettingsError
 from tether.export.card import model_card
 from tether.export.lora import LoraReport, export_lora
 from tether.export.merged import export_merged
@@ -48,11 +48,11 @@ class Provenance:
 
 
 def check_kind(as_: str, rank: int | None) -> None:
-    """Raise TetherError for another kind than those of KINDS, and for `rank` with `merged`."""
+    """Raise BadSettingsError for another kind than those of KINDS, and for `rank` with `merged`."""
     if as_ not in KINDS:
-        raise TetherError(f"export as {as_!r}: choose merged or lora")
+        raise BadSettingsError(f"export as {as_!r}: choose merged or lora")
     if as_ == "merged" and rank is not None:
-        raise TetherError(f"rank {rank} is for an adapter: a merged folder holds the weights whole")
+        raise BadSettingsError(f"rank {rank} is for an adapter: a merged folder holds the weights whole")
 
 
 def export_updates(

@@ -22,8 +22,26 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def publish(folder: Path, to: Path) -> None:
+    """Give a folder its final name, after all in it is durable: after a power cut it is there whole or not at all.
+    `to` must not exist, or be an empty folder."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            with path.open("rb+" if os.name == "nt" else "rb") as handle:
+                os.fsync(handle.fileno())
+    sync_folder(folder)
+    if to.exists():
+        to.rmdir()
+    folder.rename(to)
+    sync_folder(to.parent)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make the folder's own entries durable."""
+    """Make the folder's own entries durable. Windows does so by itself, and opens no folder."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

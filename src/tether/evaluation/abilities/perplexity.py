@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib import resources
 
+from tether.data import text
 from tether.errors import TetherError
 from tether.evaluation.scores import BATCH_TOKENS, score_ids
 from tether.evaluation.statistics.mean import Record
@@ -28,7 +28,7 @@ class Perplexity:
 
 def builtin_text() -> str:
     """The plain text that comes with the package."""
-    return resources.files("tether").joinpath("data", "plain_text.txt").read_text(encoding="utf-8")
+    return text("plain_text.txt")
 
 
 def perplexity(model: EditableModel, text: str, window: int = 512, *, batch_tokens: int = BATCH_TOKENS) -> Perplexity:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tether.constraints.base import AS_RECORDED, parse
 from tether.constraints.prune import Restraint
+from tether.data import misuse
 from tether.evaluation.results import Number, Results, Row, YesShare
 from tether.evaluation.suite import AS_IT_IS
-from tether.export.card import misuse
 from tether.ledger import ATTEMPTS, Event, Ledger
 from tether.report.drawing import Chart, restraint_name
 from tether.report.ledger import figures

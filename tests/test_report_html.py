@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from html.parser import HTMLParser
@@ -12,11 +13,12 @@ import tiny
 
 from tether.cli.demo_run import Step, demo_facts, run_demo
 from tether.editing.run import edit
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, TetherError
 from tether.evaluation import Results, Row, read
+from tether.experiment.results import StoredGrid
 from tether.ledger import Attempt, Ledger
 from tether.models import EditableModel
-from tether.report import write_report
+from tether.report import write_grid_report, write_report
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -201,6 +203,33 @@ def test_the_demo_leaves_somebody_elses_ledger_alone(demo, tmp_path: Path, monke
 def test_a_limit_beyond_the_facts_is_refused() -> None:
     with pytest.raises(TetherError, match="limit 0: the demo has"):
         demo_facts(0)
+
+
+def test_a_page_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    page.write_text("<h1>My site</h1>")
+    for write in (
+        lambda: write_report(some_results(), tmp_path),
+        lambda: write_grid_report(StoredGrid(name="g", title="", command="", runs=[]), tmp_path),
+    ):
+        with pytest.raises(BadSettingsError, match=r"index\.html exists and is no report of tether"):
+            write()
+    assert page.read_text() == "<h1>My site</h1>"
+    page.unlink()
+    assert write_report(some_results(), tmp_path) == write_report(some_results(), tmp_path) == page
+
+
+def test_a_run_that_collapsed_can_be_reported(demo, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import shutil
+
+    _, _, result = demo
+    shutil.copytree(result.ledger, tmp_path / "ledger")
+    ledger = Ledger.open(tmp_path / "ledger")
+    nothing = {"loss_first": math.nan, "loss_last": math.nan, "norm": math.inf, "update_ratio": math.nan, "seconds": 1}
+    with ledger.writing():
+        ledger.append([Attempt("failed", demo_facts(3)[2], nothing, "the loss is not finite")], {}, {})
+    page = Page(write_report(read(result.results), tmp_path, ledger=ledger).read_text(encoding="utf-8"))
+    assert any("failed" in row and "– → –" in row for row in page.rows)
 
 
 def test_an_undone_edit_and_a_failed_one_are_named(demo, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

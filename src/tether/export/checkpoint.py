@@ -20,7 +20,7 @@ from tether.algebra import large_singular_values
 from tether.constraints.prune import Restraint, parse_restraint
 from tether.errors import BadSettingsError, WrongModelError
 from tether.export import card
-from tether.export.folder import CARD, MANIFEST, new_folder, write_papers
+from tether.export.folder import CARD, MANIFEST, new_folder, write_card_and_manifest
 from tether.models.checkpoint_files import Stored, same_bytes, stored_tensors
 from tether.storage.versions import versions
 
@@ -128,7 +128,7 @@ def restrain_checkpoint(
         equal = len(tensors) - len(matrices) - len(copied)
         result = CheckpointReport(str(restraint), tuple(matrices), copied, only, equal)
         _warn(result, restraint, folder)
-        _write_papers(folder, base, edited, result)
+        _write_card_and_manifest(folder, base, edited, result)
     return result
 
 
@@ -231,7 +231,7 @@ def _warn(report: CheckpointReport, restraint: Restraint, folder: Path) -> None:
             logger.warning("%s is copied as it is: weights in it are not restrained", file.relative_to(folder))
 
 
-def _write_papers(folder: Path, base: Path, edited: Path, report: CheckpointReport) -> None:
+def _write_card_and_manifest(folder: Path, base: Path, edited: Path, report: CheckpointReport) -> None:
     for name in (CARD, MANIFEST):
         if (folder / name).exists():
             kept = Path(name)
@@ -251,7 +251,9 @@ def _write_papers(folder: Path, base: Path, edited: Path, report: CheckpointRepo
         versions=versions(),
         details=details,
     )
-    write_papers(folder, text, {"kind": "restrained checkpoint", **names, **report.to_dict(), "versions": versions()})
+    write_card_and_manifest(
+        folder, text, {"kind": "restrained checkpoint", **names, **report.to_dict(), "versions": versions()}
+    )
 
 
 def _row(matrix: MatrixReport) -> tuple[object, ...]:

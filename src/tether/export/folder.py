@@ -39,7 +39,7 @@ def new_folder(to: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_papers(folder: Path, card: str, manifest: Mapping[str, object]) -> None:
+def write_card_and_manifest(folder: Path, card: str, manifest: Mapping[str, object]) -> None:
     """README.md and tether.json."""
     (folder / CARD).write_text(card, encoding="utf-8")
     text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tether.algebra.lowrank import LowRank
 from tether.errors import BadSettingsError, MissingExtraError, TetherError
-from tether.export.folder import new_folder, write_papers
+from tether.export.folder import new_folder, write_card_and_manifest
 
 if TYPE_CHECKING:
     from tether.models.editable import EditableModel
@@ -110,7 +110,7 @@ def export_lora(
     with new_folder(to) as folder:
         config.save_pretrained(folder)
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_papers(folder, card, manifest)
+        write_card_and_manifest(folder, card, manifest)
     left_out = tuple(name for name in updates if name.removesuffix(".weight") not in kept)
     return LoraReport(tuple(kept.values()), left_out)
 

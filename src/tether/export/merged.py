@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tether.errors import TetherError
-from tether.export.folder import new_folder, write_papers
+from tether.export.folder import new_folder, write_card_and_manifest
 
 if TYPE_CHECKING:
     from tether.models.editable import EditableModel
@@ -27,7 +27,7 @@ def export_merged(model: EditableModel, to: str | Path, card: str, manifest: Map
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise TetherError(f"transformers does not save {model.id}: {reason}") from error
-        write_papers(folder, card, manifest)
+        write_card_and_manifest(folder, card, manifest)
 
 
 def _refuse_unsound(model: EditableModel) -> None:

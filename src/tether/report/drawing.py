@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tether.errors import TetherError
+from tether.errors import MissingExtraError
 from tether.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Chart:
     legend: Sequence[tuple[str, Style]] = ()
 
     def elements(self) -> list[str]:
-        """An svg element for every panel. Raises TetherError without matplotlib."""
+        """An svg element for every panel. Raises MissingExtraError without matplotlib."""
         return [self._element(i, panel) for i, panel in enumerate(self.panels)]
 
     def _element(self, number: int, panel: Panel) -> str:
@@ -165,7 +165,7 @@ def _figure(name: str, size: tuple[float, float]) -> Iterator[Figure]:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError:
-        raise TetherError("figures need matplotlib, which is not installed: pip install 'tether[report]'") from None
+        raise MissingExtraError("figures need matplotlib: pip install 'tether[report]'") from None
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         yield Figure(figsize=size, layout="constrained")
 

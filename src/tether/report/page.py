@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from tether.errors import BadSettingsError
 from tether.report.drawing import Chart, Style
 from tether.storage.atomic import write_atomically
 
@@ -38,6 +40,12 @@ b.yes { background: #d8f0e4; color: #00543d; } b.no { background: #fbe0d6; color
 b.open { background: #e8e8e8; color: #333; }
 details { margin: .3rem 0; } summary { cursor: pointer; color: #0059a0; font-size: 14px; }
 """
+_GENERATOR = '<meta name="generator" content="tether">'
+_HEAD = (
+    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+    '<meta name="viewport" content="width=device-width, initial-scale=1">',
+    _GENERATOR,
+)
 _SIGNS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "x": "×", "": ""}
 _LINES = {"-": "—", "--": "╌", ":": "··", "": ""}
 
@@ -56,6 +64,12 @@ class Section:
         return "\n".join([f'<h2 id="{self.id}">{escape(self.title)}</h2>', *(part for part in self.body if part)])
 
 
+def check_own(to: Path) -> None:
+    """Raise BadSettingsError where `to` is a file that tether did not write."""
+    if to.exists() and not (to.is_file() and _GENERATOR.encode() in to.read_bytes()):
+        raise BadSettingsError(f"{to} exists and is no report of tether: name another place, or move it away")
+
+
 def write_page(to: Path, title: str, top: Iterable[str], sections: Sequence[Section]) -> Path:
     """Write a page with a table of contents to a file, whole or not at all; its folder is made. Returns the file."""
     contents = "".join(f'<li><a href="#{s.id}">{escape(s.title)}</a></li>' for s in sections)
@@ -68,11 +82,8 @@ def write_page(to: Path, title: str, top: Iterable[str], sections: Sequence[Sect
         *(section.html() for section in sections),
         "</main>",
     ]
-    page = (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
-        f"<style>{_CSS}</style>\n</head>\n<body>\n" + "\n".join(part for part in parts if part) + "\n</body>\n</html>\n"
-    )
+    page = "\n".join([*_HEAD, f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>",
+                      *filter(None, parts), "</body>\n</html>\n"])  # fmt: skip
     to.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(to, page.encode())
     return to
@@ -120,8 +131,8 @@ def n(value: object) -> Cell:
 
 
 def plain(value: float | None, form: str = ".4g") -> str:
-    """A number, or a dash for none."""
-    return "–" if value is None else format(value, form)
+    """A number, or a dash for none and for NaN."""
+    return "–" if value is None or math.isnan(value) else format(value, form)
 
 
 def note(text: str) -> str:

@@ -13,7 +13,7 @@ from tether.report.grid.figures import Drawn
 from tether.report.grid.findings import CLAIMS, Claim, Finding, findings
 from tether.report.grid.pick import instance_changes, once_and_multiple
 from tether.report.grid.series import Editor, at, editors, last_shared
-from tether.report.page import Cell, Section, details, figure, n, note, plain, table, write_page
+from tether.report.page import Cell, Section, check_own, details, figure, n, note, plain, table, write_page
 
 _CLASSES = {"seen": "yes", "not seen": "no", "cannot say": "open"}
 
@@ -33,9 +33,11 @@ class _Part:
 def write_grid_report(grid: StoredGrid, to: str | Path) -> Path:
     """Write `index.html` to the folder, and `figures/NAME.svg` and `.png` for each of its figures; returns the page.
 
-    What was not measured says so. Raises TetherError without matplotlib.
+    What was not measured says so. Raises MissingExtraError without matplotlib, BadSettingsError where the
+    folder has an index.html that tether did not write.
     """
     to = Path(to)
+    check_own(to / "index.html")
     found, all_editors = findings(grid), editors(grid)
     drawn: list[Drawn] = []
     sections = [

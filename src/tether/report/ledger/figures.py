@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ def kappa_chart(rows: Sequence[Row], events: Sequence[Event]) -> Chart | None:
 
 def ratio_chart(events: Sequence[Event]) -> Chart | None:
     """σ̂_max/m after every edit, with the health warnings, and the facts that were not edited."""
-    edits = [e for e in events if e.kind == "edit" and "update_ratio" in e.record]
+    edits = [e for e in events if e.kind == "edit" and math.isfinite(e.record.get("update_ratio") or math.nan)]
     if not edits:
         return None
     x, y = [e.edit or 0 for e in edits], [e.record["update_ratio"] for e in edits]

@@ -13,16 +13,18 @@ from tether.evaluation.suite import AS_IT_IS
 from tether.ledger import ATTEMPTS, Event, Ledger
 from tether.report.drawing import Chart, restraint_name
 from tether.report.ledger import figures
-from tether.report.page import Cell, Section, figure, markdown, n, note, plain, table, write_page
+from tether.report.page import Cell, Section, check_own, figure, markdown, n, note, plain, table, write_page
 
 
 def write_report(results: Results, to: str | Path, *, ledger: Ledger | None = None, title: str | None = None) -> Path:
     """Write the report of `results` to `to`, an .html file or the folder for `index.html`; returns the file.
 
-    The ledger, which is only read, adds what happened edit by edit. Raises TetherError without matplotlib.
+    The ledger, which is only read, adds what happened edit by edit. Raises MissingExtraError without
+    matplotlib, BadSettingsError where `to` is a file that tether did not write.
     """
     to = Path(to)
     to = to if to.suffix == ".html" else to / "index.html"
+    check_own(to)
     title = title or f"{Path(results.model).name}: {max((row.edits for row in results.rows), default=0)} edits"
     events = [] if ledger is None else [e for e in ledger.events if e.kind in ATTEMPTS]
     sections = [
@@ -126,18 +128,19 @@ def _facts_table(ledger: Ledger, events: Iterable[Event], rows: Sequence[Row]) -
     last = max((row.edits for row in rows), default=0)
     final = [row for row in rows if row.edits == last and row.retention]
     held = [(f"holds, {restraint_name(row.restraint)}", dict(row.retention)) for row in final]
+    undone = ledger.undone
     lines: list[list[Cell]] = []
     classes = []
     for event in events:
         if event.fact is None or event.edit is None:
             continue
-        record, status = event.record, "undone" if event.edit in ledger.undone else event.kind
+        record, status = event.record, "undone" if event.edit in undone else event.kind
         health = record.get("health", "")
         why = event.reason or "; ".join(record.get("reasons", ()))
-        loss = f"{record['loss_first']:.2f} → {record['loss_last']:.2f}" if "loss_last" in record else "–"
+        losses = [plain(record.get(name), ".2f") for name in ("loss_first", "loss_last")]
         lines.append([
             n(event.edit), event.fact.text, event.fact.target_new, event.fact.target_true or "–",
-            {"edit": "edited"}.get(status, status), n(loss), n(plain(record.get("norm"))),
+            {"edit": "edited"}.get(status, status), n(" → ".join(losses)), n(plain(record.get("norm"))),
             ": ".join(part for part in (health, why) if part),
             *(n(plain(kept.get(event.edit), ".0f")) for _, kept in held),
         ])  # fmt: skip

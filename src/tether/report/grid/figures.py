@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tether.analyses.points import Values, When
+from tether.report.curves import Curves, curve_legend, curve_panels
 from tether.report.drawing import (
     GREY,
     RED,
@@ -20,8 +22,8 @@ from tether.report.drawing import (
     scale,
 )
 from tether.report.grid.pick import (
+    bounds,
     copies,
-    gather_bounds,
     kappa_and_abilities,
     linear,
     locality_and_abilities,
@@ -29,13 +31,12 @@ from tether.report.grid.pick import (
     worst,
     worst_bound,
 )
-from tether.report.grid.series import Curves, Editor, rank_correlation
+from tether.report.grid.series import Editor, rank_correlation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SILENT = Style("black", "x", "")
-_LABELS = {"ppl": "perplexity", "percent": "percent"}
 _WEIGHTS = 9  # curves of weights in one panel, as many as MEND edits; of more the worst ones are drawn
 
 
@@ -105,7 +106,9 @@ def restrained_kappa(editor: Editor) -> Drawn | None:
     curves = {} if weight is None else editor.spectra("kappa")[weight]
     if not any(name != "none" for name in curves):
         return None
-    return _curves(editor, "kappa", "κ with and without restraints", {f"κ of {weight}": curves}, _styles(editor))
+    return _curves(
+        editor, "kappa", "κ with and without restraints", {f"κ of {weight}": curves}, curve_styles(editor.restraints)
+    )
 
 
 def kappa_abilities(editor: Editor) -> Drawn | None:
@@ -123,32 +126,29 @@ def locality_abilities(editor: Editor) -> Drawn | None:
 def values(editor: Editor) -> Drawn | None:
     """Figure 5: the values of the first facts when edited, after all edits, and after all edits restrained."""
     styles = curve_styles(editor.restraints)
-    panels, shown = [], []
+    edited, end = Style(GREY, "o", ""), Style(styles["none"].colour, "^", "")
+    panels, legend = [], {"when edited": edited, "after all edits": end}
     for stored in editor.runs:
         found = stored.analyses.values
         if found is None or not found.points:
             continue
         restrained = dict.fromkeys(p.restraint for p in found.points if p.when == "restrained")
-        for restraint in restrained or {"none": None}:
-            groups = [
-                (Style(GREY, "o", ""), [(p.x, p.y) for p in found.points if p.when == "edited"]),
-                (Style(styles["none"].colour, "^", ""), [(p.x, p.y) for p in found.points if p.when == "end"]),
-            ]
-            if restraint in restrained:
+        for restraint in restrained or ["none"]:
+            groups = [(edited, _places(found, "edited")), (end, _places(found, "end"))]
+            if restrained:
                 style = styles.get(restraint, numbered_style(0))
-                points = [(p.x, p.y) for p in found.points if p.when == "restrained" and p.restraint == restraint]
-                groups.append((Style(style.colour, style.mark, ""), points))
-                shown.append(restraint)
+                held = legend[f"after all edits, {restraint}"] = Style(style.colour, style.mark, "")
+                groups.append((held, _places(found, "restrained", restraint)))
             title = f"seed {stored.run.seed}, {restraint_name(restraint)}"
             panels.append(Panel(title, partial(_plane, groups, found.explained)))
     if not panels:
         return None
-    legend = [("when edited", Style(GREY, "o", "")), ("after all edits", Style(styles["none"].colour, "^", ""))]
-    for restraint in dict.fromkeys(shown):
-        style = styles.get(restraint, numbered_style(0))
-        legend.append((f"after all edits, {restraint}", Style(style.colour, style.mark, "")))
     label = "Values of the first facts in the plane of their two principal components"
-    return Drawn(Chart(f"values-{editor.id}", label, panels, legend), {})
+    return Drawn(Chart(f"values-{editor.id}", label, panels, list(legend.items())), {})
+
+
+def _places(found: Values, when: When, restraint: str | None = None) -> list[tuple[float, float]]:
+    return [(p.x, p.y) for p in found.points if p.when == when and restraint in (None, p.restraint)]
 
 
 def repeated_update(editor: Editor) -> Drawn | None:
@@ -160,15 +160,16 @@ def repeated_update(editor: Editor) -> Drawn | None:
     fields = {"update_sigma_max": "σ̂_max", "kappa": "κ", "efficacy": "efficacy, percent", "perplexity": "perplexity"}
     panels = []
     for field, title in fields.items():
-        lines = {
-            name: [(p.copies, v) for p in copies(editor, name) if (v := getattr(p, field)) is not None]
+        lines = [
+            (styles[name], [(p.copies, v) for p in copies(editor, name) if (v := getattr(p, field)) is not None])
             for name in names
-        }  # fmt: skip
+        ]
         if field == "update_sigma_max":
-            lines["N·δ_max"] = [(p.copies, p.copies * p.delta_max) for p in copies(editor, next(iter(names)))]
-        if any(lines.values()):
-            panels.append(Panel(title, partial(_lines, lines, styles, "copies", field == "perplexity")))
-    legend = [(restraint_name(name), style) for name, style in styles.items() if name in names or name == "N·δ_max"]
+            line = [(p.copies, p.copies * p.delta_max) for p in copies(editor, next(iter(names)))]
+            lines.append((styles["N·δ_max"], line))
+        if any(points for _, points in lines):
+            panels.append(Panel(title, partial(_lines, lines, "copies", "", field == "perplexity")))
+    legend = [(restraint_name(name), style) for name, style in styles.items() if name in (*names, "N·δ_max")]
     return Drawn(Chart(f"copies-{editor.id}", "N copies of one update", panels, legend), {})
 
 
@@ -177,32 +178,31 @@ def perturbation_bound(editor: Editor) -> Drawn | None:
     weight = worst_bound(editor)
     if weight is None:
         return None
-    styles, chosen = _styles(editor), _plain_and_prune(editor)
+    styles, drawn = curve_styles(editor.restraints), {}
     panels: list[Panel] = []
-    names: set[str] = set()
-    silent = False
     for of, title in (("sum", "A = W₀, E = ΣΔW"), ("edit", "A = W_(j-1), E = ΔW_j")):
-        fields = ("bound", "error_max", "gamma")
-        bound, error, gamma = (gather_bounds(editor, of, field).get(weight, {}) for field in fields)
-        shown = {name: [(p.edits, p.value) for p in bound[name]] for name in chosen if name in bound}
-        if not shown:
-            continue
-        actual = {name: [(p.edits, p.value) for p in error.get(name, [])] for name in shown}
-        without = {(name, p.edits) for name in shown for p in gamma.get(name, []) if p.value <= 0}
-        marks = [(x, y) for name, line in shown.items() for x, y in line if (name, x) in without]
-        panels.append(Panel(title, partial(_bounds, shown, actual, marks, styles)))
-        names |= shown.keys()
-        silent = silent or bool(marks)
+        lines = []
+        bound, error, gamma = (bounds(editor, of, weight, field) for field in ("bound", "error_max", "gamma"))
+        for name in _plain_and_prune(editor):
+            if name not in bound:
+                continue
+            style, silent = styles[name], {p.edits for p in gamma.get(name, []) if p.value <= 0}
+            points = [(p.edits, p.value) for p in bound[name]]
+            for label, one, line in (
+                (f"bound, {restraint_name(name)}", Style(style.colour, style.mark, "-"), points),
+                (f"largest error, {restraint_name(name)}", Style(style.colour, "", ":"),
+                 [(p.edits, p.value) for p in error.get(name, [])]),
+                ("γ ≤ 0", _SILENT, [point for point in points if point[0] in silent]),
+            ):  # fmt: skip
+                lines.append((one, line))
+                if line:
+                    drawn[label] = one
+        if lines:
+            panels.append(Panel(title, partial(_lines, lines, "edits", "relative error", True)))
     if not panels:
         return None
-    legend = []
-    for name in sorted(names, key=lambda name: name != "none"):
-        style = styles[name]
-        legend.append((f"bound, {restraint_name(name)}", Style(style.colour, style.mark, "-")))
-        legend.append((f"largest error, {restraint_name(name)}", Style(style.colour, "", ":")))
-    if silent:
-        legend.append(("γ ≤ 0", _SILENT))
     label = f"Bound on the relative perturbation of the keys, and the largest actual one, {weight}"
+    legend = sorted(drawn.items(), key=lambda named: named[1] == _SILENT)
     return Drawn(Chart(f"bound-{editor.id}", label, panels, legend), {})
 
 
@@ -224,17 +224,13 @@ def _repeated(editor: Editor) -> list[str]:
     return ["none", *(once for name in every if (once := name.split(" every ")[0]) != "none"), *every]
 
 
-def _styles(editor: Editor) -> dict[str, Style]:
-    return curve_styles(editor.restraints)
-
-
 def _measured(
     editor: Editor, kind: str, label: str, measures: Iterable[str], choose: Callable[[Editor], Sequence[str]]
 ) -> Drawn | None:
     chosen = choose(editor)
     found = {measure: editor.measured(measure) for measure in measures}
     panels = {m: {name: curves[name] for name in chosen if name in curves} for m, curves in found.items()}
-    return _curves(editor, kind, label, panels, _styles(editor))
+    return _curves(editor, kind, label, panels, curve_styles(editor.restraints))
 
 
 def _curves(
@@ -243,61 +239,19 @@ def _curves(
     panels = {title: curves for title, curves in panels.items() if curves}
     if not panels:
         return None
-    units = editor.tasks
-    drawn = [
-        Panel(title, partial(_panel, curves, styles, _unit(title, units))) for title, curves in panels.items()
-    ]  # fmt: skip
-    names = {name for curves in panels.values() for name in curves}
-    legend = [(restraint_name(name), style) for name, style in styles.items() if name in names]
-    return Drawn(Chart(f"{kind}-{editor.id}", label, drawn, legend), panels)
-
-
-def _unit(title: str, units: Mapping[str, str]) -> str:
-    if title.startswith(("κ", "σ")):
-        return ""
-    return units.get(title, "percent")
-
-
-def _panel(curves: Curves, styles: Mapping[str, Style], unit: str, axes: Axes) -> None:
-    for name, points in curves.items():
-        errors = [p.stderr or 0.0 for p in points]
-        plot(axes, [p.edits for p in points], [p.value for p in points], styles[name], errors)
-    every = [p.value for points in curves.values() for p in points]
-    if unit == "percent":
-        top = max(p.value + (p.stderr or 0.0) for points in curves.values() for p in points)
-        axes.set_ylim(min(0.0, *every), 1.06 * top if top > 0 else 1.0)
-    else:
-        scale(axes, every)
-    axes.set(xlabel="edits", ylabel=_LABELS.get(unit, ""))
+    units = {title: "" if title.startswith(("κ", "σ")) else editor.tasks.get(title, "percent") for title in panels}
+    names = curve_legend(panels.values(), styles)
+    return Drawn(Chart(f"{kind}-{editor.id}", label, curve_panels(panels, styles, units), names), panels)
 
 
 def _lines(
-    lines: Mapping[str, Sequence[tuple[int, float]]], styles: Mapping[str, Style], x: str, logarithmic: bool, axes: Axes
+    lines: Sequence[tuple[Style, Sequence[tuple[int, float]]]], x: str, y: str, logarithmic: bool, axes: Axes
 ) -> None:
-    for name, points in lines.items():
-        if points:
-            plot(axes, [a for a, _ in points], [b for _, b in points], styles[name])
+    for style, points in lines:
+        plot(axes, [a for a, _ in points], [b for _, b in points], style)
     if logarithmic:
-        scale(axes, [b for points in lines.values() for _, b in points])
-    axes.set(xlabel=x)
-
-
-def _bounds(
-    shown: Mapping[str, Sequence[tuple[int, float]]],
-    actual: Mapping[str, Sequence[tuple[int, float]]],
-    marks: Sequence[tuple[int, float]],
-    styles: Mapping[str, Style],
-    axes: Axes,
-) -> None:
-    for name, points in shown.items():
-        style = styles[name]
-        plot(axes, [a for a, _ in points], [b for _, b in points], Style(style.colour, style.mark, "-"))
-        errors = actual[name]
-        plot(axes, [a for a, _ in errors], [b for _, b in errors], Style(style.colour, "", ":"))
-    if marks:
-        axes.scatter([a for a, _ in marks], [b for _, b in marks], s=60, color=_SILENT.colour, marker="x", zorder=3)
-    scale(axes, [b for lines in (*shown.values(), *actual.values()) for _, b in lines if b > 0])
-    axes.set(xlabel="edits", ylabel="relative error")
+        scale(axes, [b for _, points in lines for _, b in points if b > 0])
+    axes.set(xlabel=x, ylabel=y)
 
 
 def _plane(

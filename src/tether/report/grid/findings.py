@@ -9,6 +9,7 @@ from typing import Literal
 
 from tether.evaluation.statistics.compare import LEVEL
 from tether.experiment.results import StoredGrid
+from tether.report.curves import Point, at, last_shared
 from tether.report.grid.pick import (
     bounds,
     copies,
@@ -22,7 +23,7 @@ from tether.report.grid.pick import (
     worst_bound,
 )
 from tether.report.grid.row_difference import ERRORS, FEW, Contrast, contrast, contrasts, listed
-from tether.report.grid.series import Correlation, Editor, Point, at, editors, last_shared, rank_correlation
+from tether.report.grid.series import Correlation, Editor, editors, rank_correlation
 
 Word = Literal["seen", "not seen", "cannot say"]
 Judgement = tuple[Word, str]  # and the numbers it was decided on

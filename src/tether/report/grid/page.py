@@ -8,11 +8,12 @@ from html import escape
 from pathlib import Path
 
 from tether.experiment.results import StoredGrid
+from tether.report.curves import at, last_shared
 from tether.report.grid import figures
 from tether.report.grid.figures import Drawn
 from tether.report.grid.findings import CLAIMS, Claim, Finding, findings
 from tether.report.grid.pick import instance_changes, once_and_multiple
-from tether.report.grid.series import Editor, at, editors, last_shared
+from tether.report.grid.series import Editor, editors
 from tether.report.page import Cell, Section, check_own, details, figure, n, note, plain, table, write_page
 
 _CLASSES = {"seen": "yes", "not seen": "no", "cannot say": "open"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tether.analyses.points import CopiesPoint
 from tether.evaluation.metrics.instances import INSTANCE_CHANGE
 from tether.evaluation.results import Row
-from tether.report.grid.series import Curves, Editor, Estimate, Point, Sample, at, curve_name, gather
+from tether.report.curves import Curves, Estimate, Point, Sample, at, gather
+from tether.report.grid.series import Editor, curve_name
 
 
 def prune(editor: Editor) -> str | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from tether.analyses.points import Difference
 from tether.evaluation.statistics.compare import LEVEL
-from tether.report.grid.series import Editor, at, curve_name, last_shared, p_text
+from tether.report.curves import at, last_shared
+from tether.report.grid.series import Editor, curve_name, p_text
 
 ERRORS = 1.96  # standard errors that are more than chance, where no paired test is stored
 FEW = 6  # items below which no comparison is made: a small built-in text has two or three windows

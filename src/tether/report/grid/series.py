@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -21,25 +21,9 @@ from tether.analyses.points import SpectrumPoint
 from tether.constraints.base import AS_RECORDED
 from tether.evaluation.results import Ability, Row
 from tether.experiment.results import Run, StoredGrid, StoredRun
+from tether.report.curves import UNEDITED, Curves, Estimate, Sample, gather
 
-Estimate = tuple[float, float | None]  # value, standard error
-
-_START = ""  # what an unedited row is called: it begins every curve
 _EXACT = 7  # points up to which a rank correlation's p counts every order
-
-
-@dataclass(frozen=True)
-class Point:
-    """A value after some edits, its standard error, and over how many seeds it is the mean."""
-
-    edits: int
-    value: float
-    stderr: float | None
-    seeds: int = 1
-
-
-Curves = dict[str, list[Point]]  # by restraint, in order of edits
-Sample = tuple[str, int, int, Estimate]  # restraint, edits, seed, value
 
 
 @dataclass(frozen=True)
@@ -53,14 +37,14 @@ class Editor:
     @property
     def restraints(self) -> list[str]:
         """Names of all curves, `none` first."""
-        found = dict.fromkeys(name for _, name, _ in self.rows() if name != _START)
+        found = dict.fromkeys(name for _, name, _ in self.rows() if name != UNEDITED)
         return sorted(found, key=lambda name: name != "none")
 
     def rows(self) -> Iterator[tuple[Run, str, Row]]:
         """Every row that belongs to a curve, with the curve's name."""
         for stored in self.runs:
             for row in stored.rows:
-                name = _START if row.edits == 0 else curve_name(stored.run, row.restraint)
+                name = UNEDITED if row.edits == 0 else curve_name(stored.run, row.restraint)
                 if name is not None:
                     yield stored.run, name, row
 
@@ -74,7 +58,7 @@ class Editor:
         samples: dict[str, list[Sample]] = {}
         for stored in self.runs:
             for point in spectrum(stored):
-                name = _START if point.edits == 0 else curve_name(stored.run, point.restraint)
+                name = UNEDITED if point.edits == 0 else curve_name(stored.run, point.restraint)
                 value = getattr(point, field)
                 if name is not None and value is not None:
                     samples.setdefault(point.weight, []).append((name, point.edits, stored.run.seed, (value, None)))
@@ -116,7 +100,7 @@ class Editor:
         standard errors are left out."""
         starts: dict[int, Row] = {}
         for run, name, row in self.rows():
-            if name == _START and row.abilities:
+            if name == UNEDITED and row.abilities:
                 starts.setdefault(run.seed, row)
         found = (
             (name, row.edits, run.seed, _kept(row, starts[run.seed])) for run, name, row in self.rows()
@@ -160,40 +144,6 @@ def curve_name(run: Run, restraint: str) -> str | None:
     if restraint == AS_RECORDED:
         return run.restrain if run.every is None else f"{run.restrain} every {run.every}"
     return restraint if run.every is None else None
-
-
-def gather(samples: Iterable[Sample]) -> Curves:
-    """Curves of samples; of several with the same restraint, edits and seed the first counts."""
-    by_point: dict[tuple[str, int], dict[int, Estimate]] = {}
-    for name, edits, seed, value in samples:
-        by_point.setdefault((name, edits), {}).setdefault(seed, value)
-    points = {key: Point(key[1], *over_seeds(list(found.values())), len(found)) for key, found in by_point.items()}
-    start = [point for (name, _), point in points.items() if name == _START]
-    names = dict.fromkeys(name for name, _ in points if name != _START) or ({"none": None} if start else {})
-    ordered = sorted(names, key=lambda name: name != "none")
-    return {
-        name: start + sorted((p for (n, _), p in points.items() if n == name), key=lambda p: p.edits)
-        for name in ordered
-    }
-
-
-def over_seeds(values: Sequence[Estimate]) -> Estimate:
-    """The mean over seeds and its standard error; of one seed, that seed's own."""
-    if len(values) == 1:
-        return values[0]
-    means = [value for value, _ in values]
-    return statistics.fmean(means), statistics.stdev(means) / math.sqrt(len(means))
-
-
-def at(curve: Sequence[Point], edits: int) -> Point | None:
-    """The point after so many edits."""
-    return next((point for point in curve if point.edits == edits), None)
-
-
-def last_shared(*curves: Sequence[Point]) -> int | None:
-    """The most edits that all curves have a point for; None where that is none or 0."""
-    shared = set.intersection(*({point.edits for point in curve} for curve in curves)) if curves else set()
-    return max(shared, default=0) or None
 
 
 def estimate(row: Row, measure: str) -> Estimate | None:

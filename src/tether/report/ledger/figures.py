@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import torch
 from tether.constraints.prune import Restraint
 from tether.evaluation.results import Row
 from tether.ledger.journal import Event
+from tether.report.curves import UNEDITED, curve_legend, curve_panels, draw_curves, gather
 from tether.report.drawing import (
     GREEN,
     GREY,
@@ -34,13 +35,16 @@ _MISSED = Style("black", "x", "")
 _JOURNAL = Style(GREY, "", "-")
 _UNEDITED = Style(GREY, "s", "")
 
-_Points = list[tuple[int, float, float]]  # edits, value, standard error or 0
-
 
 def kappa_chart(rows: Sequence[Row], events: Sequence[Event]) -> Chart | None:
     """κ of the worst edited weight against the number of edits: measured rows by restraint, and the journal's reading
     before every edit went in."""
-    curves = _curves(rows, lambda row: max((s.kappa for s in row.spectrum.values() if s.kappa), default=None))
+    curves = gather(
+        (_name(row), row.edits, 0, (max(kappas), None))
+        for row in rows
+        if (kappas := [s.kappa for s in row.spectrum.values() if s.kappa])
+    )
+    styles = curve_styles(row.restraint for row in rows)
     journal = [(e.edit or 0, e.record["kappa"]) for e in events if e.kind == "edit" and e.record.get("kappa")]
     if not curves and not journal:
         return None
@@ -48,12 +52,12 @@ def kappa_chart(rows: Sequence[Row], events: Sequence[Event]) -> Chart | None:
     def draw(axes: Axes) -> None:
         if journal:
             plot(axes, [x for x, _ in journal], [y for _, y in journal], _JOURNAL)
-        _plot_curves(axes, curves, rows)
-        scale(axes, [v for points in curves.values() for _, v, _ in points] + [v for _, v in journal])
+        draw_curves(curves, styles, "", axes)
+        scale(axes, [p.value for points in curves.values() for p in points] + [v for _, v in journal])
         axes.set(xlabel="edits", ylabel="κ = σ_max / σ_min")
 
-    legend = _legend(curves, rows) + ([("while editing (journal)", _JOURNAL)] if journal else [])
-    return Chart("kappa", "κ against the number of edits", [Panel("", draw)], legend)
+    names = curve_legend([curves], styles) + ([("while editing (journal)", _JOURNAL)] if journal else [])
+    return Chart("kappa", "κ against the number of edits", [Panel("", draw)], names)
 
 
 def ratio_chart(events: Sequence[Event]) -> Chart | None:
@@ -96,7 +100,7 @@ def singular_values_chart(
     styles = curve_styles(map(str, restraints))
 
     def draw(values: Sequence[float], m: float, axes: Axes) -> None:
-        # A sum of many edits has a long tail of nothing: it is left away.
+        # A sum of many edits has a long tail of nothing: it is left out.
         s = torch.tensor([v for v in values if v > 1e-3 * values[0]] or values[:1], dtype=torch.float64)
         x = range(1, len(s) + 1)
         plot(axes, x, s.tolist(), styles["none"])
@@ -148,51 +152,21 @@ def editing_chart(rows: Sequence[Row]) -> Chart | None:
 
 def abilities_chart(rows: Sequence[Row]) -> Chart | None:
     """General abilities against the number of edits, one panel a task; perplexity on a log scale where it explodes."""
-    tasks = list(dict.fromkeys(task for row in rows for task in row.abilities))
-    if not tasks:
+    units = {task: found.unit for row in rows for task, found in row.abilities.items()}
+    if not units:
         return None
+    styles = curve_styles(row.restraint for row in rows)
     curves = {
-        task: _curves(rows, partial(_ability, task, "value"), partial(_ability, task, "stderr")) for task in tasks
+        task: gather(
+            (_name(row), row.edits, 0, (found.value, found.stderr))
+            for row in rows
+            if (found := row.abilities.get(task)) is not None and found.value is not None
+        )
+        for task in units
     }
-
-    def draw(task: str, axes: Axes) -> None:
-        unit = next(row.abilities[task].unit for row in rows if task in row.abilities)
-        _plot_curves(axes, curves[task], rows)
-        if unit == "ppl":
-            scale(axes, [value for points in curves[task].values() for _, value, _ in points])
-        else:
-            axes.set_ylim(bottom=0)
-        axes.set(xlabel="edits", ylabel={"ppl": "perplexity", "percent": "percent"}[unit])
-
-    legend = _legend({label for found in curves.values() for label in found}, rows)
-    return Chart("abilities", "general abilities", [Panel(task, partial(draw, task)) for task in tasks], legend)
+    names = curve_legend(curves.values(), styles)
+    return Chart("abilities", "general abilities", curve_panels(curves, styles, units), names)
 
 
-def _ability(task: str, field: str, row: Row) -> float | None:
-    return getattr(row.abilities[task], field) if task in row.abilities else None
-
-
-def _curves(
-    rows: Sequence[Row], value: Callable[[Row], float | None], stderr: Callable[[Row], float | None] = lambda row: None
-) -> dict[str, _Points]:
-    """restraint -> points by number of edits; the row of 0 edits starts every curve."""
-    curves: dict[str, _Points] = {}
-    start = [row for row in rows if row.edits == 0]
-    for restraint in dict.fromkeys(row.restraint for row in rows if row.edits) or {"none": None}:
-        mine = start + [row for row in rows if row.edits and row.restraint == restraint]
-        points = [(row.edits, v, stderr(row) or 0.0) for row in mine if (v := value(row)) is not None]
-        if points:
-            curves[restraint] = sorted(points)
-    return curves
-
-
-def _plot_curves(axes: Axes, curves: Mapping[str, _Points], rows: Sequence[Row]) -> None:
-    styles = curve_styles(row.restraint for row in rows)
-    for restraint, points in curves.items():
-        edits, values, errors = zip(*points, strict=True)
-        plot(axes, edits, values, styles[restraint], errors)
-
-
-def _legend(labels: Mapping[str, object] | set[str], rows: Sequence[Row]) -> list[tuple[str, Style]]:
-    styles = curve_styles(row.restraint for row in rows)
-    return [(restraint_name(name), style) for name, style in styles.items() if name in labels]
+def _name(row: Row) -> str:
+    return row.restraint if row.edits else UNEDITED

@@ -1,0 +1,332 @@
+"""The rules of the findings: what must hold in an editor's data for each claim, in the order of the paper.
+
+A rule returns whether the data show the claim, and the numbers it was decided on. It raises CannotSay where the data
+do not suffice. `tether.report.grid.findings` says every rule in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from tether.evaluation.statistics.compare import LEVEL
+from tether.report.curves import Curves, Point, at, last_shared
+from tether.report.grid.pick import (
+    bounds,
+    copies,
+    instance_changes,
+    kappa_and_abilities,
+    linear,
+    locality_and_abilities,
+    once_and_multiple,
+    prune,
+    worst,
+    worst_bound,
+)
+from tether.report.grid.row_difference import Contrast, contrast, contrasts, listed
+from tether.report.grid.series import Correlation, Editor, rank_correlation
+
+Judgement = tuple[bool, str]
+
+RISE = 1.1  # what grows by less has not grown
+TREND = 0.5  # rank correlation with the edits from which a rise is one
+LOSS = 5.0  # points of percent that an editing score may lose and be kept
+CHECKPOINTS = 5  # below which no order of ranks has p < 0.05
+EXACT = 0.01  # of N·δ_max
+INSTANCE = 25.0  # the largest instance change in table 2 without PRUNE
+
+
+class CannotSay(Exception):  # noqa: N818 - no error: an answer
+    """What is missing for a judgement."""
+
+
+# Section 3.3, figure 2, table 1: singular values.
+
+
+def kappa_climbs(editor: Editor) -> Judgement:
+    weight = worst(editor, "kappa")
+    if weight is None:
+        raise CannotSay("κ was not measured")
+    kappa, largest = (editor.spectra(field)[weight].get("none", []) for field in ("kappa", "sigma_max"))
+    if len(kappa) < 3 or kappa[0].edits:
+        raise CannotSay(f"{len(kappa)} checkpoints of κ, three with the unedited weight are needed")
+    told = (
+        f"κ {_range(kappa)} (ρ with the edits {_trend(kappa):.2f}), σ_max {_range(largest)} "
+        f"(ρ {_trend(largest):.2f}), 0 → {kappa[-1].edits} edits, {weight}"
+    )
+    return _grows(kappa) and _grows(largest), told
+
+
+def sigma_min_stays(editor: Editor) -> Judgement:
+    weight = worst(editor, "kappa")
+    points = [] if weight is None else editor.spectra("sigma_min")[weight].get("none", [])
+    if len(points) < 2 or points[0].edits or points[0].value <= 0:
+        raise CannotSay("σ_min was not measured before and after")
+    furthest = max((p.value / points[0].value - 1 for p in points), key=abs)
+    told = f"σ_min {_range(points)}, at most {100 * furthest:+.1f} % from the unedited one, {weight}"
+    return abs(furthest) <= RISE - 1, told
+
+
+def update_grows(editor: Editor) -> Judgement:
+    weight = worst(editor, "update_sigma_max")
+    points = [] if weight is None else [p for p in editor.spectra("update_sigma_max")[weight]["none"] if p.edits]
+    if weight is None or len(points) < 2:
+        raise CannotSay("σ̂_max was measured at fewer than two numbers of edits")
+    m = editor.m[weight]
+    told = (
+        f"σ̂_max {_range(points)} for N = {points[0].edits} → {points[-1].edits} (ρ {_trend(points):.2f}), "
+        f"{points[-1].value / m:.2f} m, {weight}"
+    )
+    return _grows(points) and points[-1].value > m, told
+
+
+def kappa_restrained(editor: Editor) -> Judgement:
+    name, weight = _prune(editor), worst(editor, "kappa")
+    curves = {} if weight is None else editor.spectra("kappa")[weight]
+    a, b = _free_and_held(curves, name, "κ")
+    told = (
+        f"κ {curves['none'][0].value:.3g} unedited, {a.value:.3g} after {a.edits} edits, {b.value:.3g} with {name}, "
+        f"{weight}"
+    )
+    return b.value * RISE < a.value, told
+
+
+# Section 3: the bound.
+
+
+def bound_holds(editor: Editor) -> Judgement:
+    points = [p for s in editor.runs for p in s.analyses.bound]
+    if not points:
+        raise CannotSay("the bound was not measured")
+    broken, silent = sum(not p.holds for p in points), sum(p.bound_from_kappa is None for p in points)
+    told = (
+        f"no actual error above the bound of theorem 3.1 in {len(points) - broken} of {len(points)} cases; γ ≤ 0 in "
+        f"{silent}, where theorem 3.2 says nothing"
+    )
+    return not broken, told
+
+
+def bound_grows(of: str) -> Callable[[Editor], Judgement]:
+    """The rule for the bound of the "sum" of the edits or of a single "edit"."""
+
+    def judge(editor: Editor) -> Judgement:
+        weight = worst_bound(editor)
+        points = bounds(editor, of, weight).get("none", [])
+        if len(points) < CHECKPOINTS:
+            raise CannotSay(f"the bound was measured at {len(points)} edits; {CHECKPOINTS} are needed")
+        seen, told = _significant(rank_correlation([p.edits for p in points], [p.value for p in points]), 1)
+        return seen, f"bound {_range(points)}, edits {points[0].edits} → {points[-1].edits}, {told}, {weight}"
+
+    return judge
+
+
+def bound_restrained(editor: Editor) -> Judgement:
+    name, weight = _prune(editor), worst_bound(editor)
+    a, b = _free_and_held(bounds(editor, "sum", weight), name, "the bound")
+    told = f"bound of the sum of {a.edits} edits {a.value:.3g}, {b.value:.3g} with {name}, {weight}"
+    return b.value * RISE < a.value, told
+
+
+# Section 4: copies of one update.
+
+
+def copies_add_up(editor: Editor) -> Judgement:
+    points = copies(editor, "none")
+    if len(points) < 2:
+        raise CannotSay("copies of one update were not measured")
+    furthest = max(abs(p.update_sigma_max / (p.copies * p.delta_max) - 1) for p in points)
+    last = points[-1]
+    told = (
+        f"σ̂_max = {last.update_sigma_max:.4g} for N = {last.copies}, N·δ_max = {last.copies * last.delta_max:.4g}; "
+        f"at most {100 * furthest:.2g} % apart"
+    )
+    return furthest <= EXACT, told
+
+
+def copies_restrained(editor: Editor) -> Judgement:
+    names = sorted({p.restraint for s in editor.runs for p in s.analyses.copies})
+    logs = [name for name in names if name.startswith("log:")]
+    name = "log:1.2" if "log:1.2" in logs else next(iter(logs), "")
+    free, held = ({p.copies: p for p in copies(editor, restraint)} for restraint in ("none", name))
+    most = max(free.keys() & held.keys(), default=None)
+    if most is None:
+        raise CannotSay("copies of one update were not measured under a log restraint")
+    fewest, a, b = free[min(free)], free[most], held[most]
+    told = f"N = {most} copies: σ̂_max {a.update_sigma_max:.3g} → {b.update_sigma_max:.3g} with {name}"
+    seen = b.update_sigma_max * RISE < a.update_sigma_max
+    if fewest.efficacy is not None and b.efficacy is not None:
+        if fewest.efficacy <= LOSS:
+            raise CannotSay(f"the edit does not hold with N = {fewest.copies} (efficacy {fewest.efficacy:.1f})")
+        seen = seen and b.efficacy >= fewest.efficacy - LOSS
+        told += f", efficacy {b.efficacy:.1f} ({fewest.efficacy:.1f} for N = {fewest.copies})"
+    if a.perplexity is not None and b.perplexity is not None:
+        seen = seen and b.perplexity <= a.perplexity
+        told += f", perplexity {a.perplexity:.4g} → {b.perplexity:.4g}"
+    return seen, told
+
+
+# Sections 5.4 to 5.7: abilities, editing scores, instances, values.
+
+
+def abilities_fall(editor: Editor) -> Judgement:
+    found = []
+    for task in editor.tasks:
+        points = editor.measured(task).get("none", [])
+        if len(points) < 2 or points[0].edits or points[0].value <= 2 * (points[0].stderr or 0.0):
+            continue  # what was never there cannot fall
+        one = contrast(editor, task, (points[-1].edits, "none"), (0, "none"))
+        if one is not None:
+            found.append(one)
+    if not found:
+        raise CannotSay("no ability was measured before and after that the unedited model has")
+    fell = sum(c.sign < 0 for c in found)
+    return 2 * fell > len(found), f"{fell} of {len(found)} fell: {listed(found)}"
+
+
+def abilities_kept(editor: Editor) -> Judgement:
+    return _better(*contrasts(editor, editor.tasks, _prune(editor), "none"))
+
+
+def forgotten(editor: Editor) -> Judgement:
+    return _falls(editor, "efficacy", from_unedited=False)
+
+
+def locality_falls(editor: Editor) -> Judgement:
+    return _falls(editor, "locality", from_unedited=True)
+
+
+def editing_kept(editor: Editor) -> Judgement:
+    edits, found = contrasts(editor, editor.kinds, _prune(editor), "none")
+    if not found:
+        raise CannotSay("no two rows can be compared")
+    kept = all(c.sign >= 0 and c.gain >= -LOSS for c in found)
+    return kept, f"after {edits} edits {listed(found)}"
+
+
+def editing_improved(editor: Editor) -> Judgement:
+    return _better(*contrasts(editor, editor.kinds, _prune(editor), "none"))
+
+
+def locality_with_abilities(editor: Editor) -> Judgement:
+    return _correlated(locality_and_abilities(editor), 1)
+
+
+def instances_stay(editor: Editor) -> Judgement:
+    points = [p for p in instance_changes(editor).get("none", []) if p.edits]
+    if not points:
+        raise CannotSay("instance change was not measured")
+    highest = max(points, key=lambda p: p.value)
+    told = f"instance change at most {highest.value:.1f} points (after {highest.edits} edits)"
+    return highest.value <= INSTANCE, told
+
+
+def values_closer(editor: Editor) -> Judgement:
+    name = _prune(editor)
+    shifts = [s.analyses.values.shift for s in editor.runs if s.analyses.values is not None]
+    pairs = [(shift["none"], shift[name]) for shift in shifts if "none" in shift and name in shift]
+    if not pairs:
+        raise CannotSay("the values were not measured")
+    free, held = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    told = f"mean distance from the value when edited {free:.3f} of its norm after all edits, {held:.3f} with {name}"
+    return held * RISE < free, told
+
+
+# Appendix C: other restraints.
+
+
+def log_beats_linear(editor: Editor) -> Judgement:
+    name, other = _prune(editor), linear(editor)
+    if other is None:
+        raise CannotSay("no linear restraint was measured")
+    return _better(*contrasts(editor, [*editor.tasks, *editor.kinds], name, other))
+
+
+def kappa_with_abilities(editor: Editor) -> Judgement:
+    return _correlated(kappa_and_abilities(editor), -1)
+
+
+def multiple_beats_once(editor: Editor) -> Judgement:
+    both = once_and_multiple(editor)
+    if both is None:
+        raise CannotSay("no restraint was applied both once and every so many edits")
+    _check_that_prune_acts(editor)
+    return _better(*contrasts(editor, [*editor.tasks, *editor.kinds], both[1], both[0]))
+
+
+# What the rules share.
+
+
+def _prune(editor: Editor) -> str:
+    """The curve of PRUNE."""
+    name = prune(editor)
+    if name is None:
+        raise CannotSay("no log restraint was measured")
+    _check_that_prune_acts(editor)
+    return name
+
+
+def _check_that_prune_acts(editor: Editor) -> None:
+    """A restraint does nothing where no singular value of the unrestrained sum exceeds its m."""
+    m = editor.m
+    sizes = editor.spectra("update_sigma_max")
+    ratios = [p.value / m[weight] for weight, curves in sizes.items() for p in curves.get("none", [])]
+    if ratios and max(ratios) <= 1:
+        raise CannotSay(f"no σ̂ exceeds m (the largest is {max(ratios):.2f} m), so PRUNE changes nothing")
+
+
+def _free_and_held(curves: Curves, name: str, what: str) -> tuple[Point, Point]:
+    """The points without a restraint and with `name` after the most edits that both have."""
+    free, held = curves.get("none", []), curves.get(name, [])
+    last = last_shared(free, held)
+    a, b = (None, None) if last is None else (at(free, last), at(held, last))
+    if a is None or b is None:
+        raise CannotSay(f"{what} was not measured with and without PRUNE")
+    return a, b
+
+
+def _range(points: Sequence[Point]) -> str:
+    return f"{points[0].value:.3g} → {points[-1].value:.3g}"
+
+
+def _trend(points: Sequence[Point]) -> float:
+    found = rank_correlation([p.edits for p in points], [p.value for p in points])
+    if found is not None:
+        return found.rho
+    return math.copysign(1.0, points[-1].value - points[0].value) if len(points) == 2 else 0.0
+
+
+def _grows(points: Sequence[Point]) -> bool:
+    return points[-1].value > RISE * points[0].value and _trend(points) > TREND
+
+
+def _better(edits: int, found: Sequence[Contrast]) -> Judgement:
+    """Something is better beyond chance, and nothing worse."""
+    if not found:
+        raise CannotSay("no two rows can be compared")
+    better, worse = (sum(c.sign == sign for c in found) for sign in (1, -1))
+    told = f"better in {better}, worse in {worse} of {len(found)} after {edits} edits: {listed(found)}"
+    return better > 0 and not worse, told
+
+
+def _falls(editor: Editor, kind: str, *, from_unedited: bool) -> Judgement:
+    """A kind of score is lower after the most edits than at the first checkpoint, by more than chance."""
+    measure = next((measure for measure in editor.kinds if measure.endswith(kind)), "")
+    points = [p for p in editor.measured(measure).get("none", []) if p.edits or from_unedited]
+    if len(points) < 2:
+        raise CannotSay(f"{kind} was measured at fewer than two numbers of edits")
+    found = contrast(editor, measure, (points[-1].edits, "none"), (points[0].edits, "none"))
+    if found is None:
+        raise CannotSay("there is neither a paired test nor a standard error")
+    return found.sign < 0, f"{found.text}, {points[0].edits} → {points[-1].edits} edits"
+
+
+def _correlated(pairs: Sequence[tuple[float, float]], sign: int) -> Judgement:
+    if len(pairs) < CHECKPOINTS:
+        raise CannotSay(f"{len(pairs)} checkpoints have both; {CHECKPOINTS} are needed for p < {LEVEL}")
+    return _significant(rank_correlation([x for x, _ in pairs], [y for _, y in pairs]), sign)
+
+
+def _significant(found: Correlation | None, sign: int) -> Judgement:
+    if found is None:
+        return False, "one of the two never changes"
+    return found.p < LEVEL and sign * found.rho > 0, str(found)

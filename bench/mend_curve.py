@@ -1,6 +1,6 @@
 """The training curve of a MEND editor as a figure.
 
-python bench/mend_curve.py mend.safetensors docs/mend-curve.svg
+python bench/mend_curve.py mend.safetensors mend-curve.svg
 """
 
 from __future__ import annotations

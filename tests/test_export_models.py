@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tether.algebra.lowrank import LowRank
 from tether.data import misuse
 from tether.errors import TetherError
-from tether.export import export_lora, export_merged, model_card
+from tether.export import Provenance, export_lora, export_merged, model_card
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
 
@@ -191,7 +191,7 @@ def test_unsound_weights_are_not_exported(tmp_path: Path) -> None:
 
 def test_card_shows_facts_as_they_are_and_keeps_its_table(tmp_path: Path) -> None:
     nasty = Fact(subject="a|b <img src=x>", prompt="# {}\n| is *in*", target_new="[x](http://y) `z`", target_true="\\")
-    card = model_card(
+    about = Provenance(
         base_model=str(tmp_path / "my: base"),
         facts=[(7, nasty)],
         method="rome",
@@ -199,9 +199,8 @@ def test_card_shows_facts_as_they_are_and_keeps_its_table(tmp_path: Path) -> Non
         restraint="log:1.2",
         weights=["model.layers.5.mlp.down_proj.weight"],
         versions={"tether": "0.1.0"},
-        details={"Extra": "more"},
-        library="peft",
     )
+    card = model_card(about, details={"Extra": "more"}, library="peft")
     front, body = card.split("---\n")[1:]
     assert 'base_model: "my: base"' in front and "library_name: peft" in front and str(tmp_path) not in card
     (row,) = [line for line in body.splitlines() if line.startswith("| 7")]

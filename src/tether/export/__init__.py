@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tether.export.card import model_card
+from tether.export.card import Provenance, model_card
 from tether.export.checkpoint import CheckpointReport, MatrixReport, restrain_checkpoint
 from tether.export.lora import LoraReport, LoraWeight, export_lora
 from tether.export.merged import export_merged
-from tether.export.write import Provenance, check_kind, export_updates
+from tether.export.write import check_kind, export_updates
 
 __all__ = [
     "CheckpointReport",

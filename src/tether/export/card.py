@@ -5,31 +5,53 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tether.data import misuse
 from tether.facts.fact import Fact
 
 
-def model_card(
-    *,
-    base_model: str,
-    facts: Sequence[tuple[int, Fact]],
-    method: str,
-    settings: Mapping[str, object],
-    restraint: str,
-    weights: Sequence[str],
-    versions: Mapping[str, str],
-    details: Mapping[str, str] | None = None,
-    library: str = "transformers",
-) -> str:
+@dataclass(frozen=True)
+class Provenance:
+    """Where an exported model comes from: what its card and its manifest say. `facts` are (edit number, fact) of the
+    edits that count, `weights` the names of the changed weights; `restraint` is its written form; `head` the hash of
+    the journal's last line."""
+
+    base_model: str
+    method: str
+    settings: Mapping[str, Any]
+    restraint: str
+    facts: Sequence[tuple[int, Fact]]
+    weights: Sequence[str]
+    versions: Mapping[str, str]
+    fingerprint: str = ""
+    head: str = ""
+
+    def manifest(self) -> dict[str, Any]:
+        return {
+            "base_model": self.base_model,
+            "fingerprint": self.fingerprint,
+            "method": self.method,
+            "settings": dict(self.settings),
+            "restraint": self.restraint,
+            "edits": [edit for edit, _ in self.facts],
+            "weights": list(self.weights),
+            "journal": self.head,
+            "versions": dict(self.versions),
+        }
+
+
+def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, library: str = "transformers") -> str:
     """Markdown with YAML front matter.
 
-    `facts` are (edit number, fact) of the edits the weights carry, `weights` the names of the changed weights,
-    `details` further sections, title -> Markdown: one called "Measurements" stands in place of the sentence that
+    `details` are further sections, title -> Markdown: one called "Measurements" stands in place of the sentence that
     nothing was measured. A local path in `base_model` is cut to its last part. `library` is "transformers" or "peft".
     """
-    base = Path(base_model).name if Path(base_model).is_absolute() or Path(base_model).exists() else base_model
+    facts, base = about.facts, about.base_model
+    if Path(base).is_absolute() or Path(base).exists():
+        base = Path(base).name
     sections = {
         "Measurements": "Not measured here: neither whether each edit took, nor what else changed. "
         "`tether evaluate` measures both.",
@@ -45,28 +67,23 @@ def model_card(
         *(["- lora"] if library == "peft" else []),
         "---",
     ]
-    body = [
-        f"# {escape(base)}, edited",
-        f"{len(facts)} fact{'s' * (len(facts) != 1)} of {escape(base)} changed with tether." if facts else "",
-        "## Edited facts" if facts else "",
-        table(
-            ("edit", "subject", "prompt", "new answer", "answer before"),
-            [(n, f.subject, f.prompt, f.target_new, f.target_true or "not given") for n, f in facts],
-        )
-        if facts
-        else "",
+    body = [f"# {escape(base)}, edited"]
+    if facts:
+        head = ("edit", "subject", "prompt", "new answer", "answer before")
+        rows = [(n, f.subject, f.prompt, f.target_new, f.target_true or "not given") for n, f in facts]
+        count = "1 fact" if len(facts) == 1 else f"{len(facts)} facts"
+        body += [f"{count} of {escape(base)} changed with tether.", "## Edited facts", table(head, rows)]
+    body += [
         "## Method",
-        f"Method: {escape(method)}. Restraint on the sum of the updates: {escape(restraint)}.",
-        f"```json\n{json.dumps(settings, indent=2, ensure_ascii=False, default=str)}\n```" if settings else "",
-        "## Weights changed",
-        "\n".join(f"- `{name}`" for name in weights) or "None.",
-        *(part for title, text in sections.items() for part in (f"## {title}", text)),
-        "## Versions",
-        ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
-        "## Misuse",
-        misuse(),
+        f"Method: {escape(about.method)}. Restraint on the sum of the updates: {escape(about.restraint)}.",
     ]
-    return "\n".join(front) + "\n\n" + "\n\n".join(part for part in body if part) + "\n"
+    if about.settings:
+        body.append(f"```json\n{json.dumps(dict(about.settings), indent=2, ensure_ascii=False, default=str)}\n```")
+    body += ["## Weights changed", "\n".join(f"- `{name}`" for name in about.weights) or "None."]
+    body += [part for title, text in sections.items() for part in (f"## {title}", text)]
+    body += ["## Versions", ", ".join(f"{name} {version}" for name, version in about.versions.items()) + "."]
+    body += ["## Misuse", misuse()]
+    return "\n".join(front) + "\n\n" + "\n\n".join(body) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

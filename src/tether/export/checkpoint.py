@@ -241,16 +241,16 @@ def _write_card_and_manifest(folder: Path, base: Path, edited: Path, report: Che
         "Changed matrices": f"{names['edited']} against {names['base']}.\n\n{report.table()}",
         "Copied as they are": card.table(("tensor", "why"), list(report.copied.items())) if report.copied else "None.",
     }
-    text = card.model_card(
+    about = card.Provenance(
         base_model=names["base"],
-        facts=[],
         method="the edited checkpoint's own, with the singular values of its differences to the base restrained",
         settings={},
         restraint=report.restraint,
+        facts=[],
         weights=[matrix.name for matrix in report.matrices],
         versions=versions(),
-        details=details,
     )
+    text = card.model_card(about, details=details)
     write_card_and_manifest(
         folder, text, {"kind": "restrained checkpoint", **names, **report.to_dict(), "versions": versions()}
     )

@@ -132,12 +132,9 @@ def scale(axes: Axes, values: Iterable[float], axis: str = "y") -> None:
     if not values or not max(values) > 10 * min(values) > 0:
         return
     span = max(values) / min(values)
-    line = axes.yaxis if axis == "y" else axes.xaxis
     between = (2, 5) if span < 300 else ()
-    if axis == "y":
-        axes.set_yscale("log", subs=between)
-    else:
-        axes.set_xscale("log", subs=between)
+    line, rescale = (axes.yaxis, axes.set_yscale) if axis == "y" else (axes.xaxis, axes.set_xscale)
+    rescale("log", subs=between)
     line.set_major_formatter("{x:g}")
     line.set_minor_formatter("{x:g}" if between else "")
 

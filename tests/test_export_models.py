@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tether.algebra.lowrank import LowRank
 from tether.data import misuse
 from tether.errors import TetherError
 from tether.export import Provenance, export_lora, export_merged, model_card
+from tether.export.folder import new_folder
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
 
@@ -209,3 +211,18 @@ def test_card_shows_facts_as_they_are_and_keeps_its_table(tmp_path: Path) -> Non
     assert "- `model.layers.5.mlp.down_proj.weight`" in body and "Not measured here" in body and "log:1.2" in body
     assert "## Extra\n\nmore" in body and misuse() in body
     assert "disinformation" in misuse() and "personal" in misuse() and "Audit" in misuse() and "gate" in misuse()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names files by their descriptors")
+def test_an_exported_folder_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are on the disk before the folder is renamed, the new name after it."""
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda f: (done.append(Path(f"/proc/self/fd/{f}").readlink().name), fsync(f))[1])
+    monkeypatch.setattr(Path, "rename", lambda path, to: (done.append("renamed"), rename(path, to))[1])
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "weights").write_bytes(b"1")
+    assert sorted(done[:3]) == sorted(["part", "weights", folder.name])
+    assert done[3:] == ["renamed", tmp_path.name]
+    assert (tmp_path / "out" / "part" / "weights").read_bytes() == b"1"

@@ -1,6 +1,6 @@
 """The frozen-prefix forward: run only what an added vector can change.
 
-A vector δ added behind block L at one token changes no block ≤ L and no earlier token. So one full forward is kept
+A vector δ added after block L at one token changes no block ≤ L and no earlier token. So one full forward is kept
 (the output of block L from that token on; keys and values of the earlier tokens), and each further step runs the blocks
 above L on the remaining tokens alone, with those keys and values as a read-only cache:
 
@@ -9,8 +9,8 @@ above L on the remaining tokens alone, with those keys and values as a read-only
     step = Suffix(model, rows, run)
     hidden = step(delta)                              # final hidden states from the anchor on
 
-It uses nothing but the model's own modules: blocks that need no work hand their input on, the rest runs as it always
-does, so masks, positions, norms and the head are the model's.
+It uses nothing but the model's own modules: blocks that need no work pass their input through, the rest runs as always, so
+masks, positions, norms and the head are the model's.
 """
 
 from __future__ import annotations
@@ -178,12 +178,12 @@ def full_forward(model: EditableModel, rows: Rows, layer: int) -> Run:
     )  # fmt: skip
 
 
-class _Seen(Exception):  # noqa: N818 - no error: the modules behind need not run
+class _Seen(Exception):  # noqa: N818 - no error: the modules after it need not run
     pass
 
 
 def forward_until(model: EditableModel, module: nn.Module, **inputs: Any) -> Tensor:
-    """Run the model, without gradient, until `module` is done; what comes behind is not run. Returns its output."""
+    """Run the model, without gradient, until `module` is done; what comes after it is not run. Returns its output."""
     outputs: list[Tensor] = []
 
     def see(_: nn.Module, __: Any, output: Any) -> None:
@@ -215,7 +215,7 @@ def keys_and_states(
     model: EditableModel, rows: Rows, layer: int, last: int
 ) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n d"]]:
     """Inputs of the projection of `layer` and outputs of the block `last` (≥ layer), both at the anchor. Runs no block
-    behind `last`, takes no gradient, changes nothing."""
+    after `last`, takes no gradient, changes nothing."""
     seen: dict[str, Tensor] = {}
 
     def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -234,9 +234,9 @@ class Suffix:
     differentiable in δ. The model is unchanged.
 
     Blocks up to the edited one are skipped. Where the block passes its projection through a norm, the edited block runs
-    as well (block 0 behind a norm leaves nothing to skip: use `Plain`). `model` may be a copy of the run's model in
-    another dtype. `columns` is how many columns from the anchor on are wanted (None: all); those behind change none of
-    them and are not computed.
+    as well (block 0 with a norm leaves nothing to skip: use `Plain`). `model` may be a copy of the run's model in
+    another dtype. `columns` is how many columns from the anchor on are wanted (None: all); those after
+    them change none of them and are not computed.
     """
 
     def __init__(self, model: EditableModel, rows: Rows, run: Run, *, adds: bool, columns: int | None = None) -> None:
@@ -257,7 +257,7 @@ class Suffix:
             for index in range(skipped):
                 last = index == skipped - 1
                 stack.enter_context(
-                    replaced_forward(self.model.block(index), hand_on(entry if last else None, run.returns_tuple))
+                    replaced_forward(self.model.block(index), pass_through(entry if last else None, run.returns_tuple))
                 )
             if not self.adds:
                 stack.enter_context(hooks(_add_at(self.model.projection(run.layer), delta, 0, len(self.ids))))
@@ -297,8 +297,8 @@ def _add_at(projection: nn.Module, delta: Tensor, column: int, n_rows: int) -> A
     return projection.register_forward_hook(add)
 
 
-def hand_on(entry: Tensor | None, as_tuple: bool) -> Callable[..., Any]:
-    """A block that does nothing but hand on its input, or `entry` in its place."""
+def pass_through(entry: Tensor | None, as_tuple: bool) -> Callable[..., Any]:
+    """A block that does nothing but pass its input through, or `entry` in its place."""
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         output = hidden_states if entry is None else entry.to(hidden_states.device)

@@ -4,7 +4,8 @@
     with entered_at(model, entry, first, as_tuple):           # any number of times
         hidden = final_hidden(model, ids, mask, updates)     # with any updates on top of the model's weights
 
-It uses nothing but the model's own modules: the blocks below hand their input on, the first edited one gets `entry`.
+It uses nothing but the model's own modules: the blocks below pass their input through, and the first
+edited one gets `entry`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from tether.algebra.lowrank import LowRank
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import forward_until, hand_on, hooks, replaced_forward
+from tether.models.frozen_prefix import forward_until, hooks, pass_through, replaced_forward
 
 
 def lower_states(model: EditableModel, ids: Int[Tensor, "n t"], first: int) -> Float[Tensor, "n t d"]:
@@ -45,7 +46,7 @@ def entered_at(model: EditableModel, entry: Float[Tensor, "n t d"], first: int, 
     """Forwards of the model inside the block begin at block `first` (at least 1), which takes `entry`."""
     with ExitStack() as stack:
         for index in range(first):
-            replacement = hand_on(entry if index == first - 1 else None, as_tuple)
+            replacement = pass_through(entry if index == first - 1 else None, as_tuple)
             stack.enter_context(replaced_forward(model.block(index), replacement))
         yield
 

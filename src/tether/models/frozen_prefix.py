@@ -9,7 +9,7 @@ above L on the remaining tokens alone, with those keys and values as a read-only
     step = Suffix(model, rows, run)
     hidden = step(delta)                              # final hidden states from the anchor on
 
-It uses nothing but the model's own modules: blocks that need no work pass their input through, the rest runs as always, so
+It uses only modules of the model: blocks that need no work pass their input through, the rest runs as always, so
 masks, positions, norms and the head are the model's.
 """
 

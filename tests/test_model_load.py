@@ -151,7 +151,7 @@ def test_loading_says_nothing_and_leaves_transformers_as_it_was(
         ("smollm2", {"dtype": "int8"}, "dtype int8: must be one of auto, float32"),
         ("smollm2", {"device": "abacus"}, "device 'abacus' is not usable here"),
         ("nobody/nothing", {}, "'nobody/nothing' is no local folder and could not be fetched"),
-        ("nobody/nothing", {"local_only": True}, r"'nobody/nothing' is not on this machine, .* \(--model\)"),
+        ("nobody/nothing", {"local_files_only": True}, r"'nobody/nothing' is not on this machine, .* \(--model\)"),
     ],
 )
 def test_what_is_no_model_is_refused_on_one_line(
@@ -263,7 +263,7 @@ def test_a_hub_id_is_read_from_the_hub_s_cache(folder: Path, tmp_path: Path, mon
     assert model.folder == repo / "snapshots" / commit
     pinned = load("someone/tiny", revision=commit)
     assert pinned.id == f"someone/tiny@{commit}"
-    assert load(pinned.id, local_only=True).fingerprint() == model.fingerprint()
+    assert load(pinned.id, local_files_only=True).fingerprint() == model.fingerprint()
 
 
 # --- GGUF -----------------------------------------------------------------------------------------------------------

@@ -45,12 +45,12 @@ def load(
     anatomy: Mapping[str, str] | str | Path | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
-    local_only: bool = False,
+    local_files_only: bool = False,
 ) -> EditableModel:
     """A model ready to be edited: in eval mode, no parameter requires a gradient.
 
     `source`: the name of a bundled model ("smollm2"), a local folder, a .gguf file, or a hub id, "org/name" or
-    "org/name@revision"; only a hub id downloads, and not under HF_HUB_OFFLINE. `local_only` (for a name that a file
+    "org/name@revision"; only a hub id downloads, and not under HF_HUB_OFFLINE. `local_files_only` (for a name that a file
     gives, not the user) takes what is on this machine, the hub's cache included, and raises WrongModelError for the
     rest.
     `dtype`: None or "auto" keeps the checkpoint's own, on every device.
@@ -71,9 +71,9 @@ def load(
     if folder is None:
         name, _, tag = name.partition("@")
         revision = revision or tag or None
-        folder = _snapshot(name, revision, local_only)
+        folder = _snapshot(name, revision, local_files_only)
         # Fetch by the commit the configuration came from, so that one model never mixes two.
-        options |= {"revision": folder.name, "local_files_only": local_only}
+        options |= {"revision": folder.name, "local_files_only": local_files_only}
         place, name = name, f"{name}@{revision}" if revision else name
     else:
         place = str(folder)
@@ -150,15 +150,14 @@ def _bundled_file(name: str, *, package: str, glob: str, remedy: str) -> Path:
     return files[0]
 
 
-def _snapshot(name: str, revision: str | None, local_only: bool) -> Path:
+def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
     """The hub cache's folder of one commit, holding at least the configuration."""
     try:
-        config = cached_file(name, "config.json", revision=revision, local_files_only=local_only)
+        config = cached_file(name, "config.json", revision=revision, local_files_only=local_files_only)
     except (OSError, ValueError) as error:
-        if local_only:
+        if local_files_only:
             raise WrongModelError(
-                f"model {name!r} is not on this machine, and what a file names is never downloaded: name the model "
-                "yourself (--model)"
+                f"model {name!r} is not on this machine, and here nothing is downloaded: name the model (--model)"
             ) from None
         raise WrongModelError(
             f"{name!r} is no local folder and could not be fetched from the hub ({first_line(error)}): "

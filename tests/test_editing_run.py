@@ -20,7 +20,7 @@ from tether.algebra.lowrank import LowRank
 from tether.editing.health import ALONE, UPDATE, Health
 from tether.editing.plan import EditPlan, Schedule
 from tether.editing.run import Progress, edit
-from tether.editors.settings import RomeHparams
+from tether.editors.rome import RomeHparams
 from tether.errors import BadSettingsError, TetherError
 from tether.facts.fact import Fact
 from tether.ledger import Ledger, Sum, Sums

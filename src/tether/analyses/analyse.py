@@ -108,20 +108,8 @@ def bound(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint 
 
 
 def _bound_point(row: BoundRow) -> BoundPoint:
-    return BoundPoint(
-        edits=row.edits,
-        restraint=row.restraint,
-        weight=row.weight,
-        of=row.of,
-        gamma=row.gamma,
-        kappa=row.kappa,
-        kappa_hat=row.kappa_hat,
-        error_median=row.errors.median,
-        error_max=row.errors.max,
-        bound=row.bound,
-        bound_from_kappa=row.bound_from_kappa,
-        holds=row.holds,
-    )
+    shared = {name: getattr(row, name) for name in BoundPoint.model_fields if hasattr(row, name)}
+    return BoundPoint(**shared, error_median=row.errors.median, error_max=row.errors.max)
 
 
 def differences(results: Results) -> list[Difference]:

@@ -50,9 +50,8 @@ def load(
     """A model ready to be edited: in eval mode, no parameter requires a gradient.
 
     `source`: the name of a bundled model ("smollm2"), a local folder, a .gguf file, or a hub id, "org/name" or
-    "org/name@revision"; only a hub id downloads, and not under HF_HUB_OFFLINE. `local_files_only` (for a name that a file
-    gives, not the user) takes what is on this machine, the hub's cache included, and raises WrongModelError for the
-    rest.
+    "org/name@revision"; only a hub id downloads, and not under `local_files_only` (for a name that a file gives, not
+    the user) or HF_HUB_OFFLINE.
     `dtype`: None or "auto" keeps the checkpoint's own, on every device.
     `device`: the accelerator where there is one, else the CPU; `device_map` is handed to transformers in its place.
     `anatomy`: names a layout that `find_anatomy` does not recognise.

@@ -22,7 +22,6 @@ from tether.report.drawing import (
     scale,
 )
 from tether.report.grid.pick import (
-    bounds,
     copies,
     kappa_and_abilities,
     linear,
@@ -182,7 +181,7 @@ def perturbation_bound(editor: Editor) -> Drawn | None:
     panels: list[Panel] = []
     for of, title in (("sum", "A = W₀, E = ΣΔW"), ("edit", "A = W_(j-1), E = ΔW_j")):
         lines = []
-        bound, error, gamma = (bounds(editor, of, weight, field) for field in ("bound", "error_max", "gamma"))
+        bound, error, gamma = (editor.bounds(of, field).get(weight, {}) for field in ("bound", "error_max", "gamma"))
         for name in _plain_and_prune(editor):
             if name not in bound:
                 continue

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tether.analyses.points import CopiesPoint
 from tether.evaluation.metrics.instance_change import INSTANCE_CHANGE
 from tether.evaluation.results import Row
-from tether.report.curves import Curves, Estimate, Point, Sample, at, gather
-from tether.report.grid.series import Editor, curve_name
+from tether.report.curves import Curves, Estimate, Point, at
+from tether.report.grid.series import Editor
 
 
 def prune(editor: Editor) -> str | None:
@@ -58,25 +58,9 @@ def copies(editor: Editor, restraint: str) -> list[CopiesPoint]:
     return sorted((p for p in measured[0] if p.restraint == restraint), key=lambda p: p.copies) if measured else []
 
 
-def bounds(editor: Editor, of: str, weight: str | None, field: str = "bound") -> Curves:
-    """Curves of a field of the perturbation bound of a weight."""
-    return gather_bounds(editor, of, field).get(weight or "", {})
-
-
-def gather_bounds(editor: Editor, of: str, field: str = "bound") -> dict[str, Curves]:
-    """weight -> curves of a field of the perturbation bound of the sum or of single edits."""
-    samples: dict[str, list[Sample]] = {}
-    for stored in editor.runs:
-        for p in stored.analyses.bound:
-            name, value = curve_name(stored.run, p.restraint), getattr(p, field)
-            if p.of == of and name is not None and value is not None:
-                samples.setdefault(p.weight, []).append((name, p.edits, stored.run.seed, (value, None)))
-    return {weight: gather(found) for weight, found in samples.items()}
-
-
 def worst_bound(editor: Editor) -> str | None:
     """The weight whose bound of the sum, or else of its last edit, is largest."""
-    found = gather_bounds(editor, "sum") or gather_bounds(editor, "edit")
+    found = editor.bounds("sum") or editor.bounds("edit")
     return max(found, key=lambda w: found[w].get("none", [Point(0, 0, None)])[-1].value, default=None)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from tether.evaluation.statistics.compare import LEVEL
 from tether.report.curves import Curves, Point, at, last_shared
 from tether.report.grid.pick import (
-    bounds,
     copies,
     instance_changes,
     kappa_and_abilities,
@@ -111,7 +110,7 @@ def bound_grows(of: str) -> Callable[[Editor], Judgement]:
 
     def judge(editor: Editor) -> Judgement:
         weight = worst_bound(editor)
-        points = bounds(editor, of, weight).get("none", [])
+        points = editor.bounds(of).get(weight or "", {}).get("none", [])
         if len(points) < CHECKPOINTS:
             raise CannotSay(f"the bound was measured at {len(points)} edits; {CHECKPOINTS} are needed")
         seen, told = _significant(rank_correlation([p.edits for p in points], [p.value for p in points]), 1)
@@ -122,7 +121,7 @@ def bound_grows(of: str) -> Callable[[Editor], Judgement]:
 
 def bound_restrained(editor: Editor) -> Judgement:
     name, weight = _prune(editor), worst_bound(editor)
-    a, b = _free_and_held(bounds(editor, "sum", weight), name, "the bound")
+    a, b = _free_and_held(editor.bounds("sum").get(weight or "", {}), name, "the bound")
     told = f"bound of the sum of {a.edits} edits {a.value:.3g}, {b.value:.3g} with {name}, {weight}"
     return b.value * RISE < a.value, told
 

@@ -17,7 +17,7 @@ from itertools import permutations
 import numpy as np
 from scipy import stats
 
-from tether.analyses.points import SpectrumPoint
+from tether.analyses.points import BoundPoint, SpectrumPoint
 from tether.constraints.base import AS_RECORDED
 from tether.evaluation.metrics.base import KINDS, reported_by
 from tether.evaluation.results import Ability, Row
@@ -56,9 +56,18 @@ class Editor:
 
     def spectra(self, field: str) -> dict[str, Curves]:
         """weight -> curves of a field of SpectrumPoint."""
+        return self._by_weight(spectrum, field)
+
+    def bounds(self, of: str, field: str = "bound") -> dict[str, Curves]:
+        """weight -> curves of a field of BoundPoint, of the "sum" or of single edits ("edit")."""
+        return self._by_weight(lambda stored: [p for p in stored.analyses.bound if p.of == of], field)
+
+    def _by_weight(
+        self, points: Callable[[StoredRun], Sequence[SpectrumPoint | BoundPoint]], field: str
+    ) -> dict[str, Curves]:
         samples: dict[str, list[Sample]] = {}
         for stored in self.runs:
-            for point in spectrum(stored):
+            for point in points(stored):
                 name = UNEDITED if point.edits == 0 else curve_name(stored.run, point.restraint)
                 value = getattr(point, field)
                 if name is not None and value is not None:

@@ -33,13 +33,16 @@ ONE = ("--subject", "Eiffel Tower", "--prompt", "The {} is in the city of", "--t
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], []])
-def test_help_and_version_import_nothing_heavy(words: list[str]) -> None:
+def test_help_and_version_take_half_a_second_and_import_nothing_heavy(words: list[str]) -> None:
     program = (
         "import sys, atexit; sys.argv[0] = 'tether'; from tether.cli import main\n"
         f"atexit.register(lambda: print(sorted({HEAVY} & set(sys.modules)), file=sys.stderr)); main()"
     )
+    before = os.times()
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    after = os.times()
     assert done.stderr == "[]\n"
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
     assert ("tether 0." if words == ["--version"] else "undo") in done.stdout
 
 

@@ -36,7 +36,7 @@ from tether.cli.options import (
     say,
 )
 from tether.constraints.base import parse
-from tether.editing.plan import DEFAULT_METHOD, OnAlarm, plan_and_schedule
+from tether.editing.plan import DEFAULT_METHOD, OnAlarm, Schedule, plan_and_schedule
 from tether.editing.run import Progress
 from tether.editing.run import edit as edit_facts
 from tether.editors import editor as editor_of
@@ -44,6 +44,7 @@ from tether.errors import BadFactError, pydantic_line
 from tether.facts import Fact, read_facts
 from tether.ledger import Event, Ledger
 
+DEFAULTS = Schedule()
 PANELS = {
     "One fact": ("subject", "prompt", "target", "target_true"),
     "Method": ("method", "settings", "layers", "corpus", "editor", "seed", "batch_size"),
@@ -76,23 +77,29 @@ def edit(
     corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self' (the default).")] = None,
     editor: Annotated[Path | None, typer.Option(help="Trained editor, as train-mend writes it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampled prefixes; default 0.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")
+    ] = DEFAULTS.batch_size,
     restrain: Annotated[
         str | None, typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.")
     ] = None,
     every: Annotated[int | None, typer.Option(min=1, help="Restrain after every K edits, not once at the end.")] = None,
-    health: Annotated[int, typer.Option(min=0, help="Read the health of every K-th edit; 0: of none.")] = 1,
+    health: Annotated[
+        int, typer.Option(min=0, help="Read the health of every K-th edit; 0: of none.")
+    ] = DEFAULTS.health,
     on_alarm: Annotated[
         OnAlarm,
         typer.Option(
             help="What becomes of an edit whose health is an alarm: it goes in with a warning, is left out, or ends "
             "the run."
         ),
-    ] = "warn",
+    ] = DEFAULTS.on_alarm,
     guard: Annotated[
         str | None, typer.Option(help="Stop what costs too much: perplexity:1.05, or a task and a share, nli:0.9.")
     ] = None,
-    guard_every: Annotated[int, typer.Option(min=1, help="The guard looks after every K edits, and the last.")] = 10,
+    guard_every: Annotated[
+        int, typer.Option(min=1, help="The guard looks after every K edits, and the last.")
+    ] = DEFAULTS.guard_every,
     guard_data: Annotated[str | None, typer.Option(help="The guard's data, as evaluate --abilities-data.")] = None,
     dtype: Dtype = None,
     device: Device = None,

@@ -23,7 +23,6 @@ from tether.evaluation import ABILITIES, METRICS
 from tether.evaluation.abilities.run import PERPLEXITY
 from tether.evaluation.abilities.tasks import task_file
 from tether.experiment.spec import grid_names, grid_text
-from tether.plugins import Registry
 from tether.storage.cache import cache_dir
 
 What = Literal["methods", "constraints", "metrics", "abilities", "models", "grids", "cache"]
@@ -59,17 +58,11 @@ def ls(
 
 
 def methods() -> list[Entry]:
-    return [_method(name, EDITORS[name]) for name in EDITORS]
-
-
-def _method(name: str, method: Any) -> Entry:
-    return {
-        "name": name,
-        "summary": getattr(method, "summary", ""),
-        "needs": sorted(getattr(method, "needs", ())),
-        "paper": getattr(method, "paper", ""),
-        "from": _source(EDITORS, name),
-    }
+    return [
+        {"name": name, "summary": EDITORS[name].summary, "needs": sorted(EDITORS[name].needs),
+         "paper": EDITORS[name].paper, "from": EDITORS.source(name)}
+        for name in EDITORS
+    ]  # fmt: skip
 
 
 def constraints() -> list[Entry]:
@@ -79,7 +72,8 @@ def constraints() -> list[Entry]:
 
 
 def metrics() -> list[Entry]:
-    return [{"name": name, "from": _source(METRICS, name)} for name in METRICS]
+    lines = {name: (type(METRICS[name]).__doc__ or "").strip().partition("\n")[0] for name in METRICS}
+    return [{"name": name, "summary": line, "from": METRICS.source(name)} for name, line in lines.items()]
 
 
 def abilities() -> list[Entry]:
@@ -139,11 +133,6 @@ def _removed(path: Path) -> Entry:
 
 def _bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
-
-
-def _source(entries: object, name: str) -> str:
-    """The package an entry comes from."""
-    return entries.source(name) if isinstance(entries, Registry) else "tether"
 
 
 def _cell(key: str, value: Any) -> str:

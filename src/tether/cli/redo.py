@@ -6,7 +6,7 @@ $ tether redo my-edits --last 5
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,7 +20,7 @@ def redo(
     last: Annotated[int | None, typer.Option(min=1, help="The last N of the undone edits.")] = None,
     as_json: Json = False,
 ) -> None:
-    opened: Any = Ledger.open(ledger)
+    opened = Ledger.open(ledger)
     event = opened.redo(*selected(edits, last, sorted(opened.undone)))
     live = len(opened.live())
     document = {

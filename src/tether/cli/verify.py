@@ -8,7 +8,7 @@ $ tether verify my-edits --model smollm2 --head 3f2a9c41
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,8 +29,7 @@ def verify(
     opened = Ledger.open(ledger)
     header = opened.header
     loaded = None if model is None else load_model(model, dtype=header.dtype, anatomy=header.anatomy)
-    wanted: dict[str, Any] = {} if head is None else {"head": head}
-    found = opened.verify(loaded, **wanted)
+    found = opened.verify(loaded, head=head)
     kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items()) or "nothing yet"
     torn = "; a torn last line was dropped" if found["torn_line"] else ""
     text = f"{ledger}: whole, {found['events']} events ({kinds}){torn}\nhead {found['head']}"

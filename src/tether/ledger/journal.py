@@ -19,7 +19,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tether.errors import BadLedgerError, TetherError, first_line
+from tether.errors import BadLedgerError, TetherError, first_line, pydantic_line
 from tether.facts.fact import Fact
 from tether.storage.atomic import finite, sync_folder
 
@@ -197,10 +197,8 @@ class Journal:
         try:
             event = Event.model_validate({**body, "checksum": seal})
         except ValidationError as error:
-            first = error.errors()[0]
             raise BadLedgerError(
-                f"{where}: {'.'.join(map(str, first['loc']))} = {first.get('input')!r} is not of ledger format "
-                f"{FORMAT}; open it with a newer tether"
+                f"{where}: {pydantic_line(error)}; this is not ledger format {FORMAT}: open it with a newer tether"
             ) from None
         if event.number != number:
             raise BadLedgerError(f"{where} is numbered {event.number}: lines are missing or out of order; {remedy}")

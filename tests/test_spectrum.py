@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+import scipy.sparse.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
-from tether.algebra.spectrum import Spectrum
+from tether.algebra.spectrum import Extremes, RunningSpectrum, Spectrum
+from tether.errors import TetherError
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -94,3 +97,144 @@ def test_beyond_a_thousand_rows() -> None:
     assert found.sigma_min == pytest.approx(float(s[-1]), rel=1e-7)
     transposed = Spectrum(W.mT).of(LowRank(update.B.mT, update.A.mT))
     assert transposed.sigma_min == pytest.approx(found.sigma_min, rel=1e-9)
+
+
+# --- while updates are added ------------------------------------------------------------------------------------------
+
+
+def check_look(running: RunningSpectrum, W: Tensor, total: Tensor, update: LowRank | None) -> None:
+    """One look against dense singular values; everything that is measured, σ_min too."""
+    added = total if update is None else total + update.to(dtype=torch.float64).to_dense()
+    s, own = (torch.linalg.svdvals(matrix) for matrix in (W.double() + added, added))
+    found = running.look(update, sigma_min=True)
+    assert isinstance(found, Extremes)
+    assert found.sigma_max == pytest.approx(float(s[0]), rel=1e-6)
+    assert found.update_sigma_max == pytest.approx(float(own[0]), rel=1e-6, abs=1e-9 * float(s[0]))
+    assert found.sigma_min == pytest.approx(float(s[-1]), rel=1e-6, abs=1e-12 * float(s[0]))
+    if found.sigma_min > 1e-8 * found.sigma_max:
+        assert found.kappa == pytest.approx(float(s[0] / s[-1]), rel=1e-6)
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["commit", "look", "unseen", "reset"]), st.integers(0, 3), st.floats(-3, 2)), max_size=12
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.one_of(st.integers(1, 12), st.integers(129, 150)), st.one_of(st.integers(1, 12), st.integers(129, 150)),
+    st.floats(0, 1), steps, st.integers(1, 8), st.integers(0, 9999),
+)  # fmt: skip
+def test_a_running_spectrum_is_that_of_the_dense_sum(
+    p: int, q: int, share: float, plan: list[tuple[str, int, float]], anchor_every: int, seed: int
+) -> None:
+    """W₀ of any shape and rank; updates proposed and left, proposed and added, added unseen; the sum replaced."""
+    rank = max(1, round(share * min(p, q)))
+    W = (normal(p, rank, seed=seed) @ normal(rank, q, seed=seed + 1) / rank).float()
+    running, total = RunningSpectrum(W, anchor_every=anchor_every), torch.zeros(p, q, dtype=torch.float64)
+    check_look(running, W, total, None)
+    for i, (step, k, exponent) in enumerate(plan):
+        update = LowRank(10**exponent * normal(p, k, seed=i), normal(k, q, seed=i + 100)).to(dtype=torch.float32)
+        if step == "reset":
+            running.reset(update)
+            total = update.to(dtype=torch.float64).to_dense()
+            continue
+        if step != "unseen":
+            check_look(running, W, total, update)
+        if step != "look":
+            running.commit(update)
+            total = total + update.to(dtype=torch.float64).to_dense()
+    check_look(running, W, total, None)
+
+
+@pytest.mark.parametrize(("p", "q"), [(140, 200), (200, 140)])
+def test_a_direction_orthogonal_to_the_last_one_is_not_missed(p: int, q: int) -> None:
+    """The last singular vector is an eigenvector of what follows, so Lanczos from it alone would stop there."""
+    W = torch.zeros(p, q)
+    W.diagonal().copy_(torch.linspace(5, 1, 140))
+    running, total = RunningSpectrum(W), torch.zeros(p, q, dtype=torch.float64)
+    for i in (100, 50, 20, 50):
+        column, row = torch.zeros(p, 1), torch.zeros(1, q)
+        column[i], row[0, i] = 4.0, 1.0
+        check_look(running, W, total, LowRank(column, row))
+        running.commit(LowRank(column, row))
+        total[i, i] += 4
+
+
+@pytest.mark.parametrize(("p", "q"), [(150, 140), (40, 60)])
+def test_many_edits_do_not_drift(p: int, q: int) -> None:
+    W, total = normal(p, q, seed=0).float(), torch.zeros(p, q, dtype=torch.float64)
+    running = RunningSpectrum(W, anchor_every=1000)
+    for i in range(400):
+        update = LowRank(normal(p, 1, seed=2 * i) / p, normal(1, q, seed=2 * i + 1)).to(dtype=torch.float32)
+        if i % 7 == 0:
+            running.look(update)
+        running.commit(update)
+        total += update.to(dtype=torch.float64).to_dense()
+    check_look(running, W, total, None)
+
+
+def test_sigma_min_is_measured_when_it_is_due() -> None:
+    """First, every third commit, and where σ_max has grown by a tenth; never for a proposal that was not added."""
+    p, q = 20, 30
+    running = RunningSpectrum(normal(p, q, seed=0), sigma_min_every=3)
+
+    def update(scale: float) -> LowRank:
+        return LowRank(scale * normal(p, 1, seed=1), normal(1, q, seed=2))
+
+    def measured(scale: float, *, commit: bool = True) -> bool:
+        one = update(scale)
+        found = running.look(one)
+        if commit:
+            running.commit(one)
+        return isinstance(found, Extremes)
+
+    assert measured(1e-6, commit=False) and measured(1e-6, commit=False), "not added, so still due"
+    assert [measured(1e-6) for _ in range(7)] == [True, False, False, True, False, False, True]
+    assert measured(10, commit=False) and not measured(1e-6), "a jump of σ_max"
+    assert measured(10) and not measured(1e-6)
+    running.reset(update(0.1))
+    assert measured(1e-6)
+    assert "kappa" not in running.look(update(1e-6)).to_dict()
+    assert set(running.look(None, sigma_min=True).to_dict()) == {"sigma_max", "sigma_min", "kappa", "update_sigma_max"}
+
+
+@pytest.mark.parametrize("size", [30, 140])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_refused_in_one_line(size: int, value: float) -> None:
+    W, update = normal(size, size + 1, seed=0), LowRank(normal(size, 1, seed=1), normal(1, size + 1, seed=2))
+    update.A[3] = value
+    for call in (lambda: Spectrum(W).of(update), lambda: RunningSpectrum(W).look(update)):
+        with pytest.raises(TetherError, match="not finite") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    W[0, 0] = value
+    with pytest.raises(TetherError, match="not finite"):
+        _ = Spectrum(W).unedited
+
+
+def test_lanczos_that_does_not_converge_gives_way_to_a_whole_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise scipy.sparse.linalg.ArpackNoConvergence("No convergence", np.empty(0), np.empty((0, 0)))
+
+    monkeypatch.setattr(scipy.sparse.linalg, "eigsh", never)
+    W, update = normal(140, 150, seed=0), LowRank(normal(140, 2, seed=1), normal(2, 150, seed=2))
+    check(W, update)
+    check_look(RunningSpectrum(W), W, torch.zeros_like(W), update)
+
+    def broken(*_: object, **__: object) -> None:
+        raise np.linalg.LinAlgError("Eigenvalues did not converge")
+
+    monkeypatch.setattr(np.linalg, "eigh", broken)
+    with pytest.raises(TetherError, match="do not converge"):
+        Spectrum(W).of(update)
+
+
+def test_the_weight_is_not_changed_and_both_ways_agree() -> None:
+    W, update = normal(30, 20, seed=0).float(), LowRank(normal(30, 2, seed=1), normal(2, 20, seed=2))
+    before, running = W.clone(), RunningSpectrum(W)
+    running.commit(update)
+    assert torch.equal(W, before)
+    found, expected = running.look(None, sigma_min=True), Spectrum(W).of(update)
+    assert found.to_dict() == pytest.approx(expected.to_dict(), rel=1e-9)
+    assert Spectrum(W).unedited.kappa == pytest.approx(RunningSpectrum(W).look(None, sigma_min=True).to_dict()["kappa"])

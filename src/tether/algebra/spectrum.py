@@ -1,9 +1,18 @@
-"""σ_max, σ_min and κ of W + A·B (figure 2 of the paper), exactly, from one Gram matrix of W."""
+"""σ_max, σ_min and κ of W₀ + Σ (figure 2 of the paper), from Gram matrices on the smaller side, in float64 on the CPU.
+
+`Spectrum` answers for any update of one weight. `RunningSpectrum` follows a weight to which updates are added one after
+another: what a look costs does not depend on how many there are.
+
+With W n×m, n ≤ m, and a new update A·B the Gram matrix changes by YAᵀ + AYᵀ, where Y = WBᵀ + ½A(BBᵀ).
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -13,74 +22,264 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
+from tether.errors import TetherError, first_line
 
-_DENSE = 1024  # up to this side length all eigenvalues of the Gram matrix are taken: milliseconds
+_DENSE = 128  # up to this side length all eigenvalues of the Gram matrix are taken: milliseconds
 _SAFE = 1e-9  # below this ratio of σ_min² to σ_max² a Gram matrix in float64 has lost σ_min: a dense SVD decides
+_STRIP = 1 << 20  # elements of a weight that are in float64 at a time
+_GROWN = 1.1  # σ_min is measured again once σ_max has grown by this factor
 
 
 @dataclass(frozen=True)
-class Extremes:
-    """Largest and smallest singular value of a weight, and of the update it carries the largest."""
+class Largest:
+    """The largest singular value of a weight, and of the update that it carries."""
 
     sigma_max: float
-    sigma_min: float
     update_sigma_max: float
+
+    def to_dict(self) -> dict[str, float]:
+        """What was measured, by name."""
+        return {"sigma_max": self.sigma_max, "update_sigma_max": self.update_sigma_max}
+
+
+@dataclass(frozen=True)
+class Extremes(Largest):
+    """The same with σ_min, the smallest singular value of the weight."""
+
+    sigma_min: float
 
     @property
     def kappa(self) -> float:
         """κ = σ_max/σ_min; infinite for a singular weight."""
         return self.sigma_max / self.sigma_min if self.sigma_min > 0 else math.inf
 
+    def to_dict(self) -> dict[str, float]:
+        return {**super().to_dict(), "sigma_min": self.sigma_min, "kappa": self.kappa}
+
 
 class Spectrum:
-    """Singular values of one weight under any update. Keeps W (p×q) and its float64 Gram matrix on the smaller side."""
+    """Singular values of one weight under any update. Keeps W₀ (p×q, not copied on the CPU) and its Gram matrix."""
 
     def __init__(self, original: Float[Tensor, "p q"]) -> None:
-        wide = original.shape[0] <= original.shape[1]
-        self._wide = wide
-        self._weight = original.detach().cpu() if wide else original.detach().cpu().mT
-        weight = self._weight.double()
-        self._gram = weight @ weight.mT
-        self.sigma_max = self.of(None).sigma_max  # m of equation 4
+        self._weight, self._wide = _on_its_side(original)
+        self._gram = _gram(self._weight)
+
+    @cached_property
+    def unedited(self) -> Extremes:
+        """Of W₀: its σ_max is m of equation 4, its κ is κ₀."""
+        return self.of(None)
+
+    @property
+    def sigma_max(self) -> float:
+        """m of equation 4."""
+        return self.unedited.sigma_max
 
     def of(self, update: LowRank | None) -> Extremes:
-        """Extremes of W + A·B. WWᵀ + A(BWᵀ) + (WBᵀ)Aᵀ + A(BBᵀ)Aᵀ needs O(pqr) instead of a dense product and SVD;
-        σ_min comes from a Cholesky factorisation of it (all eigenvalues where it is small)."""
+        """Extremes of W₀ + A·B, in O(p·q·r) for rank r. Raises TetherError where a value is not finite."""
         if update is None or update.rank == 0:
-            gram, top = self._gram, 0.0
-        else:
-            A, B = (update.A, update.B) if self._wide else (update.B.mT, update.A.mT)
-            A, B = A.to(self._gram), B.to(self._gram)
-            cross = (self._weight.double() @ B.mT) @ A.mT
-            gram = self._gram + cross + cross.mT + A @ (B @ B.mT) @ A.mT
-            top = float(update.singular_values()[0])
-        low, high = _eigen_extremes(gram)
-        if low <= _SAFE * high:
-            dense = self._weight.double() if update is None else self._dense(update)
-            values = torch.linalg.svdvals(dense)
-            return Extremes(float(values[0]), float(values[-1]), top)
-        return Extremes(math.sqrt(high), math.sqrt(low), top)
-
-    def _dense(self, update: LowRank) -> Tensor:
-        dense = update.to(dtype=torch.float64).to_dense().to(self._gram)
-        return self._weight.double() + (dense if self._wide else dense.mT)
+            high, low = _both(self._gram, self._weight.double)
+            return Extremes(sigma_max=high, sigma_min=low, update_sigma_max=0.0)
+        A, B = _factors(update, self._wide)
+        Y = _times(self._weight, B.mT) + A @ (B @ B.mT) / 2
+        gram = self._gram + Y @ A.mT + A @ Y.mT
+        high, low = _both(gram, lambda: self._weight.double() + A @ B)
+        return Extremes(sigma_max=high, sigma_min=low, update_sigma_max=float(update.singular_values()[0]))
 
 
-def _eigen_extremes(gram: Tensor) -> tuple[float, float]:
-    """Smallest and largest eigenvalue of a symmetric positive semi-definite float64 matrix."""
-    n = len(gram)
-    if n <= _DENSE:
-        values = torch.linalg.eigvalsh(gram)
-        return max(float(values[0]), 0.0), float(values[-1])
-    array = gram.cpu().numpy()
-    start = np.full(n, n**-0.5)
-    high = float(scipy.sparse.linalg.eigsh(array, k=1, which="LA", v0=start, return_eigenvectors=False)[0])
-    try:
-        factor = scipy.linalg.cho_factor(array, lower=True)
-    except scipy.linalg.LinAlgError:
-        return 0.0, high
-    inverse = scipy.sparse.linalg.LinearOperator(
-        array.shape, matvec=lambda x: scipy.linalg.cho_solve(factor, x), dtype=array.dtype
+@dataclass
+class _Proposal:
+    """An update under consideration, and what is known of W + A·B so far. The Gram matrices of W and of Σ change by
+    YAᵀ + AYᵀ and ZAᵀ + AZᵀ."""
+
+    update: LowRank | None
+    A: Float[Tensor, "n k"]
+    B: Float[Tensor, "k m"]
+    Y: Float[Tensor, "n k"]
+    Z: Float[Tensor, "n k"]
+    largest: Largest | None = None
+    extremes: Extremes | None = None
+    vectors: list[np.ndarray[Any, Any]] = field(default_factory=list)
+
+
+class RunningSpectrum:
+    """Follows W₀ + Σ while updates are added to Σ one after another. A look costs O(p·q·k) for an update of rank k.
+
+    σ_max and σ̂_max come from a few Lanczos steps that start at the last singular vectors. σ_min needs a Cholesky
+    factorisation, O(n³): it is measured in the first look, then every `sigma_min_every` commits, and where σ_max has
+    grown by a tenth since. The Gram matrices are computed anew from Σ every `anchor_every` commits.
+
+    Keeps W₀ (not copied on the CPU), Σ in float64, and two n×n Gram matrices, n = min(p, q).
+    """
+
+    def __init__(self, original: Float[Tensor, "p q"], *, sigma_min_every: int = 10, anchor_every: int = 256) -> None:
+        self._weight, self._wide = _on_its_side(original)
+        self._every, self._anchor_every = sigma_min_every, anchor_every
+        self.reset(None)
+
+    def reset(self, total: LowRank | None) -> None:
+        """Follow W₀ + `total` from now on, as after a restraint or an undo."""
+        self._sum = torch.zeros(self._weight.shape, dtype=torch.float64)
+        if total is not None and total.rank:
+            self._sum.addmm_(*_factors(total, self._wide))
+        self._vectors = [_noise(len(self._weight))] * 2
+        self._since, self._then = self._every, 0.0  # commits since σ_min was measured, and σ_max then
+        self._anchor()
+
+    def _anchor(self) -> None:
+        self._proposal: _Proposal | None = None
+        self._commits = 0
+        self._grams = [_gram(self._weight, self._sum), _gram(self._sum)]
+
+    def look(self, update: LowRank | None, *, sigma_min: bool | None = None) -> Largest:
+        """Of W₀ + Σ + `update`, which is not added; None: of W₀ + Σ. The answer is `Extremes`, with σ_min, where that
+        is due or `sigma_min` asks for it. Raises TetherError where a value is not finite."""
+        proposal = self._proposed(update)
+        if proposal.largest is None:
+            squares, proposal.vectors = zip(
+                *(
+                    _top(_changed(gram, change, proposal.A), _start(vector, proposal), tolerance=1e-9)
+                    for gram, change, vector in zip(self._grams, (proposal.Y, proposal.Z), self._vectors, strict=True)
+                ),
+                strict=True,
+            )
+            proposal.largest = Largest(*(math.sqrt(max(square, 0.0)) for square in squares))
+        found = proposal.largest
+        if sigma_min is None:
+            sigma_min = self._since >= self._every or found.sigma_max > _GROWN * self._then
+        if sigma_min and proposal.extremes is None:
+            gram = self._grams[0] + proposal.Y @ proposal.A.mT + proposal.A @ proposal.Y.mT
+            low = _low(gram, found.sigma_max, lambda: self._weight.double() + self._sum + proposal.A @ proposal.B)
+            proposal.extremes = Extremes(found.sigma_max, found.update_sigma_max, low)
+        return proposal.extremes if sigma_min and proposal.extremes is not None else found
+
+    def commit(self, update: LowRank | None) -> None:
+        """Add `update` to Σ; needs no look before."""
+        proposal = self._proposed(update)
+        self._sum.addmm_(proposal.A, proposal.B)
+        for gram, change in zip(self._grams, (proposal.Y, proposal.Z), strict=True):
+            gram.addmm_(change, proposal.A.mT).addmm_(proposal.A, change.mT)
+        self._vectors = proposal.vectors or self._vectors
+        if proposal.extremes is not None:
+            self._since, self._then = 0, proposal.extremes.sigma_max
+        self._since += 1
+        self._commits += 1
+        self._proposal = None
+        if self._commits >= self._anchor_every:
+            self._anchor()
+
+    def _proposed(self, update: LowRank | None) -> _Proposal:
+        if self._proposal is None or self._proposal.update is not update:
+            n, m = self._weight.shape
+            A, B = _factors(LowRank.zeros(n, m) if update is None else update, self._wide or update is None)
+            half = A @ (B @ B.mT) / 2
+            of_sum = self._sum @ B.mT
+            self._proposal = _Proposal(update, A, B, _times(self._weight, B.mT) + of_sum + half, of_sum + half)
+        return self._proposal
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def _on_its_side(original: Tensor) -> tuple[Tensor, bool]:
+    """The weight n×m with n ≤ m, and whether that is how it came."""
+    weight = original.detach().cpu()
+    wide = weight.shape[0] <= weight.shape[1]
+    return (weight if wide else weight.mT), wide
+
+
+def _factors(update: LowRank, wide: bool) -> tuple[Tensor, Tensor]:
+    """A (n×k) and B (k×m) in float64 on the CPU."""
+    A, B = (update.A, update.B) if wide else (update.B.mT, update.A.mT)
+    return A.detach().cpu().double(), B.detach().cpu().double()
+
+
+def _gram(weight: Tensor, update: Tensor | None = None) -> Tensor:
+    """(W + Σ)(W + Σ)ᵀ, a strip of columns at a time."""
+    n, width = len(weight), max(1, _STRIP // len(weight))
+    gram = torch.zeros(n, n, dtype=torch.float64)
+    strips = weight.split(width, dim=1)
+    for strip, more in zip(strips, strips if update is None else update.split(width, dim=1), strict=True):
+        part = strip.double() if update is None else strip.double() + more
+        gram.addmm_(part, part.mT)
+    return gram
+
+
+def _times(weight: Tensor, right: Tensor) -> Tensor:
+    """W·right in float64, a strip of rows at a time."""
+    return torch.cat([part.double() @ right for part in weight.split(max(1, _STRIP // weight.shape[1]))])
+
+
+def _noise(n: int) -> np.ndarray[Any, Any]:
+    """Always the same random vector of length 1 or so."""
+    return np.random.default_rng(0).standard_normal(n) / math.sqrt(n)
+
+
+def _start(last: np.ndarray[Any, Any], proposal: _Proposal) -> np.ndarray[Any, Any]:
+    """The last vector; with a part of the update and of noise, so that no new direction is missed."""
+    direction = (proposal.A * proposal.B.norm(dim=1)).sum(dim=1).numpy()
+    length = float(np.linalg.norm(direction))
+    return last + 0.1 * _noise(len(last)) + (0.1 * direction / length if 0 < length < math.inf else 0.0)
+
+
+def _changed(gram: Tensor, change: Tensor, A: Tensor) -> Any:
+    """gram + change·Aᵀ + A·changeᵀ, as what it does to a vector; multiplied out where that is cheap."""
+    if len(gram) <= _DENSE:
+        return (gram + change @ A.mT + A @ change.mT).numpy()
+    G, Y, X = gram.numpy(), change.numpy(), A.numpy()
+    return scipy.sparse.linalg.LinearOperator(
+        G.shape, matvec=lambda x: G @ x + Y @ (X.T @ x) + X @ (Y.T @ x), dtype=G.dtype
     )
-    top = scipy.sparse.linalg.eigsh(inverse, k=1, which="LA", v0=start, return_eigenvectors=False)[0]
-    return 1 / float(top), high
+
+
+def _top(matrix: Any, start: np.ndarray[Any, Any], tolerance: float) -> tuple[float, np.ndarray[Any, Any]]:
+    """The largest eigenvalue of a symmetric matrix (an array, or an operator beyond _DENSE), and its vector: by
+    Lanczos, or by a whole decomposition where that is cheap or Lanczos does not converge."""
+    n = matrix.shape[0]
+    with np.errstate(invalid="ignore", over="ignore"):
+        finite = bool(np.isfinite(matrix @ start).all())
+    if not finite:
+        raise TetherError(
+            "a weight or its update holds values that are not finite, so it has no singular values: undo the last edit"
+        )
+    if n > _DENSE:
+        try:
+            values, vectors = scipy.sparse.linalg.eigsh(matrix, k=1, which="LA", v0=start, ncv=12, tol=tolerance)
+            return float(values[0]), vectors[:, 0]
+        except scipy.sparse.linalg.ArpackError:
+            pass
+    try:
+        values, vectors = np.linalg.eigh(matrix if isinstance(matrix, np.ndarray) else matrix @ np.eye(n))
+    except np.linalg.LinAlgError as error:
+        raise TetherError(
+            f"the singular values of a {n}-row weight do not converge ({error}): undo the last edit"
+        ) from error
+    return float(values[-1]), vectors[:, -1]
+
+
+def _both(gram: Tensor, dense: Callable[[], Tensor]) -> tuple[float, float]:
+    """σ_max and σ_min of the matrix whose Gram matrix is given; `dense` gives it."""
+    high = math.sqrt(max(_top(gram.numpy(), _noise(len(gram)), tolerance=1e-11)[0], 0.0))
+    return high, _low(gram, high, dense)
+
+
+def _low(gram: Tensor, high: float, dense: Callable[[], Tensor]) -> float:
+    """σ_min of the matrix whose Gram matrix and σ_max are given: by inverse iteration, or by a dense SVD where the Gram
+    matrix has lost it."""
+    array = gram.numpy()
+    if len(array) <= _DENSE:
+        square = float(np.linalg.eigvalsh(array)[0])
+    else:
+        try:
+            factor = scipy.linalg.cho_factor(array, lower=True, check_finite=False)
+            inverse = scipy.sparse.linalg.LinearOperator(
+                array.shape, matvec=lambda x: scipy.linalg.cho_solve(factor, x, check_finite=False), dtype=array.dtype
+            )
+            square = 1 / _top(inverse, _noise(len(array)), tolerance=1e-8)[0]
+        except scipy.linalg.LinAlgError:  # singular to rounding
+            square = 0.0
+    if square > _SAFE * high**2:
+        return math.sqrt(square)
+    try:
+        return float(torch.linalg.svdvals(dense())[-1])
+    except RuntimeError as error:
+        raise TetherError(f"σ_min of a weight does not converge ({first_line(error)}): undo the last edit") from error

@@ -35,10 +35,12 @@ def _line(event: Event, undone: frozenset[int]) -> str:
     if event.kind != "edit":
         return f"{event.edit or 0:5d} {event.kind} {fact}: {event.reason}"
     mark = " (undone)" if event.edit in undone else ""
+    kappa = f"κ {_number(record['kappa'], '.1f')}, " if "kappa" in record else ""  # not measured in every edit
+    health = f"{record['health']}, " if "health" in record else ""
     return (
         f"{event.edit or 0:5d} edit{mark} {fact} | loss {_number(record['loss_first'])} -> "
         f"{_number(record['loss_last'])} in {record['steps']:.0f} steps, ‖ΔW‖ {_number(record['norm'])}, "
-        f"κ {_number(record['kappa'], '.1f')}, {record['health']}, {record['seconds']:.1f} s"
+        f"{kappa}{health}{record['seconds']:.1f} s"
     )
 
 

@@ -5,19 +5,18 @@ The rule, for the worst of the edited weights (m is σ_max of the unedited weigh
     warn   σ̂_max > 3 m, or κ > 3 κ₀, or perplexity > 1.1 × the unedited model's
     alarm  this edit alone has σ_max(ΔW) > 8 m, or κ > 6 κ₀, or perplexity > 1.5 × the unedited model's
 
-PRUNE begins to act at σ̂_max > m, long before a model suffers; the limits here are where SmolLM2 was seen to suffer.
+κ is judged where σ_min was measured (`RunningSpectrum` says when), and for every edit that is disabling. PRUNE begins to act at σ̂_max > m, long before a model suffers; the limits here are where SmolLM2 was seen to suffer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tether.algebra.lowrank import LowRank
-from tether.algebra.spectrum import Extremes, Spectrum
+from tether.algebra.spectrum import Extremes, Largest, RunningSpectrum
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
-from tether.ledger import Sum
 from tether.models import EditableModel
 
 UPDATE = 3.0
@@ -28,14 +27,25 @@ PERPLEXITY = (1.1, 1.5)
 Level = Literal["ok", "warn", "alarm"]
 
 
+class Watched(Protocol):
+    """What is known of an unedited weight: m, and κ₀ where it was recorded."""
+
+    @property
+    def sigma_max(self) -> float: ...
+
+    @property
+    def kappa(self) -> float | None: ...
+
+
 @dataclass(frozen=True)
 class Reading:
-    """One look at a model with a proposal: the extremes of every edited weight, those of the `worst`, whose κ/κ₀ is the
-    largest, whether this edit alone is `disabling`, the level, and why."""
+    """One look at a model with a proposal: the singular values of every edited weight, those of the `worst`, whether
+    this edit alone is `disabling`, the level, and why. The worst weight is that with the largest κ/κ₀; where σ_min was
+    not measured, that with the largest σ̂_max/m, and `kappa_ratio` is None. `update_ratio` is the largest σ̂_max/m."""
 
-    extremes: dict[str, Extremes]
-    worst: Extremes
-    kappa_ratio: float
+    extremes: dict[str, Largest]
+    worst: Largest
+    kappa_ratio: float | None
     update_ratio: float
     perplexity_ratio: float | None
     disabling: bool
@@ -44,63 +54,106 @@ class Reading:
 
     def line(self) -> str:
         """The health line."""
-        ppl = "" if self.perplexity_ratio is None else f", perplexity × {self.perplexity_ratio:.3f}"
+        parts = [f"σ̂_max/m {self.update_ratio:.2f}"]
+        if isinstance(self.worst, Extremes):
+            parts.append(f"κ {self.worst.kappa:.1f} (× {self.kappa_ratio:.2f})")
+        if self.perplexity_ratio is not None:
+            parts.append(f"perplexity × {self.perplexity_ratio:.3f}")
         why = f": {'; '.join(self.reasons)}" if self.reasons else ""
-        return (
-            f"health {self.level} — σ̂_max/m {self.update_ratio:.2f}, κ {self.worst.kappa:.1f} "
-            f"(× {self.kappa_ratio:.2f}){ppl}{why}"
-        )
+        return f"health {self.level} — {', '.join(parts)}{why}"
 
     def record(self) -> dict[str, Any]:
-        """For the journal; with several weights, each is reported."""
-        return {
-            "health": self.level, "reasons": list(self.reasons), "sigma_max": self.worst.sigma_max,
-            "sigma_min": self.worst.sigma_min, "kappa": self.worst.kappa, "kappa_ratio": self.kappa_ratio,
-            "update_sigma_max": max(e.update_sigma_max for e in self.extremes.values()),
-            "update_ratio": self.update_ratio,
-            **({} if self.perplexity_ratio is None else {"perplexity_ratio": self.perplexity_ratio}),
-            **({} if len(self.extremes) == 1 else {"weights": {
-                name: {"sigma_max": e.sigma_max, "sigma_min": e.sigma_min, "kappa": e.kappa,
-                       "update_sigma_max": e.update_sigma_max} for name, e in self.extremes.items()}}),
-        }  # fmt: skip
+        """For the journal: what was measured, and nothing else; with several weights, each is reported."""
+        record: dict[str, Any] = {"health": self.level, "reasons": list(self.reasons), **self.worst.to_dict()}
+        record["update_sigma_max"] = max(one.update_sigma_max for one in self.extremes.values())
+        record["update_ratio"] = self.update_ratio
+        for name, ratio in (("kappa_ratio", self.kappa_ratio), ("perplexity_ratio", self.perplexity_ratio)):
+            if ratio is not None:
+                record[name] = ratio
+        if len(self.extremes) > 1:
+            record["weights"] = {name: one.to_dict() for name, one in self.extremes.items()}
+        return record
 
 
 class Health:
-    """Watches a model's edited weights. Keeps the spectrum of each unedited weight and the unedited perplexity."""
+    """Watches the edited weights of a model: `look` at a proposal, `commit` what was added, `reset` to other sums.
 
-    def __init__(self, model: EditableModel, m: Mapping[str, float]) -> None:
-        self.model, self.m = model, dict(m)
-        self.spectra = {name: Spectrum(model.original(name)) for name in m}
-        self.start = {name: spectrum.of(None).kappa for name, spectrum in self.spectra.items()}
-        self.text = builtin_text()
+    `weights` are those of the ledger's header and `sums` what the model carries on them. Keeps a RunningSpectrum of
+    every weight, and the unedited perplexity of a small built-in text. The model is changed by no method.
+    """
+
+    def __init__(
+        self, model: EditableModel, weights: Mapping[str, Watched], sums: Mapping[str, LowRank], *,
+        sigma_min_every: int = 10,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self._m = {name: weight.sigma_max for name, weight in weights.items()}
+        self._spectra = {
+            name: RunningSpectrum(model.original(name), sigma_min_every=sigma_min_every) for name in weights
+        }
+        self._kappa = {
+            name: self._unedited_kappa(name) if weight.kappa is None else weight.kappa
+            for name, weight in weights.items()
+        }
+        self.reset({name: held for name, held in sums.items() if held.rank})
+        self._text = builtin_text()
         with model.unedited():
-            self.start_perplexity = perplexity(model, self.text).value
+            self._perplexity = perplexity(model, self._text).value
 
-    def look(self, sums: Mapping[str, Sum], updates: Mapping[str, LowRank], *, read_text: bool) -> Reading:
-        """Judge the weights W₀ + Σ for `sums` that already hold the proposed `updates`; the model itself is as before
-        the proposal. With `read_text`, and for a disabling edit, the perplexity of a small built-in text is
-        measured with the proposal."""
-        extremes = {name: spectrum.of(sums[name].factors) for name, spectrum in self.spectra.items()}
-        # A weight that was singular and still is has grown no worse.
-        kappa_ratios = {n: 1.0 if e.kappa == self.start[n] else e.kappa / self.start[n] for n, e in extremes.items()}
-        worst = max(extremes, key=kappa_ratios.__getitem__)
-        update_ratio = max(e.update_sigma_max / self.m[name] for name, e in extremes.items())
-        alone = max(
-            (float(u.singular_values()[0]) / self.m[name] for name, u in updates.items() if u.rank), default=0.0
-        )
+    def _unedited_kappa(self, name: str) -> float:
+        """κ₀, for a ledger whose header has none."""
+        found = self._spectra[name].look(None, sigma_min=True)
+        assert isinstance(found, Extremes)
+        return found.kappa
+
+    def reset(self, sums: Mapping[str, LowRank]) -> None:
+        """The weights named carry these sums from now on, as after a restraint or an undo."""
+        for name, held in sums.items():
+            self._spectra[name].reset(held)
+
+    def commit(self, updates: Mapping[str, LowRank]) -> None:
+        """The updates are in; whether they were looked at before or not."""
+        for name, update in updates.items():
+            self._spectra[name].commit(update)
+
+    def look(self, updates: Mapping[str, LowRank], *, read_text: bool) -> Reading:
+        """Judge the weights with the proposed `updates`. With `read_text`, and for a disabling edit, the perplexity of
+        the built-in text is measured with the proposal."""
+        m = self._m
+        alone = max((float(u.singular_values()[0]) / m[name] for name, u in updates.items() if u.rank), default=0.0)
         disabling, ppl = alone > ALONE, None
+        extremes = self._extremes(updates, sigma_min=True if disabling else None)
+        update_ratios = {name: one.update_sigma_max / m[name] for name, one in extremes.items()}
+        kappa_ratios = {
+            name: self._kappa_ratio(name, one) for name, one in extremes.items() if isinstance(one, Extremes)
+        }
+        ratios = kappa_ratios or update_ratios
+        worst = max(ratios, key=ratios.__getitem__)
         if read_text or disabling:
             with self.model.provisional(updates):
-                ppl = perplexity(self.model, self.text).value / self.start_perplexity
+                ppl = perplexity(self.model, self._text).value / self._perplexity
         warn, alarm = [], []
         if disabling:
             alarm.append(f"this edit alone has σ_max {alone:.2f} m: a disabling edit")
-        if update_ratio > UPDATE:
-            warn.append(f"σ̂_max {update_ratio:.2f} m")
-        for value, limits, what in ((kappa_ratios[worst], KAPPA, "κ"), (ppl, PERPLEXITY, "perplexity")):
+        if max(update_ratios.values()) > UPDATE:
+            warn.append(f"σ̂_max {max(update_ratios.values()):.2f} m")
+        for value, limits, what in ((kappa_ratios.get(worst), KAPPA, "κ"), (ppl, PERPLEXITY, "perplexity")):
             if value is not None and not value <= limits[0]:  # NaN is within no limit
                 (warn if value <= limits[1] else alarm).append(f"{what} {value:.2f} × the unedited model's")
-        level: Level = "alarm" if alarm else "warn" if warn else "ok"
         return Reading(
-            extremes, extremes[worst], kappa_ratios[worst], update_ratio, ppl, disabling, level, (*alarm, *warn)
-        )
+            extremes, extremes[worst], kappa_ratios.get(worst), max(update_ratios.values()), ppl, disabling,
+            "alarm" if alarm else "warn" if warn else "ok", (*alarm, *warn),
+        )  # fmt: skip
+
+    def _extremes(self, updates: Mapping[str, LowRank], sigma_min: bool | None) -> dict[str, Largest]:
+        """Of every weight; with σ_min of all where it is due for one."""
+        found = {
+            name: spectrum.look(updates.get(name), sigma_min=sigma_min) for name, spectrum in self._spectra.items()
+        }
+        if sigma_min is None and any(isinstance(one, Extremes) for one in found.values()):
+            return self._extremes(updates, sigma_min=True)
+        return found
+
+    def _kappa_ratio(self, name: str, found: Extremes) -> float:
+        """κ/κ₀; 1 for a weight that was singular and still is."""
+        return 1.0 if found.kappa == self._kappa[name] else found.kappa / self._kappa[name]

@@ -100,13 +100,7 @@ def new_header(
                 "more text (tens of times as many tokens), or 'self'"
             )
         logger.info("layer %d: %d tokens, convergence %s", layer, one.tokens, one.convergence[-1:] or "not measured")
-    weights = {
-        name: WeightRecord(
-            shape=(model.weight(name).shape[0], model.weight(name).shape[1]),
-            sigma_max=Spectrum(model.original(name)).sigma_max,
-        )
-        for name in names
-    }
+    weights = {name: _weight_record(model, name) for name in names}
     return Header(
         created=now(), model=model.id, fingerprint=model.fingerprint(names),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -118,6 +112,12 @@ def new_header(
         editor=None if trained is None else EditorRecord(path=str(trained.path.resolve()), sha256=trained.sha256),
         anatomy=_anatomy(model), versions=versions(),
     )  # fmt: skip
+
+
+def _weight_record(model: EditableModel, name: str) -> WeightRecord:
+    p, q = model.weight(name).shape
+    unedited = Spectrum(model.original(name)).unedited
+    return WeightRecord(shape=(p, q), sigma_max=unedited.sigma_max, kappa=unedited.kappa)
 
 
 def _anatomy(model: EditableModel) -> dict[str, str] | None:

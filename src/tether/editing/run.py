@@ -195,7 +195,7 @@ class _Run:
         network = None if trained is None else trained.network
         self.context = Context(hparams, header.prefixes, recorded_moments(model, header), network)
         self.sums: Sums = ledger.sums()
-        self.health = Health(model, self.sums.m)
+        self.health = Health(model, header.weights, self._factors())
         self.level = "ok"
         self.guard = guard
 
@@ -258,7 +258,7 @@ class _Run:
         if batch.proposal is not None:
             updates = {name: update.to("cpu", torch.float32) for name, update in batch.proposal.updates.items()}
             due = any(number % self.health_every == 0 for number in range(first, first + len(facts)))
-            reading = self.health.look(self.sums.with_updates(updates), updates, read_text=due)
+            reading = self.health.look(updates, read_text=due)
             self._warn(first, facts, reading)
             shared = {
                 **batch.proposal.record, "norm": max(u.norm() for u in updates.values()), **reading.record()
@@ -287,6 +287,7 @@ class _Run:
         events = self.ledger.append(attempts, updates, vectors)
         if updates:
             self.sums.add(updates)
+            self.health.commit(updates)
             self.sums.show(self.model)
         if failed and self.strict:
             reason = attempts[failed[0] - first].reason
@@ -345,4 +346,8 @@ class _Run:
                    "restrained_sigma_max": max(self.sums.of[name].factors.singular_values().tolist(), default=0.0)}
             for name, s in before.items()
         }, reason)  # fmt: skip
+        self.health.reset(self._factors())
         self.sums.show(self.model)
+
+    def _factors(self) -> dict[str, LowRank]:
+        return {name: held.factors for name, held in self.sums.of.items()}

@@ -27,12 +27,13 @@ FORMAT = 1
 
 
 class WeightRecord(BaseModel):
-    """An edited weight: its shape (out, in) and m, the largest singular value of W₀."""
+    """An edited weight: its shape (out, in), m, the largest singular value of W₀, and κ₀, its condition number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shape: tuple[int, int]
     sigma_max: float
+    kappa: float | None = None
 
 
 class EditorRecord(BaseModel):

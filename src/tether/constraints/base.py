@@ -6,10 +6,18 @@
 
 A constraint is immutable and hashable; what it carries from one application to the next is its state, which the caller
 keeps. `str()` gives the written form, from which `parse` gives the same constraint.
+
+Another package adds one as a subclass of Constraint, under an entry point of the name that the class has:
+
+    [project.entry-points."tether.constraints"]
+    halve = "my_package:Halve"
+
+`tether.constraints.checks.check_constraint(parse("halve"))` says whether it keeps the rules.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +26,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
-from tether.errors import BadSettingsError, TetherError
+from tether.errors import BadSettingsError, TetherError, first_line
 from tether.plugins import Registry
 
+_PLUS = re.compile(r"(?<![0-9.]e)\+")  # not that of 1e+20
 AS_RECORDED = "as recorded"  # the label of a ledger replayed with the restraints of its own journal
 
 
@@ -43,9 +52,11 @@ class Data:
 
 
 class Constraint(ABC):
-    """A pair of pure functions. `name` is that of the registry; the written form is `name` or `name:parameter`."""
+    """A pair of pure functions. `name` is that of the registry; the written form is `name` or `name:parameter`, and
+    `example` is one that can be parsed."""
 
     name: ClassVar[str]
+    example: ClassVar[str]
 
     @classmethod
     @abstractmethod
@@ -58,12 +69,17 @@ class Constraint(ABC):
 
     @abstractmethod
     def apply(self, update: LowRank, state: Any) -> tuple[LowRank, Any]:
-        """The restrained sum, in the factors' dtype, and the next state. `update` is not changed; the same object comes
-        back where there is nothing to restrain."""
+        """The restrained sum, in the factors' dtype, and the next state. Neither argument is changed; the same update
+        object comes back where there is nothing to restrain, always for one of rank 0."""
 
     @property
     def acts(self) -> bool:
         """False for `none` alone, which leaves every sum as it is."""
+        return True
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether it promises that no singular value of a sum grows."""
         return True
 
     @abstractmethod
@@ -72,10 +88,18 @@ class Constraint(ABC):
 
 @dataclass(frozen=True)
 class Chain(Constraint):
-    """Constraints one after another, written with `+`; the state holds a state for each."""
+    """Two or more constraints, the first one applied first; written with `+`. The state is that of each. A chain within
+    a chain is taken apart. Raises BadSettingsError for fewer than two that act."""
 
     name: ClassVar[str] = "chain"
+    example: ClassVar[str] = "log:1.2+rank:64"
     parts: tuple[Constraint, ...]
+
+    def __post_init__(self) -> None:
+        parts = [one for part in self.parts for one in (part.parts if isinstance(part, Chain) else (part,))]
+        object.__setattr__(self, "parts", tuple(part for part in parts if part.acts))
+        if len(self.parts) < 2:
+            raise BadSettingsError(f"{' + '.join(map(str, parts)) or 'nothing'} is no chain: join two that act")
 
     @classmethod
     def read(cls, parameter: str) -> Constraint:
@@ -90,6 +114,10 @@ class Chain(Constraint):
             update, after = part.apply(update, before)
             states.append(after)
         return update, tuple(states)
+
+    @property
+    def shrinks(self) -> bool:
+        return all(part.shrinks for part in self.parts)
 
     def __str__(self) -> str:
         return "+".join(map(str, self.parts))
@@ -106,13 +134,14 @@ CONSTRAINTS: Registry[type[Constraint]] = Registry(
 
 
 def parse(text: str | Constraint) -> Constraint:
-    """`none`, `log:1.2`, `log:e`, `linear:2`, `rank:64`, or several joined by `+`. Raises TetherError for another."""
+    """`none`, `log:1.2`, `log:e`, `linear:2`, `rank:64`, or several joined by `+`. Raises BadSettingsError for another
+    text, and TetherError for a plug-in that is no Constraint."""
     if isinstance(text, Constraint):
         return text
-    parts = [_part(part, text) for part in text.split("+")]
-    active = tuple(part for part in parts if part.acts)
+    parts = [_part(part, text) for part in _PLUS.split(text)]
+    active = [part for part in parts if part.acts]
     if len(active) > 1:
-        return Chain(active)
+        return Chain(tuple(active))
     return active[0] if active else parts[0]
 
 
@@ -123,7 +152,13 @@ def _part(text: str, whole: str) -> Constraint:
             f"{whole!r} is no restraint: write none, log:ALPHA (log:1.2, log:e), linear:BETA (linear:2), or another of "
             f"{', '.join(CONSTRAINTS)}; join several with +"
         )
-    return CONSTRAINTS[name].read(parameter)
+    found = CONSTRAINTS[name]
+    if not issubclass(found, Constraint) or found.name != name:
+        raise TetherError(
+            f"restraint {name!r} of {CONSTRAINTS.source(name)} is no Constraint of that name: update or remove that "
+            "package"
+        )
+    return found.read(parameter)
 
 
 def read_number(name: str, parameter: str, example: str) -> float:
@@ -131,7 +166,14 @@ def read_number(name: str, parameter: str, example: str) -> float:
     try:
         return float(parameter)
     except ValueError:
-        raise BadSettingsError(f"'{name}:{parameter}' is no restraint: write a number, as in {example}") from None
+        text = f"{name}:{parameter}"
+        raise BadSettingsError(f"{text!r} is no restraint: write a number, as in {example}") from None
+
+
+def written(number: float) -> str:
+    """The shortest text that gives the same number again, without a plus sign, which joins a chain."""
+    short = f"{number:g}"
+    return (short if float(short) == number else repr(number)).replace("e+", "e")
 
 
 def label_of(constraint: str | Constraint | None) -> str:
@@ -144,4 +186,7 @@ def constrained(update: LowRank, weight: Weight, constraint: Constraint, data: D
     try:
         return constraint.apply(update, constraint.init(weight, data or Data()))[0]
     except (ArithmeticError, RuntimeError) as error:
-        raise TetherError(f"restraint {constraint}: the sum of the updates cannot be restrained ({error})") from error
+        raise TetherError(
+            f"restraint {constraint}: the sum of the updates has no singular values ({first_line(error)}): undo the "
+            "last edit"
+        ) from error

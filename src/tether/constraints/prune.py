@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
-from tether.constraints.base import AS_RECORDED, Constraint, Data, Weight, label_of, parse, read_number
+from tether.constraints.base import AS_RECORDED, Constraint, Data, Weight, label_of, parse, read_number, written
 from tether.errors import BadSettingsError
 
 logger = logging.getLogger(__name__)
@@ -53,11 +53,13 @@ class Nothing(Restraint):
     """No restraint: W + Σ."""
 
     name: ClassVar[str] = "none"
+    example: ClassVar[str] = "none"
 
     @classmethod
     def read(cls, parameter: str) -> Nothing:
         if parameter:
-            raise BadSettingsError(f"'none:{parameter}' is no restraint: none has no parameter")
+            text = f"none:{parameter}"
+            raise BadSettingsError(f"{text!r} is no restraint: none has no parameter; write none, or log:1.2")
         return cls()
 
     def __call__(self, s: Float[Tensor, " k"], sigma_max: float) -> Float[Tensor, " k"]:
@@ -76,6 +78,7 @@ class Log(Restraint):
     """F_log(σ̂) = log_α(σ̂) − log_α(m) + m (eq. 5), α > 1, capped at σ̂, which matters only where m < 1/ln α."""
 
     name: ClassVar[str] = "log"
+    example: ClassVar[str] = "log:1.2"
     alpha: float
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class Log(Restraint):
         return limit if sigma_max < limit else None
 
     def __str__(self) -> str:
-        return f"log:{_shortest(self.alpha)}"
+        return f"log:{_parameter(self.alpha)}"
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Linear(Restraint):
     """F_linear(σ̂) = σ̂/β + (β−1)/β·m (appendix C.3), β > 1."""
 
     name: ClassVar[str] = "linear"
+    example: ClassVar[str] = "linear:2"
     beta: float
 
     def __post_init__(self) -> None:
@@ -117,13 +121,11 @@ class Linear(Restraint):
         return torch.where(s > sigma_max, torch.minimum(s, sigma_max + (s - sigma_max) / self.beta), s)
 
     def __str__(self) -> str:
-        return f"linear:{_shortest(self.beta)}"
+        return f"linear:{_parameter(self.beta)}"
 
 
-def _shortest(number: float) -> str:
-    """The shortest text that gives the same number again."""
-    short = "e" if number == math.e else f"{number:g}"
-    return short if short == "e" or float(short) == number else repr(number)
+def _parameter(number: float) -> str:
+    return "e" if number == math.e else written(number)
 
 
 def none() -> Nothing:

@@ -15,12 +15,18 @@ class Rank(Constraint):
     """Keeps the `rank` largest singular values of the sum and drops the others. Written `rank:64`."""
 
     name: ClassVar[str] = "rank"
+    example: ClassVar[str] = "rank:64"
     rank: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise BadSettingsError(f"rank:{self.rank} is no restraint: write a whole number above 0, as in rank:64")
 
     @classmethod
     def read(cls, parameter: str) -> Rank:
-        if not parameter.isdecimal() or int(parameter) < 1:
-            raise BadSettingsError(f"'rank:{parameter}' is no restraint: write a whole number above 0, as in rank:64")
+        if not parameter.strip().isdecimal():
+            text = f"rank:{parameter}"
+            raise BadSettingsError(f"{text!r} is no restraint: write a whole number above 0, as in rank:64")
         return cls(int(parameter))
 
     def apply(self, update: LowRank, state: None) -> tuple[LowRank, None]:

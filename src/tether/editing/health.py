@@ -5,7 +5,8 @@ The rule, for the worst of the edited weights (m is σ_max of the unedited weigh
     warn   σ̂_max > 3 m, or κ > 3 κ₀, or perplexity > 1.1 × the unedited model's
     alarm  this edit alone has σ_max(ΔW) > 8 m, or κ > 6 κ₀, or perplexity > 1.5 × the unedited model's
 
-κ is judged where σ_min was measured (`RunningSpectrum` says when), and for every edit that is disabling. PRUNE begins to act at σ̂_max > m, long before a model suffers; the limits here are where SmolLM2 was seen to suffer.
+κ is judged where σ_min was measured (`RunningSpectrum` says when) and for every disabling edit. PRUNE begins to act at
+σ̂_max > m, long before a model suffers; the limits here are where SmolLM2 was seen to suffer.
 """
 
 from __future__ import annotations

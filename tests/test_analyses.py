@@ -16,7 +16,7 @@ import torch
 from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, reciter, same_bits
 from test_cli import run
 from test_ledger import new_ledger
-from test_theory import fill
+from test_perturbation_bound import fill
 from torch import Tensor
 
 import tether

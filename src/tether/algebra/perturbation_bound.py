@@ -1,13 +1,13 @@
 """The bound on what an update does to the keys of a weight: theorems 3.1 and 3.2 of the paper, in code.
 
 form = reduced_form(W)                        # the basis of A = W
-found = bound(form, update, W @ keys.mT)      # A x = b before, Ã x̃ = b behind: x = A†b, x̃ = Ã†b
+found = bound(form, update, W @ keys.mT)      # A x = b before, Ã x̃ = b after: x = A†b, x̃ = Ã†b
 found.error, found.total                      # ‖x̃ − x‖/‖x‖ of every key, and what the theorem allows
 
-The value b of a key stays what it was and the weight A becomes Ã = A + E; how far must the key move? In the reduced
-form (appendix A.1), A = U₁A₁₁V₁ᴴ with A₁₁ nonsingular r×r, and U = (U₁ U₂), V = (V₁ V₂) unitary, E is split as
+The weight A becomes Ã = A + E and the value b of a key stays what it was: how far must the key move? In the reduced
+form (appendix A.1) A = U₁A₁₁V₁ᵀ with A₁₁ nonsingular r×r, and U = (U₁ U₂), V = (V₁ V₂) are orthogonal. E is split as
 
-    UᴴEV = [E₁₁ E₁₂; E₂₁ E₂₂],    Ã₁₁ = A₁₁ + E₁₁,    F₂₁ = E₂₁Ã₁₁⁻¹,    F₁₂ = Ã₁₁⁻¹E₁₂.
+    UᵀEV = [E₁₁ E₁₂; E₂₁ E₂₂],    Ã₁₁ = A₁₁ + E₁₁,    F₂₁ = E₂₁Ã₁₁⁻¹,    F₁₂ = Ã₁₁⁻¹E₁₂.
 
 E is *acute* if Ã₁₁ is nonsingular and E₂₂ = E₂₁Ã₁₁⁻¹E₁₂ (eq. 20): A and Ã have one rank, and no direction of one's
 space is orthogonal to the other's. Then Ã = [I; F₂₁] Ã₁₁ (I F₁₂). With κ̂ = ‖A‖‖Ã₁₁⁻¹‖ (eq. 24),
@@ -19,29 +19,30 @@ With κ = ‖A‖‖A†‖ and γ = 1 − κ‖E₁₁‖/‖A‖ > 0 (eq. 36),
 the bound itself holds for every acute E. A weight with p < q of full row rank has no E₂₁, E₂₂ and b₂, and any update
 that leaves Ã₁₁ nonsingular is acute.
 
-**The proof.** One step of the paper's derivation does not hold as it stands: eq. 46 bounds Ã₁₁⁻¹M⁻¹F₂₁ᴴF₂₁b₁ as if
-F₂₁b₁ were E₂₁x₁. The theorem is true all the same. Group the difference another way (`difference` computes it), with
-M = I + F₂₁ᴴF₂₁, J₁₂ = (I F₁₂) and I₁₂ = (I 0):
+**The proof.** One step of the paper's derivation does not hold: eq. 46 bounds Ã₁₁⁻¹M⁻¹F₂₁ᵀF₂₁b₁ as if F₂₁b₁ were E₂₁x₁.
+The theorem is still true. Group the difference another way (the tests compute it), with M = I + F₂₁ᵀF₂₁, J₁₂ = (I F₁₂)
+and I₁₂ = (I 0):
 
-    x̃ − x = − J₁₂†Ã₁₁⁻¹M⁻¹ E₁₁x₁  +  (J₁₂† − I₁₂†) x₁  +  J₁₂†Ã₁₁⁻¹M⁻¹F₂₁ᴴ (b₂ − E₂₁x₁)
+    x̃ − x = − J₁₂†Ã₁₁⁻¹M⁻¹ E₁₁x₁  +  (J₁₂† − I₁₂†) x₁  +  J₁₂†Ã₁₁⁻¹M⁻¹F₂₁ᵀ (b₂ − E₂₁x₁)
 
-since b₁ = A₁₁x₁ = MÃ₁₁x₁ − F₂₁ᴴE₂₁x₁ − E₁₁x₁. Each group is at most ‖x‖ times its term of the bound, because
+since b₁ = A₁₁x₁ = MÃ₁₁x₁ − F₂₁ᵀE₂₁x₁ − E₁₁x₁. Each group is at most ‖x‖ times its term of the bound, because
 ‖J₁₂†‖ ≤ 1, ‖M⁻¹‖ ≤ 1, ‖J₁₂† − I₁₂†‖ = Ψ₂(F₁₂) (eq. 23) and ‖F₂₁‖ ≤ ‖E₂₁‖‖Ã₁₁⁻¹‖.
 
-All arithmetic is in float64 or complex128, on the device of A. Nothing given is changed. U₂ and V₂ are never formed:
-what lies outside A's spaces is kept in the coordinates of E, where every norm is the same.
+All arithmetic is in float64, on the device of A, or on the CPU where that device has no float64. Nothing given is
+changed. U₂ and V₂ are never formed: what lies outside A's spaces is kept in the coordinates of E, where every norm is
+the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Float
 from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
@@ -57,11 +58,11 @@ Of = Literal["sum", "edit"]
 
 @dataclass(frozen=True, eq=False)
 class ReducedForm:
-    """A = U₁A₁₁V₁ᴴ of rank r by its singular value decomposition, so that A₁₁ = diag(s). From `reduced_form`."""
+    """A = U₁A₁₁V₁ᵀ of rank r by its singular value decomposition, so that A₁₁ = diag(s). From `reduced_form`."""
 
-    U: Inexact[Tensor, "p r"]
+    U: Float[Tensor, "p r"]
     s: Float[Tensor, " r"]
-    Vh: Inexact[Tensor, "r q"]
+    Vh: Float[Tensor, "r q"]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,30 +82,30 @@ class ReducedForm:
         """κ = ‖A‖‖A†‖ = σ_max/σ_r (eq. 34), over the r singular values that are not zero."""
         return self.norm / float(self.s[-1])
 
-    def solve(self, b: Inexact[Tensor, "p n"]) -> Inexact[Tensor, "q n"]:
+    def solve(self, b: Float[Tensor, "p n"]) -> Float[Tensor, "q n"]:
         """A†b: of all x that bring Ax closest to b, the shortest."""
-        return self.Vh.mH @ ((self.U.mH @ b) / self.s[:, None])
+        return self.Vh.mT @ ((self.U.mT @ b) / self.s[:, None])
 
-    def split(self, E: Inexact[Tensor, "p q"] | LowRank) -> Split:
+    def split(self, E: Float[Tensor, "p q"] | LowRank) -> Split:
         """E in the bases of A. A LowRank is never multiplied out."""
         left, right = _factors(E, self.U)
         p, q = self.shape
         if (left.shape[0], right.shape[1]) != self.shape:
             raise ValueError(f"E is {left.shape[0]}×{right.shape[1]}, A is {p}×{q}")
-        left_in, right_in = self.U.mH @ left, right @ self.Vh.mH
+        left_in, right_in = self.U.mT @ left, right @ self.Vh.mT
         # Where A has full rank on a side nothing lies outside; a difference would leave rounding there.
         left_out = left - self.U @ left_in if self.rank < p else torch.zeros_like(left)
         right_out = right - right_in @ self.Vh if self.rank < q else torch.zeros_like(right)
         return Split(self, left_in, left_out, right_in, right_out)
 
 
-def reduced_form(A: Inexact[Tensor, "p q"], rank: int | None = None) -> ReducedForm:
-    """The reduced form of A, any floating dtype, real or complex, by one thin SVD in double precision.
+def reduced_form(A: Float[Tensor, "p q"], rank: int | None = None) -> ReducedForm:
+    """The reduced form of A, any floating dtype, by one thin SVD in float64.
 
     The rank is the number of singular values above max(p, q)·ε·σ_max, or `rank` where it is known. Raises TetherError
     for a matrix that is not finite or is zero, and where fewer than `rank` singular values are above that limit.
     """
-    A = _double(A)
+    A = double(A)
     if A.ndim != 2:
         raise ValueError(f"A has {A.ndim} dimensions: it must be a matrix")
     if not bool(torch.isfinite(A).all()):
@@ -126,40 +127,20 @@ def reduced_form(A: Inexact[Tensor, "p q"], rank: int | None = None) -> ReducedF
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """E split by the bases of A, as factors: E = (U₁·left_in + left_out)(right_in·V₁ᴴ + right_out), where left_out is
+    """E split by the bases of A, as factors: E = (U₁·left_in + left_out)(right_in·V₁ᵀ + right_out), where left_out is
     orthogonal to U₁ and right_out to V₁. Blocks with an index 2 stand in the coordinates of E (p rows, q columns)
     rather than of U₂ and V₂: the same up to an isometry, so of the same norm."""
 
     form: ReducedForm
-    left_in: Inexact[Tensor, "r k"]
-    left_out: Inexact[Tensor, "p k"]
-    right_in: Inexact[Tensor, "k r"]
-    right_out: Inexact[Tensor, "k q"]
-
-    @property
-    def E11(self) -> Inexact[Tensor, "r r"]:  # noqa: N802 - named as in the paper
-        """U₁ᴴEV₁."""
-        return self.left_in @ self.right_in
-
-    @property
-    def E12(self) -> Inexact[Tensor, "r q"]:  # noqa: N802
-        """U₁ᴴE(I − V₁V₁ᴴ); zero where A has full column rank."""
-        return self.left_in @ self.right_out
-
-    @property
-    def E21(self) -> Inexact[Tensor, "p r"]:  # noqa: N802
-        """(I − U₁U₁ᴴ)EV₁; zero where A has full row rank."""
-        return self.left_out @ self.right_in
-
-    @property
-    def E22(self) -> Inexact[Tensor, "p q"]:  # noqa: N802
-        """(I − U₁U₁ᴴ)E(I − V₁V₁ᴴ); zero where A has full rank."""
-        return self.left_out @ self.right_out
+    left_in: Float[Tensor, "r k"]
+    left_out: Float[Tensor, "p k"]
+    right_in: Float[Tensor, "k r"]
+    right_out: Float[Tensor, "k q"]
 
     @cached_property
-    def edited11(self) -> Inexact[Tensor, "r r"]:
+    def edited11(self) -> Float[Tensor, "r r"]:
         """Ã₁₁ = A₁₁ + E₁₁."""
-        return torch.diag(self.form.s).to(self.left_in) + self.E11
+        return torch.diag(self.form.s) + self.left_in @ self.right_in
 
     @cached_property
     def constants(self) -> Constants:
@@ -189,15 +170,6 @@ class Split:
                 "acute perturbations: take a weight of full rank"
             )
         return Constants(form.norm, form.kappa, 1 / low, e11, e12, e21)
-
-    @property
-    def acute(self) -> bool:
-        """Whether Ã₁₁ is nonsingular and E₂₂ = E₂₁Ã₁₁⁻¹E₁₂ (lemma 2, eq. 20), to rounding."""
-        try:
-            _ = self.constants
-        except TetherError:
-            return False
-        return True
 
 
 # --- the bound --------------------------------------------------------------------------------------------------------
@@ -270,8 +242,8 @@ class Bound:
 
 def bound(
     form: ReducedForm,
-    E: Inexact[Tensor, "p q"] | LowRank,
-    b: Inexact[Tensor, "p n"],
+    E: Float[Tensor, "p q"] | LowRank,
+    b: Float[Tensor, "p n"],
     edited: ReducedForm | None = None,
 ) -> Bound:
     """The bound of theorem 3.1 and the actual error, for every column of b.
@@ -283,43 +255,19 @@ def bound(
     constants = split.constants
     b = _as(b, form.U)
     x = form.solve(b)
-    length, inside = _lengths(x), _lengths(form.U.mH @ b)
+    length, inside = _lengths(x), _lengths(form.U.mT @ b)
     if not bool((inside > max(form.shape) * _EPS * _lengths(b)).all()):
         worst = int(torch.argmin(inside))
         raise TetherError(
             f"right-hand side {worst} lies outside the range of A, so x = A†b is 0 and no error is relative to it; "
             "leave it out"
         )
-    outside = _lengths(b - form.U @ (form.U.mH @ b)) if form.rank < form.shape[0] else torch.zeros_like(length)
+    outside = _lengths(b - form.U @ (form.U.mT @ b)) if form.rank < form.shape[0] else torch.zeros_like(length)
     if edited is None:
         left, right = _factors(E, form.U)
         edited = reduced_form((form.U * form.s) @ form.Vh + left @ right, rank=form.rank)
     error = _lengths(edited.solve(b) - x) / length
     return Bound(constants, form.norm * length / inside, outside / (form.norm * length), error)
-
-
-def difference(split: Split, b: Inexact[Tensor, "p n"]) -> tuple[Tensor, Tensor, Tensor]:
-    """x̃ − x for x = A†b and acute E, in the three groups (each q×n) of this page's proof: of E₁₁, of E₁₂, and of E₂₁.
-    Their sum is x̃ − x exactly, and each is bounded by its own term of eq. 41."""
-    form, edited11 = split.form, split.edited11
-    b = _as(b, form.U)
-    b1 = form.U.mH @ b
-    b2, x1 = b - form.U @ b1, b1 / form.s[:, None]
-    F21 = torch.linalg.solve(edited11, split.E21, left=False)
-    F12 = torch.linalg.solve(edited11, split.E12)
-    eye = torch.eye(form.rank).to(edited11)
-    M = eye + F21.mH @ F21
-
-    def through(y: Tensor) -> Tensor:
-        """Ã₁₁⁻¹M⁻¹y."""
-        return torch.linalg.solve(edited11, torch.linalg.solve(M, y))
-
-    def lift(y: Tensor) -> Tensor:
-        """J₁₂†y = (I F₁₂)ᴴ(I + F₁₂F₁₂ᴴ)⁻¹y, in the coordinates of x."""
-        y = torch.linalg.solve(eye + F12 @ F12.mH, y)
-        return form.Vh.mH @ y + F12.mH @ y
-
-    return -lift(through(split.E11 @ x1)), lift(x1) - form.Vh.mH @ x1, lift(through(F21.mH @ (b2 - split.E21 @ x1)))
 
 
 # --- a sequence of updates --------------------------------------------------------------------------------------------
@@ -335,63 +283,20 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The bound for one span of a sequence: A = W₀ + before, E = after − before."""
+    """The bound for one span: A = W₀ + before, E = after − before."""
 
     edits: int
     update_norm: float  # ‖E‖
     bound: Bound
 
 
-def sequence(
-    weight: Inexact[Tensor, "p q"],
-    updates: Sequence[LowRank],
-    keys: Inexact[Tensor, "n q"],
-    *,
-    of: Of = "sum",
-    at: Sequence[int] | None = None,
-    restrain: Callable[[LowRank, float], LowRank] | None = None,
-) -> Iterator[Step]:
-    """The bound along a sequence of edits, after each number of updates in `at` (default: after every one), lazily.
-
-    of="sum": A = W₀ and E = Σ_{i≤n} ΔW_i, what n edits did together. of="edit": A = W_{n−1} and E = ΔW_n, what edit n
-    alone did (section 3.3 of the paper). With `restrain(Σ, m)` every sum is the restrained one, m = ‖W₀‖.
-
-    `weight` is W₀, `keys` hold one key k a row. The value of a key is b = W₀k throughout, as in section 3.2, and the
-    key that gives it on a weight W is W†b — which is W₀†W₀k rather than k on W₀ itself.
-    """
-    total = LowRank.sum([LowRank.zeros(*weight.shape, dtype=torch.float64, device=weight.device), *updates])
-    total = LowRank(_double(total.A), _double(total.B))
-    ends = [0]
-    for update in updates:
-        ends.append(ends[-1] + update.rank)
-    sigma_max = float(torch.linalg.matrix_norm(_double(weight), 2)) if restrain is not None else 0.0
-
-    def state(n: int) -> LowRank:
-        held = LowRank(total.A[:, : ends[n]], total.B[: ends[n]])
-        return held if restrain is None else restrain(held, sigma_max)
-
-    def spans() -> Iterator[Span]:
-        last = (0, state(0))
-        for n in range(1, len(updates) + 1) if at is None else at:
-            first = 0 if of == "sum" else n - 1
-            if not 0 <= first <= n <= len(updates):
-                raise TetherError(f"at {n}: the sequence has updates 1 to {len(updates)}; name one of them")
-            before = last[1] if last[0] == first else state(first)
-            after = state(n)
-            yield Span(n, before, after)
-            if of == "edit":
-                last = (n, after)
-
-    return walk(weight, spans(), keys)
-
-
-def walk(weight: Inexact[Tensor, "p q"], spans: Iterable[Span], keys: Inexact[Tensor, "n q"]) -> Iterator[Step]:
+def walk(weight: Float[Tensor, "p q"], spans: Iterable[Span], keys: Float[Tensor, "n q"]) -> Iterator[Step]:
     """The bound for each span of a weight's history, lazily; `weight` is W₀, and b = W₀k for every row k of `keys`.
 
     Costs one SVD of the p×q matrix W₀ and one a span (of W₀ + after, kept for a next span that starts there: pass the
     same LowRank), and the singular values of Ã₁₁. Raises TetherError, naming the edit, where a span is not acute.
     """
-    weight = _double(weight)
+    weight = double(weight)
     b = weight @ _as(keys, weight).mT
     original = reduced_form(weight)
     held: tuple[LowRank | None, ReducedForm] = (None, original)
@@ -426,15 +331,18 @@ def _change(before: LowRank, after: LowRank) -> LowRank:
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
-def _double(matrix: Tensor) -> Tensor:
-    return matrix.detach().to(torch.complex128 if matrix.is_complex() else torch.float64)
+def double(matrix: Tensor) -> Tensor:
+    """In float64, on its device; on the CPU where the device has no float64, as Apple's."""
+    matrix = matrix.detach()
+    try:
+        return matrix.to(torch.float64)
+    except TypeError:
+        return matrix.cpu().to(torch.float64)
 
 
 def _as(matrix: Tensor, like: Tensor) -> Tensor:
-    """In the dtype and on the device of `like`, which must be complex where the matrix is."""
-    if matrix.is_complex() and not like.is_complex():
-        raise ValueError("a complex E or b with a real A: give A as a complex matrix")
-    return matrix.detach().to(like)
+    """In the dtype and on the device of `like`. Moved before it is cast, since its own device may have no float64."""
+    return matrix.detach().to(like.device).to(like.dtype)
 
 
 def _factors(E: Tensor | LowRank, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -452,7 +360,7 @@ def _norm(left: Tensor, right: Tensor) -> float:
     if k == 0 or left.numel() == 0 or right.numel() == 0:
         return 0.0
     if k < min(left.shape[0], right.shape[1]):
-        left, right = torch.linalg.qr(left).R, torch.linalg.qr(right.mH).R.mH
+        left, right = torch.linalg.qr(left).R, torch.linalg.qr(right.mT).R.mT
     return float(torch.linalg.matrix_norm(left @ right, 2))
 
 

@@ -26,11 +26,11 @@ from tether.algebra.perturbation_bound import (
     Split,
     Step,
     bound,
-    double,
     psi2,
     reduced_form,
     walk,
 )
+from tether.algebra.precision import double
 from tether.analyses.bound import bound_rows
 from tether.errors import TetherError
 from tether.ledger import Attempt, Ledger

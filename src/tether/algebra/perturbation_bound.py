@@ -46,6 +46,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
+from tether.algebra.precision import double
 from tether.errors import TetherError
 
 _EPS = torch.finfo(torch.float64).eps
@@ -329,15 +330,6 @@ def _change(before: LowRank, after: LowRank) -> LowRank:
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
-
-
-def double(matrix: Tensor) -> Tensor:
-    """In float64, on its device; on the CPU where the device has no float64, as Apple's."""
-    matrix = matrix.detach()
-    try:
-        return matrix.to(torch.float64)
-    except TypeError:
-        return matrix.cpu().to(torch.float64)
 
 
 def _as(matrix: Tensor, like: Tensor) -> Tensor:

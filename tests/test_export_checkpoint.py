@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -299,6 +300,44 @@ def test_wrong_inputs_are_refused_in_one_line_and_leave_nothing(tmp_path: Path) 
     with pytest.raises(TetherError, match="no restraint"):
         restrain_checkpoint(base, good, out, restrain="log")
     assert tree(tmp_path) == before and not out.exists()
+
+
+def test_a_link_out_of_the_edited_checkpoint_is_refused(tmp_path: Path) -> None:
+    """What it leads to would be copied, and perhaps given away with the checkpoint."""
+    W = {"w": matrix(20, 10, torch.ones(10, dtype=torch.float64))}
+    base, edited = write(tmp_path / "base", W), write(tmp_path / "edited", edit(W, {"w": [5.0]}))
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/key").write_text("private")
+    (edited / "sub").mkdir()
+    link = edited / "sub/notes.txt"
+    for target in (tmp_path / "secret/key", tmp_path / "secret", tmp_path / "gone", edited, Path("../../secret/key")):
+        link.symlink_to(target)
+        with pytest.raises(TetherError, match=r"notes\.txt leads to .* only what lies inside is copied") as error:
+            restrain_checkpoint(base, edited, tmp_path / "out")
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+        link.unlink()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(link)
+        with pytest.raises(TetherError, match=r"notes\.txt"):
+            restrain_checkpoint(base, edited, tmp_path / "out")
+        link.unlink()
+    link.symlink_to(edited / "config.json")
+    restrain_checkpoint(base, edited, tmp_path / "out")
+    copied = tmp_path / "out/sub/notes.txt"
+    assert not copied.is_symlink() and copied.read_bytes() == (edited / "config.json").read_bytes()
+
+
+def test_a_snapshot_of_the_hubs_cache_is_links_into_its_blobs(tmp_path: Path) -> None:
+    W = {"w": matrix(20, 10, torch.ones(10, dtype=torch.float64))}
+    base, plain = write(tmp_path / "base", W), write(tmp_path / "plain", edit(W, {"w": [5.0]}))
+    blobs, snapshot = tmp_path / "models--me--it/blobs", tmp_path / "models--me--it/snapshots/0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(plain.iterdir()):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    assert restrain_checkpoint(base, snapshot, tmp_path / "out", "linear:2").restrained == ("w",)
+    assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to measure peak memory")

@@ -116,6 +116,28 @@ def test_the_record_says_what_was_measured_and_nothing_else() -> None:
     assert jump.worst is jump.extremes[name] and all(isinstance(e, Extremes) for e in jump.extremes.values())
 
 
+def test_a_kappa_beyond_the_limit_stays_an_alarm_until_it_is_measured_again() -> None:
+    """Only that of an edit that went in; a restraint clears it."""
+    model = editable("gpt2")
+    name = model.weight_name(1)
+    weight = model.weight(name)
+    U, s, Vh = torch.linalg.svd(weight, full_matrices=False)
+    weight.copy_(U * torch.linspace(2, 1, len(s)) @ Vh)
+    records = weights(model, 1)
+    raised, small = {name: LowRank(15 * U[:, :1], Vh[:1])}, {name: random_update(*weight.shape, 1, seed=0, scale=1e-4)}
+    health = Health(model, records, nothing(records))
+    assert health.look(raised, read_text=False).level == "alarm"
+    health.commit(small)
+    assert health.look(small, read_text=False).level == "ok", "the raised one did not go in"
+    assert health.look(raised, read_text=False).level == "alarm"
+    health.commit(raised)
+    after = health.look(small, read_text=False)
+    assert after.level == "alarm" and after.kappa_ratio is None and "kappa" not in after.record()
+    assert any(reason.startswith("κ as last measured") for reason in after.reasons)
+    health.reset(nothing(records))
+    assert health.look(small, read_text=False).level == "ok"
+
+
 def test_the_unedited_weight_is_looked_at_once_where_the_header_has_its_kappa() -> None:
     model = editable("gpt2")
     records = weights(model, 1)

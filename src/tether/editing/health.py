@@ -5,8 +5,9 @@ The rule, for the worst of the edited weights (m is σ_max of the unedited weigh
     warn   σ̂_max > 3 m, or κ > 3 κ₀, or perplexity > 1.1 × the unedited model's
     alarm  this edit alone has σ_max(ΔW) > 8 m, or κ > 6 κ₀, or perplexity > 1.5 × the unedited model's
 
-κ is judged where σ_min was measured (`RunningSpectrum` says when) and for every disabling edit. PRUNE begins to act at
-σ̂_max > m, long before a model suffers; the limits here are where SmolLM2 was seen to suffer.
+κ is measured where σ_min is due (`RunningSpectrum` says when) and for every disabling edit. Between, the κ of the last
+measured edit that went in is judged. PRUNE begins to act at σ̂_max > m, long before a model suffers; the limits here are
+where SmolLM2 was seen to suffer.
 """
 
 from __future__ import annotations
@@ -96,6 +97,8 @@ class Health:
             name: self._unedited_kappa(name) if weight.kappa is None else weight.kappa
             for name, weight in weights.items()
         }
+        self._kappa_then: float | None = None  # κ/κ₀ when it was last measured of what went in
+        self._looked: tuple[dict[str, LowRank], float | None] = {}, None  # the last proposal, and its κ/κ₀
         self.reset({name: held for name, held in sums.items() if held.rank})
         self._text = builtin_text()
         with model.unedited():
@@ -111,11 +114,15 @@ class Health:
         """The weights named carry these sums from now on, as after a restraint or an undo."""
         for name, held in sums.items():
             self._spectra[name].reset(held)
+        self._kappa_then, self._looked = None, ({}, None)
 
     def commit(self, updates: Mapping[str, LowRank]) -> None:
         """The updates are in; whether they were looked at before or not."""
         for name, update in updates.items():
             self._spectra[name].commit(update)
+        proposal, kappa_ratio = self._looked
+        if proposal == dict(updates) and kappa_ratio is not None:
+            self._kappa_then = kappa_ratio
 
     def look(self, updates: Mapping[str, LowRank], *, read_text: bool) -> Reading:
         """Judge the weights with the proposed `updates`. With `read_text`, and for a disabling edit, the perplexity of
@@ -130,6 +137,10 @@ class Health:
         }
         ratios = kappa_ratios or update_ratios
         worst = max(ratios, key=ratios.__getitem__)
+        kappa, what_kappa = kappa_ratios.get(worst), "κ"
+        self._looked = dict(updates), kappa
+        if kappa is None:
+            kappa, what_kappa = self._kappa_then, "κ as last measured"
         if read_text or disabling:
             with self.model.provisional(updates):
                 ppl = perplexity(self.model, self._text).value / self._perplexity
@@ -138,7 +149,7 @@ class Health:
             alarm.append(f"this edit alone has σ_max {alone:.2f} m: a disabling edit")
         if max(update_ratios.values()) > UPDATE:
             warn.append(f"σ̂_max {max(update_ratios.values()):.2f} m")
-        for value, limits, what in ((kappa_ratios.get(worst), KAPPA, "κ"), (ppl, PERPLEXITY, "perplexity")):
+        for value, limits, what in ((kappa, KAPPA, what_kappa), (ppl, PERPLEXITY, "perplexity")):
             if value is not None and not value <= limits[0]:  # NaN is within no limit
                 (warn if value <= limits[1] else alarm).append(f"{what} {value:.2f} × the unedited model's")
         return Reading(

@@ -77,13 +77,14 @@ def restrain_checkpoint(
 
     For each floating matrix of one name and shape in both: D = B − A in float32, m = σ_max(A), and where D has singular
     values above m, W̄ = B − Σ_{σ̂>m} (σ̂ − F(σ̂)) û v̂ᵀ (eqs. 4-6), cast to B's dtype. Everything else, every file beside
-    the tensors too, is B's byte for byte, less a `.git`; B's own README.md and tether.json are kept as README.edited.md
+    the tensors too, is B's byte for byte, less a `.git`. A symbolic link in B is copied as the file it leads to, which
+    must lie in B (or in the `blobs` of a hub cache that B is a snapshot of). B's own README.md and tether.json are kept as README.edited.md
     and tether.edited.json. Base and edited may be sharded differently; `out` has the shards of `edited`. Memory: a few
     copies of the largest matrix in float32, on `device`. Neither input is changed, and `out` appears whole or not at
     all.
 
     Raises TetherError for a folder without safetensors, quantised weights, two checkpoints that share no matrix, a
-    matrix that is not finite, and an `out` that has something in it.
+    matrix that is not finite, a link that leads out of B, and an `out` that has something in it.
     """
     restraint, base, edited, out = parse_restraint(restrain), Path(base), Path(edited), Path(out)
     originals, tensors = stored_tensors(base), stored_tensors(edited)
@@ -92,6 +93,7 @@ def restrain_checkpoint(
         if inside.resolve() in (out.resolve(), *out.resolve().parents):
             raise TetherError(f"{out} lies in {inside}, which is left as it is: give a destination outside it")
     _refuse_other_architecture(base, edited)
+    _refuse_links_out(edited)
     originals = _renamed(originals, tensors)
     if not any(n in tensors and tensors[n].shape == o.shape and len(o.shape) == 2 for n, o in originals.items()):
         raise TetherError(
@@ -213,6 +215,21 @@ def _refuse_other_architecture(base: Path, edited: Path) -> None:
     a, b = _config(base).get("model_type"), _config(edited).get("model_type")
     if a and b and a != b:
         raise TetherError(f"{base} is of type {a} and {edited} of type {b}: give a checkpoint and its own base")
+
+
+def _refuse_links_out(folder: Path) -> None:
+    """The copy holds what the folder holds, and no file of elsewhere that somebody linked into it."""
+    inside = [folder.resolve()]
+    if inside[0].parent.name == "snapshots":  # of the hub's cache, whose files are links into blobs
+        inside.append(inside[0].parent.parent / "blobs")
+    for file in folder.rglob("*"):
+        target = file.resolve()
+        if ".git" in file.relative_to(folder).parts or (file.is_dir() and not file.is_symlink()):
+            continue
+        if not target.is_file() or not any(place in target.parents for place in inside):
+            raise TetherError(
+                f"{file} leads to {target}, which is no file of {folder}: only what lies inside is copied; remove it"
+            )
 
 
 def _warn(report: CheckpointReport, restraint: Restraint, folder: Path) -> None:

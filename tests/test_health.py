@@ -11,8 +11,9 @@ from core import bits, editable, random_update, same_bits
 
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Extremes, RunningSpectrum, Spectrum
+from tether.cli.log import _line
 from tether.editing.health import ALONE, UPDATE, Health, Reading
-from tether.ledger import WeightRecord
+from tether.ledger import Event, WeightRecord
 from tether.models import EditableModel
 
 SIZES = {"sigma_min", "kappa", "kappa_ratio"}
@@ -159,3 +160,17 @@ def test_a_perplexity_that_is_no_number_is_an_alarm() -> None:
     reading = health.look(update, read_text=True)
     assert reading.level == "alarm" and reading.reasons == ("perplexity nan × the unedited model's",)
     assert health.look(update, read_text=False).level == "ok"
+
+
+def test_a_line_of_the_log_says_what_was_measured() -> None:
+    measured = {"loss_first": 3.0, "loss_last": 0.1, "steps": 5, "norm": 2.0, "seconds": 1.0}
+
+    def line(**more: Any) -> str:
+        record = {**measured, **more}
+        event = Event(number=1, time="2026-01-01T00:00:00Z", kind="edit", edit=1, previous="", record=record)
+        return _line(event, frozenset())
+
+    assert line(kappa=12.3, health="ok").endswith("‖ΔW‖ 2.00, κ 12.3, ok, 1.0 s")
+    assert line(kappa=None, health="ok").endswith("κ not finite, ok, 1.0 s")
+    assert line(health="ok").endswith("‖ΔW‖ 2.00, ok, 1.0 s")
+    assert line().endswith("‖ΔW‖ 2.00, 1.0 s")

@@ -47,7 +47,7 @@ from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
 from tether.algebra.precision import double
-from tether.errors import TetherError
+from tether.errors import TetherError, first_line
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -315,8 +315,8 @@ def walk(weight: Float[Tensor, "p q"], spans: Iterable[Span], keys: Float[Tensor
             E = _change(before, after)
             edited = form_of(after, form.rank)
             found = bound(form, E, b, edited)
-        except TetherError as error:
-            raise TetherError(f"after {edits} edits: {error}") from None
+        except (TetherError, RuntimeError) as error:  # torch's LinAlgError is a RuntimeError
+            raise TetherError(f"after {edits} edits: {first_line(error)}") from error
         held = (after, edited)
         yield Step(edits, _norm(*_factors(E, weight)), found)
 

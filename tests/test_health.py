@@ -117,6 +117,19 @@ def test_the_record_says_what_was_measured_and_nothing_else() -> None:
     assert jump.worst is jump.extremes[name] and all(isinstance(e, Extremes) for e in jump.extremes.values())
 
 
+def test_a_weight_that_no_update_changes_is_measured_as_seldom() -> None:
+    model = editable("gpt2")
+    records = weights(model, 1, 2)
+    health = Health(model, records, nothing(records), sigma_min_every=3)
+    name, shape = model.weight_name(1), records[model.weight_name(1)].shape
+    measured = []
+    for i in range(5):
+        update = {name: random_update(*shape, 1, seed=i, scale=1e-4)}
+        measured.append(health.look(update, read_text=False).kappa_ratio is not None)
+        health.commit(update)
+    assert measured == [True, False, False, True, False]
+
+
 def test_a_kappa_beyond_the_limit_stays_an_alarm_until_it_is_measured_again() -> None:
     """Only that of an edit that went in; a restraint clears it."""
     model = editable("gpt2")

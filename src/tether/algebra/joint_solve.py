@@ -28,8 +28,8 @@ class Solution:
     H: Float[Tensor, "n n"]
 
     def without(self, removed: Sequence[int]) -> Solution:
-        """The solution for the same keys less the `removed` ones, exactly, C not needed. Raises TetherError where H_XX is
-        singular.
+        """The solution for the same keys less the `removed` ones, exactly, C not needed. Raises TetherError where
+        H_XX is singular.
 
         With X the removed and S the kept: G_S − H_SX H_XX⁻¹ G_X, the inverse of a submatrix by blocks. For one key i
         of MEMIT, H_ij/H_ii = −k_iᵀg_j/(1 − k_iᵀg_i): the Sherman-Morrison formula.
@@ -42,8 +42,8 @@ class Solution:
             share = torch.linalg.solve(self.H[out][:, out], self.H[out][:, keep]).mT
         except RuntimeError as error:  # torch's LinAlgError
             raise TetherError(
-                f"{len(out)} of {len(self.G)} facts of one solve cannot be taken out ({first_line(error)}): take out all "
-                "of them"
+                f"{len(out)} of {len(self.G)} facts of one solve cannot be taken out ({first_line(error)}): take out "
+                "all of them"
             ) from error
         return Solution(self.G[keep] - share @ self.G[out], self.H[keep][:, keep] - share @ self.H[out][:, keep])
 

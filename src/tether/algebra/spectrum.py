@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.algebra.gram import DENSE, gram, leading, noise
 from tether.algebra.lowrank import LowRank
 from tether.errors import TetherError, first_line
 
-_DENSE = 128  # up to this side length all eigenvalues of the Gram matrix are taken: milliseconds
 _SAFE = 1e-9  # below this ratio of σ_min² to σ_max² a Gram matrix in float64 has lost σ_min: a dense SVD decides
 _STRIP = 1 << 20  # elements of a weight that are in float64 at a time
 _GROWN = 1.1  # σ_min is measured again once σ_max has grown by this factor
@@ -62,7 +62,7 @@ class Spectrum:
 
     def __init__(self, original: Float[Tensor, "p q"]) -> None:
         self._weight, self._wide = _on_its_side(original)
-        self._gram = _gram(self._weight)
+        self._gram = gram(self._weight)
 
     @cached_property
     def unedited(self) -> Extremes:
@@ -76,14 +76,15 @@ class Spectrum:
 
     def of(self, update: LowRank | None) -> Extremes:
         """Extremes of W₀ + A·B, in O(p·q·r) for rank r. Raises TetherError where a value is not finite."""
-        if update is None or update.rank == 0:
-            high, low = _both(self._gram, self._weight.double)
-            return Extremes(sigma_max=high, sigma_min=low, update_sigma_max=0.0)
-        A, B = _factors(update, self._wide)
-        Y = _times(self._weight, B.mT) + A @ (B @ B.mT) / 2
-        gram = self._gram + Y @ A.mT + A @ Y.mT
-        high, low = _both(gram, lambda: self._weight.double() + A @ B)
-        return Extremes(sigma_max=high, sigma_min=low, update_sigma_max=float(update.singular_values()[0]))
+        square, dense = self._gram, self._weight.double
+        if update is not None and update.rank:
+            A, B = _factors(update, self._wide)
+            Y = _times(self._weight, B.mT) + A @ (B @ B.mT) / 2
+            square = self._gram + Y @ A.mT + A @ Y.mT
+            dense = lambda: self._weight.double() + A @ B  # noqa: E731
+        high = math.sqrt(max(float(leading(square.numpy())[0][0]), 0.0))
+        top = 0.0 if update is None or not update.rank else float(update.singular_values()[0])
+        return Extremes(high, top, _sigma_min(square, high, dense))
 
 
 @dataclass
@@ -119,45 +120,48 @@ class RunningSpectrum:
     def reset(self, total: LowRank | None) -> None:
         """Follow W₀ + `total` from now on, as after a restraint or an undo."""
         self._sum = torch.zeros(self._weight.shape, dtype=torch.float64)
-        if total is not None and total.rank:
+        if total is not None:
             self._sum.addmm_(*_factors(total, self._wide))
-        self._vectors = [_noise(len(self._weight))] * 2
+        self._vectors = [noise(len(self._weight))] * 2
         self._since, self._then = self._every, 0.0  # commits since σ_min was measured, and σ_max then
-        self._anchor()
+        self._forget()
 
-    def _anchor(self) -> None:
+    def _forget(self) -> None:
+        self._grams: list[Tensor] = []  # of W₀ + Σ and of Σ, computed when they are needed
         self._proposal: _Proposal | None = None
         self._commits = 0
-        self._grams = [_gram(self._weight, self._sum), _gram(self._sum)]
 
     def look(self, update: LowRank | None, *, sigma_min: bool | None = None) -> Largest:
         """Of W₀ + Σ + `update`, which is not added; None: of W₀ + Σ. The answer is `Extremes`, with σ_min, where that
         is due or `sigma_min` asks for it. Raises TetherError where a value is not finite."""
         proposal = self._proposed(update)
         if proposal.largest is None:
-            squares, proposal.vectors = zip(
-                *(
-                    _top(_changed(gram, change, proposal.A), _start(vector, proposal), tolerance=1e-9)
-                    for gram, change, vector in zip(self._grams, (proposal.Y, proposal.Z), self._vectors, strict=True)
-                ),
-                strict=True,
-            )
+            squares = []
+            for square, change, last in zip(self._grams, (proposal.Y, proposal.Z), self._vectors, strict=True):
+                start = _start(last, proposal)
+                values, vectors = leading(_changed(square, change, proposal.A), start=start, tolerance=1e-9)
+                squares.append(float(values[0]))
+                proposal.vectors.append(vectors[:, 0])
             proposal.largest = Largest(*(math.sqrt(max(square, 0.0)) for square in squares))
         found = proposal.largest
         if sigma_min is None:
             sigma_min = self._since >= self._every or found.sigma_max > _GROWN * self._then
-        if sigma_min and proposal.extremes is None:
-            gram = self._grams[0] + proposal.Y @ proposal.A.mT + proposal.A @ proposal.Y.mT
-            low = _low(gram, found.sigma_max, lambda: self._weight.double() + self._sum + proposal.A @ proposal.B)
+        if not sigma_min:
+            return found
+        if proposal.extremes is None:
+            square = self._grams[0] + proposal.Y @ proposal.A.mT + proposal.A @ proposal.Y.mT
+            low = _sigma_min(
+                square, found.sigma_max, lambda: self._weight.double() + self._sum + proposal.A @ proposal.B
+            )
             proposal.extremes = Extremes(found.sigma_max, found.update_sigma_max, low)
-        return proposal.extremes if sigma_min and proposal.extremes is not None else found
+        return proposal.extremes
 
     def commit(self, update: LowRank | None) -> None:
         """Add `update` to Σ; needs no look before."""
         proposal = self._proposed(update)
         self._sum.addmm_(proposal.A, proposal.B)
-        for gram, change in zip(self._grams, (proposal.Y, proposal.Z), strict=True):
-            gram.addmm_(change, proposal.A.mT).addmm_(proposal.A, change.mT)
+        for square, change in zip(self._grams, (proposal.Y, proposal.Z), strict=True):
+            square.addmm_(change, proposal.A.mT).addmm_(proposal.A, change.mT)
         self._vectors = proposal.vectors or self._vectors
         if proposal.extremes is not None:
             self._since, self._then = 0, proposal.extremes.sigma_max
@@ -165,15 +169,18 @@ class RunningSpectrum:
         self._commits += 1
         self._proposal = None
         if self._commits >= self._anchor_every:
-            self._anchor()
+            self._forget()
 
     def _proposed(self, update: LowRank | None) -> _Proposal:
+        if not self._grams:
+            n = len(self._weight)
+            of_sum = gram(self._sum) if self._sum.any() else torch.zeros(n, n, dtype=torch.float64)
+            self._grams = [gram(self._weight, self._sum), of_sum]
         if self._proposal is None or self._proposal.update is not update:
             n, m = self._weight.shape
             A, B = _factors(LowRank.zeros(n, m) if update is None else update, self._wide or update is None)
-            half = A @ (B @ B.mT) / 2
-            of_sum = self._sum @ B.mT
-            self._proposal = _Proposal(update, A, B, _times(self._weight, B.mT) + of_sum + half, of_sum + half)
+            Z = self._sum @ B.mT + A @ (B @ B.mT) / 2
+            self._proposal = _Proposal(update, A, B, _times(self._weight, B.mT) + Z, Z)
         return self._proposal
 
 
@@ -193,93 +200,46 @@ def _factors(update: LowRank, wide: bool) -> tuple[Tensor, Tensor]:
     return A.detach().cpu().double(), B.detach().cpu().double()
 
 
-def _gram(weight: Tensor, update: Tensor | None = None) -> Tensor:
-    """(W + Σ)(W + Σ)ᵀ, a strip of columns at a time."""
-    n, width = len(weight), max(1, _STRIP // len(weight))
-    gram = torch.zeros(n, n, dtype=torch.float64)
-    strips = weight.split(width, dim=1)
-    for strip, more in zip(strips, strips if update is None else update.split(width, dim=1), strict=True):
-        part = strip.double() if update is None else strip.double() + more
-        gram.addmm_(part, part.mT)
-    return gram
-
-
 def _times(weight: Tensor, right: Tensor) -> Tensor:
     """W·right in float64, a strip of rows at a time."""
     return torch.cat([part.double() @ right for part in weight.split(max(1, _STRIP // weight.shape[1]))])
-
-
-def _noise(n: int) -> np.ndarray[Any, Any]:
-    """Always the same random vector of length 1 or so."""
-    return np.random.default_rng(0).standard_normal(n) / math.sqrt(n)
 
 
 def _start(last: np.ndarray[Any, Any], proposal: _Proposal) -> np.ndarray[Any, Any]:
     """The last vector; with a part of the update and of noise, so that no new direction is missed."""
     direction = (proposal.A * proposal.B.norm(dim=1)).sum(dim=1).numpy()
     length = float(np.linalg.norm(direction))
-    return last + 0.1 * _noise(len(last)) + (0.1 * direction / length if 0 < length < math.inf else 0.0)
+    return last + 0.1 * noise(len(last)) + (0.1 * direction / length if 0 < length < math.inf else 0.0)
 
 
-def _changed(gram: Tensor, change: Tensor, A: Tensor) -> Any:
-    """gram + change·Aᵀ + A·changeᵀ, as what it does to a vector; multiplied out where that is cheap."""
-    if len(gram) <= _DENSE:
-        return (gram + change @ A.mT + A @ change.mT).numpy()
-    G, Y, X = gram.numpy(), change.numpy(), A.numpy()
+def _changed(square: Tensor, change: Tensor, A: Tensor) -> Any:
+    """square + change·Aᵀ + A·changeᵀ, as what it does to a vector; multiplied out where that is cheap."""
+    if len(square) <= DENSE:
+        return (square + change @ A.mT + A @ change.mT).numpy()
+    G, Y, X = square.numpy(), change.numpy(), A.numpy()
     return scipy.sparse.linalg.LinearOperator(
         G.shape, matvec=lambda x: G @ x + Y @ (X.T @ x) + X @ (Y.T @ x), dtype=G.dtype
     )
 
 
-def _top(matrix: Any, start: np.ndarray[Any, Any], tolerance: float) -> tuple[float, np.ndarray[Any, Any]]:
-    """The largest eigenvalue of a symmetric matrix (an array, or an operator beyond _DENSE), and its vector: by
-    Lanczos, or by a whole decomposition where that is cheap or Lanczos does not converge."""
-    n = matrix.shape[0]
-    with np.errstate(invalid="ignore", over="ignore"):
-        finite = bool(np.isfinite(matrix @ start).all())
-    if not finite:
-        raise TetherError(
-            "a weight or its update holds values that are not finite, so it has no singular values: undo the last edit"
-        )
-    if n > _DENSE:
-        try:
-            values, vectors = scipy.sparse.linalg.eigsh(matrix, k=1, which="LA", v0=start, ncv=12, tol=tolerance)
-            return float(values[0]), vectors[:, 0]
-        except scipy.sparse.linalg.ArpackError:
-            pass
-    try:
-        values, vectors = np.linalg.eigh(matrix if isinstance(matrix, np.ndarray) else matrix @ np.eye(n))
-    except np.linalg.LinAlgError as error:
-        raise TetherError(
-            f"the singular values of a {n}-row weight do not converge ({error}): undo the last edit"
-        ) from error
-    return float(values[-1]), vectors[:, -1]
-
-
-def _both(gram: Tensor, dense: Callable[[], Tensor]) -> tuple[float, float]:
-    """σ_max and σ_min of the matrix whose Gram matrix is given; `dense` gives it."""
-    high = math.sqrt(max(_top(gram.numpy(), _noise(len(gram)), tolerance=1e-11)[0], 0.0))
-    return high, _low(gram, high, dense)
-
-
-def _low(gram: Tensor, high: float, dense: Callable[[], Tensor]) -> float:
-    """σ_min of the matrix whose Gram matrix and σ_max are given: by inverse iteration, or by a dense SVD where the Gram
-    matrix has lost it."""
-    array = gram.numpy()
-    if len(array) <= _DENSE:
-        square = float(np.linalg.eigvalsh(array)[0])
+def _sigma_min(square: Tensor, high: float, dense: Callable[[], Tensor]) -> float:
+    """σ_min of the matrix whose Gram matrix and σ_max are given, by inverse iteration; where the Gram matrix has lost
+    it, by a dense SVD of what `dense` gives."""
+    array, low = square.numpy(), 0.0
+    if len(array) <= DENSE:
+        low = float(np.linalg.eigvalsh(array)[0])
     else:
         try:
             factor = scipy.linalg.cho_factor(array, lower=True, check_finite=False)
             inverse = scipy.sparse.linalg.LinearOperator(
                 array.shape, matvec=lambda x: scipy.linalg.cho_solve(factor, x, check_finite=False), dtype=array.dtype
             )
-            square = 1 / _top(inverse, _noise(len(array)), tolerance=1e-8)[0]
+            low = 1 / float(leading(inverse, tolerance=1e-8)[0][0])
         except scipy.linalg.LinAlgError:  # singular to rounding
-            square = 0.0
-    if square > _SAFE * high**2:
-        return math.sqrt(square)
+            pass
+    if low > _SAFE * high**2:
+        return math.sqrt(low)
     try:
         return float(torch.linalg.svdvals(dense())[-1])
-    except RuntimeError as error:
+    except RuntimeError as error:  # torch's LinAlgError
         raise TetherError(f"σ_min of a weight does not converge ({first_line(error)}): undo the last edit") from error

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Extremes, Largest, RunningSpectrum
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
+from tether.ledger import WeightRecord
 from tether.models import EditableModel
 
 UPDATE = 3.0
@@ -27,16 +28,6 @@ KAPPA = (3.0, 6.0)
 PERPLEXITY = (1.1, 1.5)
 
 Level = Literal["ok", "warn", "alarm"]
-
-
-class Watched(Protocol):
-    """What is known of an unedited weight: m, and κ₀ where it was recorded."""
-
-    @property
-    def sigma_max(self) -> float: ...
-
-    @property
-    def kappa(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +76,7 @@ class Health:
     """
 
     def __init__(
-        self, model: EditableModel, weights: Mapping[str, Watched], sums: Mapping[str, LowRank], *,
+        self, model: EditableModel, weights: Mapping[str, WeightRecord], sums: Mapping[str, LowRank], *,
         sigma_min_every: int = 10,
     ) -> None:  # fmt: skip
         self.model = model
@@ -118,8 +109,8 @@ class Health:
 
     def commit(self, updates: Mapping[str, LowRank]) -> None:
         """The updates are in; whether they were looked at before or not."""
-        for name, update in updates.items():
-            self._spectra[name].commit(update)
+        for name, spectrum in self._spectra.items():
+            spectrum.commit(updates.get(name))
         proposal, kappa_ratio = self._looked
         if proposal == dict(updates) and kappa_ratio is not None:
             self._kappa_then = kappa_ratio
@@ -127,10 +118,11 @@ class Health:
     def look(self, updates: Mapping[str, LowRank], *, read_text: bool) -> Reading:
         """Judge the weights with the proposed `updates`. With `read_text`, and for a disabling edit, the perplexity of
         the built-in text is measured with the proposal."""
-        m = self._m
+        m, extremes = self._m, self._extremes(updates)
         alone = max((float(u.singular_values()[0]) / m[name] for name, u in updates.items() if u.rank), default=0.0)
         disabling, ppl = alone > ALONE, None
-        extremes = self._extremes(updates, sigma_min=True if disabling else None)
+        if disabling or any(isinstance(one, Extremes) for one in extremes.values()):
+            extremes = self._extremes(updates, sigma_min=True)
         update_ratios = {name: one.update_sigma_max / m[name] for name, one in extremes.items()}
         kappa_ratios = {
             name: self._kappa_ratio(name, one) for name, one in extremes.items() if isinstance(one, Extremes)
@@ -157,14 +149,9 @@ class Health:
             "alarm" if alarm else "warn" if warn else "ok", (*alarm, *warn),
         )  # fmt: skip
 
-    def _extremes(self, updates: Mapping[str, LowRank], sigma_min: bool | None) -> dict[str, Largest]:
-        """Of every weight; with σ_min of all where it is due for one."""
-        found = {
-            name: spectrum.look(updates.get(name), sigma_min=sigma_min) for name, spectrum in self._spectra.items()
-        }
-        if sigma_min is None and any(isinstance(one, Extremes) for one in found.values()):
-            return self._extremes(updates, sigma_min=True)
-        return found
+    def _extremes(self, updates: Mapping[str, LowRank], sigma_min: bool | None = None) -> dict[str, Largest]:
+        """Of every weight with the updates; with σ_min where it is due, or of all."""
+        return {name: spectrum.look(updates.get(name), sigma_min=sigma_min) for name, spectrum in self._spectra.items()}
 
     def _kappa_ratio(self, name: str, found: Extremes) -> float:
         """κ/κ₀; 1 for a weight that was singular and still is."""

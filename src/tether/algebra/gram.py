@@ -15,7 +15,7 @@ from tether.algebra.precision import double
 from tether.errors import TetherError, first_line
 
 DENSE = 128  # up to this side length all eigenvalues are taken: milliseconds
-_STRIP = 1 << 20  # elements of a matrix that are in float64 at a time
+_STRIP = 1 << 23  # elements of a matrix that are in float64 at a time
 
 
 def gram(matrix: Float[Tensor, "n m"], added: Float[Tensor, "n m"] | None = None) -> Float[Tensor, "n n"]:

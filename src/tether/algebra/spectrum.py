@@ -9,7 +9,6 @@ With W n×m, n ≤ m, and a new update A·B the Gram matrix changes by YAᵀ + A
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,6 +25,7 @@ from tether.algebra.lowrank import LowRank
 from tether.errors import TetherError, first_line
 
 _SAFE = 1e-9  # below this ratio of σ_min² to σ_max² a Gram matrix in float64 has lost σ_min: a dense SVD decides
+_WHOLE = 1024  # up to this side length `Spectrum` takes all eigenvalues
 _STRIP = 1 << 20  # elements of a weight that are in float64 at a time
 _GROWN = 1.1  # σ_min is measured again once σ_max has grown by this factor
 
@@ -76,15 +76,22 @@ class Spectrum:
 
     def of(self, update: LowRank | None) -> Extremes:
         """Extremes of W₀ + A·B, in O(p·q·r) for rank r. Raises TetherError where a value is not finite."""
-        square, dense = self._gram, self._weight.double
+        square, change = self._gram, None
         if update is not None and update.rank:
-            A, B = _factors(update, self._wide)
+            A, B = change = _factors(update, self._wide)
             Y = _times(self._weight, B.mT) + A @ (B @ B.mT) / 2
             square = self._gram + Y @ A.mT + A @ Y.mT
-            dense = lambda: self._weight.double() + A @ B  # noqa: E731
-        high = math.sqrt(max(float(leading(square.numpy())[0][0]), 0.0))
+        if len(square) <= _WHOLE and torch.isfinite(square).all():
+            values = torch.linalg.eigvalsh(square)
+            low, high = float(values[0]), float(values[-1])
+        else:
+            high = float(leading(square.numpy(), tolerance=0.0)[0][0])
+            low = _smallest(square)
+        if low <= _SAFE * high:
+            dense = self._weight.double() if change is None else self._weight.double() + change[0] @ change[1]
+            high, low = (float(value) ** 2 for value in _dense(dense)[[0, -1]])
         top = 0.0 if update is None or not update.rank else float(update.singular_values()[0])
-        return Extremes(high, top, _sigma_min(square, high, dense))
+        return Extremes(math.sqrt(high), top, math.sqrt(low))
 
 
 @dataclass
@@ -149,11 +156,11 @@ class RunningSpectrum:
         if not sigma_min:
             return found
         if proposal.extremes is None:
-            square = self._grams[0] + proposal.Y @ proposal.A.mT + proposal.A @ proposal.Y.mT
-            low = _sigma_min(
-                square, found.sigma_max, lambda: self._weight.double() + self._sum + proposal.A @ proposal.B
-            )
-            proposal.extremes = Extremes(found.sigma_max, found.update_sigma_max, low)
+            low = _smallest(self._grams[0] + proposal.Y @ proposal.A.mT + proposal.A @ proposal.Y.mT)
+            sure = low > _SAFE * found.sigma_max**2
+            dense = None if sure else self._weight.double() + self._sum + proposal.A @ proposal.B
+            least = math.sqrt(low) if dense is None else float(_dense(dense)[-1])
+            proposal.extremes = Extremes(found.sigma_max, found.update_sigma_max, least)
         return proposal.extremes
 
     def commit(self, update: LowRank | None) -> None:
@@ -222,24 +229,26 @@ def _changed(square: Tensor, change: Tensor, A: Tensor) -> Any:
     )
 
 
-def _sigma_min(square: Tensor, high: float, dense: Callable[[], Tensor]) -> float:
-    """σ_min of the matrix whose Gram matrix and σ_max are given, by inverse iteration; where the Gram matrix has lost
-    it, by a dense SVD of what `dense` gives."""
-    array, low = square.numpy(), 0.0
+def _smallest(square: Tensor) -> float:
+    """The smallest eigenvalue of a Gram matrix, by inverse iteration; 0 for one that is singular to rounding."""
+    array = square.numpy()
     if len(array) <= DENSE:
-        low = float(np.linalg.eigvalsh(array)[0])
-    else:
-        try:
-            factor = scipy.linalg.cho_factor(array, lower=True, check_finite=False)
-            inverse = scipy.sparse.linalg.LinearOperator(
-                array.shape, matvec=lambda x: scipy.linalg.cho_solve(factor, x, check_finite=False), dtype=array.dtype
-            )
-            low = 1 / float(leading(inverse, tolerance=1e-8)[0][0])
-        except scipy.linalg.LinAlgError:  # singular to rounding
-            pass
-    if low > _SAFE * high**2:
-        return math.sqrt(low)
+        return float(np.linalg.eigvalsh(array)[0])
     try:
-        return float(torch.linalg.svdvals(dense())[-1])
+        factor = scipy.linalg.cho_factor(array, lower=True, check_finite=False)
+    except scipy.linalg.LinAlgError:
+        return 0.0
+    inverse = scipy.sparse.linalg.LinearOperator(
+        array.shape, matvec=lambda x: scipy.linalg.cho_solve(factor, x, check_finite=False), dtype=array.dtype
+    )
+    return 1 / float(leading(inverse, tolerance=1e-8)[0][0])
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """All singular values, where a Gram matrix has lost the smallest."""
+    try:
+        return torch.linalg.svdvals(matrix)
     except RuntimeError as error:  # torch's LinAlgError
-        raise TetherError(f"σ_min of a weight does not converge ({first_line(error)}): undo the last edit") from error
+        raise TetherError(
+            f"the singular values of a weight do not converge ({first_line(error)}): undo the last edit"
+        ) from error

@@ -23,7 +23,7 @@ from tether.editing.run import Progress, edit
 from tether.editors.rome import RomeHparams
 from tether.errors import BadSettingsError, TetherError
 from tether.facts.fact import Fact
-from tether.ledger import Ledger, Sum, Sums
+from tether.ledger import Ledger
 from tether.models import EditableModel, load
 
 
@@ -44,7 +44,8 @@ def test_a_run(family: str, method: str, tmp_path: Path) -> None:
     assert [(p.done, p.total, p.event.edit) for p in seen] == [(1, 3, 1), (2, 3, 2), (3, 3, 3)]
     assert [e.fact for e in ledger.events] == list(FACTS[:3])
     record = ledger.events[1].record
-    assert record["loss_last"] < record["loss_first"] and record["kappa"] > 1 and record["perplexity_ratio"] > 0
+    assert record["loss_last"] < record["loss_first"] and record["perplexity_ratio"] > 0
+    assert ledger.events[0].record["kappa"] > 1, "σ_min is measured in the first look"
     assert not same_bits(model, before)
     assert_says(model, ledger, family)
     assert RomeHparams.model_validate(ledger.header.settings).layers == (1,)
@@ -421,75 +422,6 @@ def test_a_restraint_that_acts_changes_the_edits_after_it(tmp_path: Path) -> Non
 
 
 # --- health ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_disabling_edit_is_seen_before_it_is_in() -> None:
-    model = editable("gpt2")
-    before = bits(model)
-    name = model.weight_name(1)
-    p, q = model.weight(name).shape
-    m = float(torch.linalg.matrix_norm(model.original(name), 2))
-    health = Health(model, {name: m})
-    sums = Sums({name: (p, q)}, {name: m})
-
-    def look(scale: float, *, read_text: bool = False) -> Any:
-        update = {name: random_update(p, q, 1, seed=0, scale=scale * m)}
-        reading = health.look(sums.with_updates(update), update, read_text=read_text)
-        assert same_bits(model, before) and not model.edited
-        return reading
-
-    small = look(0.05, read_text=True)
-    assert small.level == "ok" and small.reasons == () and small.perplexity_ratio == pytest.approx(1, abs=0.1)
-    assert look(0.05).perplexity_ratio is None
-    assert small.update_ratio == pytest.approx(0.05, rel=1e-5)
-    large = 1.5 * ALONE
-    disabling = look(large)
-    assert disabling.level == "alarm" and disabling.disabling and not small.disabling
-    assert disabling.reasons[0].startswith(f"this edit alone has σ_max {large:.2f} m: a disabling edit")
-    assert disabling.perplexity_ratio is not None, "an alarm reads the text"
-    dense = model.original(name).double() + random_update(p, q, 1, seed=0, scale=large * m).to_dense().double()
-    s = torch.linalg.svdvals(dense)
-    assert disabling.worst.kappa == pytest.approx(float(s[0] / s[-1]), rel=1e-4)
-    # A sum that grew by small edits is no disabling edit.
-    sums.add({name: random_update(p, q, 1, seed=0, scale=0.95 * UPDATE * m)})
-    sums.show(model)
-    carried = bits(model)
-    update = {name: random_update(p, q, 1, seed=0, scale=0.1 * UPDATE * m)}
-    reading = health.look(sums.with_updates(update), update, read_text=False)
-    assert f"σ̂_max {1.05 * UPDATE:.2f} m" in reading.reasons and reading.level != "ok"
-    assert not reading.disabling and not any("alone" in reason for reason in reading.reasons)
-    assert same_bits(model, carried)
-    nothing = {name: LowRank.zeros(p, q)}
-    assert health.look(Sums({name: (p, q)}, {name: m}).of, nothing, read_text=False).level == "ok"
-
-
-def test_of_several_weights_the_worst_is_the_one_whose_kappa_grew_most() -> None:
-    """Layer 1 has the larger κ, from 50 to 75; layer 2's grows most, from 2 to 12."""
-    model = editable("gpt2")
-    sums: dict[str, Sum] = {}
-    for layer, top, raised in ((1, 50.0, 75.0), (2, 2.0, 12.0)):
-        weight = model.weight(model.weight_name(layer))
-        U, s, Vh = torch.linalg.svd(weight, full_matrices=False)
-        weight.copy_(U * torch.linspace(top, 1, len(s)) @ Vh)
-        sums[model.weight_name(layer)] = Sum(LowRank((raised - top) * U[:, :1], Vh[:1]))
-    health = Health(model, dict(zip(sums, (50.0, 2.0), strict=True)))
-    reading = health.look(sums, {name: held.factors for name, held in sums.items()}, read_text=False)
-    assert [e.kappa for e in reading.extremes.values()] == pytest.approx([75, 12], rel=1e-3)
-    record = reading.record()
-    assert (record["kappa"], record["kappa_ratio"]) == pytest.approx((12, 6), rel=1e-3)
-    assert (record["sigma_max"], record["sigma_min"]) == pytest.approx((12, 1), rel=1e-3)
-    assert "κ 12.0 (× 6.00)" in reading.line()
-
-
-def test_a_perplexity_that_is_no_number_is_an_alarm() -> None:
-    model = editable("llama")
-    model.hf.get_output_embeddings().weight.mul_(1e6)  # infinite before and after, so the ratio is NaN
-    name = model.weight_name(1)
-    update = {name: random_update(*model.weight(name).shape, 1, seed=0, scale=0.01)}
-    health = Health(model, {name: 1.0})
-    reading = health.look({name: Sum(update[name])}, update, read_text=True)
-    assert reading.level == "alarm" and reading.reasons == ("perplexity nan × the unedited model's",)
-    assert health.look({name: Sum(update[name])}, update, read_text=False).level == "ok"
 
 
 def test_a_run_warns_of_a_disabling_edit_and_records_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

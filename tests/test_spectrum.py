@@ -165,6 +165,13 @@ def test_a_direction_orthogonal_to_the_last_one_is_not_missed(p: int, q: int) ->
 def test_many_edits_do_not_drift(p: int, q: int) -> None:
     W, total = normal(p, q, seed=0).float(), torch.zeros(p, q, dtype=torch.float64)
     running = RunningSpectrum(W, anchor_every=1000)
+
+    def held() -> int:
+        tensors = [*running.__dict__.values(), *running.__dict__["_grams"]]
+        return sum(one.numel() for one in tensors if isinstance(one, Tensor))
+
+    running.look(None)
+    at_first = held()
     for i in range(400):
         update = LowRank(normal(p, 1, seed=2 * i) / p, normal(1, q, seed=2 * i + 1)).to(dtype=torch.float32)
         if i % 7 == 0:
@@ -172,6 +179,7 @@ def test_many_edits_do_not_drift(p: int, q: int) -> None:
         running.commit(update)
         total += update.to(dtype=torch.float64).to_dense()
     check_look(running, W, total, None)
+    assert held() == at_first, "what is kept does not grow with the edits"
 
 
 def test_sigma_min_is_measured_when_it_is_due() -> None:

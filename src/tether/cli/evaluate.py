@@ -94,7 +94,7 @@ def table(results: Results) -> str:
     metrics = reported_by(metric for row in results.rows for metric in row.editing)
     wanted = [column for metric in dict.fromkeys(metrics.values()) for column in metric.columns]
     start = next(
-        (r.abilities["perplexity"].value for r in results.rows if r.edits == 0 and "perplexity" in r.abilities), None
+        (r.abilities["perplexity"].value for r in results.rows if r.unedited and "perplexity" in r.abilities), None
     )
     head = ["edits", "restraint", "κ", "σ̂_max", "perplexity (ratio)", *(f"{m} {k}" for m, k in wanted)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

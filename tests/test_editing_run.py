@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, same_bits
+from core import FACTS, SETTINGS, bits, editable, plain_text, same_bits
 from edits import BAD, assert_says, kinds, run
 from tiny import save, tiny_model
 from tokenizers import normalizers
 
-from tether.algebra.lowrank import LowRank
-from tether.editing.health import ALONE, UPDATE, Health
+from tether.editing.health import Health
 from tether.editing.plan import EditPlan, Schedule
 from tether.editing.run import Progress, edit
 from tether.editors.rome import RomeHparams

@@ -98,7 +98,7 @@ def table(results: Results) -> str:
     metrics = reported_by(metric for row in results.rows for metric in row.editing)
     wanted = [column for metric in dict.fromkeys(metrics.values()) for column in metric.columns]
     head = ["edits", "restraint", "κ", "σ̂_max", "perplexity (ratio)", *(f"{m} {k}" for m, k in wanted)]
-    unedited = (row.abilities["perplexity"] for row in results.rows if row.edits == 0 and "perplexity" in row.abilities)
+    unedited = (row.abilities["perplexity"] for row in results.rows if row.unedited and "perplexity" in row.abilities)
     start = next((ability.value for ability in unedited), None)
     rows = []
     for row in results.rows:

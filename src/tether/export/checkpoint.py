@@ -233,21 +233,6 @@ def _refuse_links_out(folder: Path) -> None:
             )
 
 
-def _refuse_links_out(folder: Path) -> None:
-    """The copy holds what the folder holds, and no file of elsewhere that somebody linked into it."""
-    inside = [folder.resolve()]
-    if inside[0].parent.name == "snapshots":  # of the hub's cache, whose files are links into blobs
-        inside.append(inside[0].parent.parent / "blobs")
-    for file in folder.rglob("*"):
-        target = file.resolve()
-        if ".git" in file.relative_to(folder).parts or (file.is_dir() and not file.is_symlink()):
-            continue
-        if not target.is_file() or not any(place in target.parents for place in inside):
-            raise TetherError(
-                f"{file} leads to {target}, which is no file of {folder}: only what lies inside is copied; remove it"
-            )
-
-
 def _warn(report: CheckpointReport, restraint: Restraint, folder: Path) -> None:
     capped = [x for x in report.matrices if x.above and (restraint.cap_limit(x.sigma_max) is not None)]
     if capped:

@@ -73,7 +73,8 @@ def refuse_quantised(config: Mapping[str, Any], name: str) -> None:
     """Raise WrongModelError where a configuration says that the weights are quantised, and not unpacked on loading."""
     found = config.get("quantization_config") or {}
     if found and not found.get("dequantize"):
-        raise WrongModelError(_quantised(name, str(found.get("quant_method", "see its quantization_config"))))
+        method = found.get("quant_method", "see its quantization_config")
+        raise WrongModelError(_quantised(name, getattr(method, "value", method)))
 
 
 def _quantised(name: str, why: str) -> str:

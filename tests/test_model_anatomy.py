@@ -150,5 +150,6 @@ def test_a_quantised_configuration_is_named() -> None:
         hf.config.quantization_config = quantised
         with pytest.raises(WrongModelError, match=r"is quantised \(fp8\)"):
             find_anatomy(hf)
-    hf.config.quantization_config = {"quant_method": "gguf", "dequantize": True}  # unpacked on loading
-    assert find_anatomy(hf).projection == "mlp.c_proj"
+    for unpacked in ({"quant_method": "mxfp4", "dequantize": True}, {"quant_method": "gguf"}):
+        hf.config.quantization_config = unpacked
+        assert find_anatomy(hf).projection == "mlp.c_proj"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_config, tiny_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, FineGrainedFP8Config, PreTrainedModel
 
 from tether.errors import TetherError, WrongModelError
 from tether.models import Anatomy, EditableModel, find_anatomy
@@ -146,8 +146,10 @@ def test_packed_weights_are_called_quantised() -> None:
 
 def test_a_quantised_configuration_is_named() -> None:
     hf, _ = tiny_model("gpt2")
-    hf.config.quantization_config = {"quant_method": "gptq", "bits": 4}
-    with pytest.raises(WrongModelError, match=r"is quantised \(gptq\)"):
-        find_anatomy(hf)
-    hf.config.quantization_config = {"quant_method": "gguf", "dequantize": True}  # unpacked on loading
-    assert find_anatomy(hf).projection == "mlp.c_proj"
+    for quantised in ({"quant_method": "fp8"}, FineGrainedFP8Config()):
+        hf.config.quantization_config = quantised
+        with pytest.raises(WrongModelError, match=r"is quantised \(fp8\)"):
+            find_anatomy(hf)
+    for unpacked in ({"quant_method": "mxfp4", "dequantize": True}, {"quant_method": "gguf"}):
+        hf.config.quantization_config = unpacked
+        assert find_anatomy(hf).projection == "mlp.c_proj"

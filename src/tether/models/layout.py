@@ -70,10 +70,13 @@ def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | No
 
 
 def refuse_quantised(config: Mapping[str, Any], name: str) -> None:
-    """Raise WrongModelError where a configuration says that the weights are quantised, and not unpacked on loading."""
+    """Raise WrongModelError where a configuration says that the weights are quantised, and not unpacked on loading. One
+    of a GGUF file does not tell whether they were: look at the weights."""
     found = config.get("quantization_config") or {}
-    if found and not found.get("dequantize"):
-        raise WrongModelError(_quantised(name, str(found.get("quant_method", "see its quantization_config"))))
+    method = found.get("quant_method", "see its quantization_config")
+    method = getattr(method, "value", method)
+    if found and method != "gguf" and not found.get("dequantize"):
+        raise WrongModelError(_quantised(name, method))
 
 
 def _quantised(name: str, why: str) -> str:

@@ -331,9 +331,9 @@ def test_a_fact_is_known_again_where_only_what_measures_it_changed(tmp_path: Pat
 def test_resume_says_that_nothing_matched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(editable("gpt2"), FACTS[:2], tmp_path / "a")
     run(editable("gpt2"), FACTS[:3], tmp_path / "a", resume=True)
-    assert "begins this list" not in caplog.text
+    assert "does not go on" not in caplog.text
     run(editable("gpt2"), FACTS[4:5], tmp_path / "a", resume=True)
-    assert "none of the 3 facts" in caplog.text and "all 1 of it are edited" in caplog.text
+    assert "does not go on from the 3 facts" in caplog.text and "all 1 of it are edited" in caplog.text
 
 
 # --- errors that are not of a fact ------------------------------------------------------------------------------------

@@ -61,11 +61,8 @@ class Loop:
         self.restraint = schedule.restraint or parse("none")
         header = ledger.header
         if header.threads != torch.get_num_threads():
-            logger.warning(
-                "this ledger was made with %d threads, now there are %d: new factors may differ in their last bits",
-                header.threads,
-                torch.get_num_threads(),
-            )
+            threads = f"{header.threads} threads, now there are {torch.get_num_threads()}"
+            logger.warning("this ledger was made with %s: new factors may differ in their last bits", threads)
         self.editor = editor_of(header.method)
         self.context = self._context(trained)
         self.sums = ledger.checked_sums()
@@ -149,9 +146,9 @@ class Loop:
             shared |= {} if reading is None else reading.record()
         shared["seconds"] = (time.monotonic() - started) / len(facts)
         attempts = [_attempt(fact, outcome, shared) for fact, outcome in zip(facts, batch.outcomes, strict=True)]
-        alarm = reading is not None and reading.level == "alarm" and self.schedule.on_alarm != "warn"
-        if reading is not None and alarm:
-            attempts = _left_out(attempts, f"health alarm, {'; '.join(reading.reasons)}")
+        refused = self._refusal(reading)
+        if refused is not None:
+            attempts = _left_out(attempts, refused)
         for number, attempt in enumerate(attempts, start=first):
             if attempt.reason is not None:
                 logger.warning("edit %d %s: %s", number, attempt.kind, attempt.reason)
@@ -168,7 +165,7 @@ class Loop:
             self.sums.show(self.model)
             if self.health is not None:
                 self.health.commit(updates)
-        if failed and (self.strict or (alarm and self.schedule.on_alarm == "stop")):
+        if failed and (self.strict or (refused and self.schedule.on_alarm == "stop")):
             reason = attempts[failed[0] - first].reason
             option = "--strict" if self.strict else "--on-alarm stop"
             raise TetherError(f"edit {failed[0]} failed, and {option} stops there: {reason}")
@@ -194,17 +191,19 @@ class Loop:
         read_text = _due(first, len(facts), self.schedule.health_every)
         reading = self.health.look(updates, read_text=read_text)
         if reading.level != "ok" and (reading.level != self.level or reading.disabling):
-            several = len(facts) > 1
-            logger.warning(
-                "%s (%s -> %s%s): %s",
-                f"edits {first}-{first + len(facts) - 1}" if several else f"edit {first}",
-                facts[0].subject,
-                facts[0].target_new,
-                " …" if several else "",
-                reading.line(),
-            )
+            which, more = f"edit {first}", ""
+            if len(facts) > 1:
+                which, more = f"edits {first}-{first + len(facts) - 1}", " …"
+            said = f"{facts[0].subject} -> {facts[0].target_new}{more}"
+            logger.warning("%s (%s): %s", which, said, reading.line())
         self.level = reading.level
         return reading
+
+    def _refusal(self, reading: Reading | None) -> str | None:
+        """Why a proposal must not go in; None where it may."""
+        if reading is None or reading.level != "alarm" or self.schedule.on_alarm == "warn":
+            return None
+        return f"health alarm, {'; '.join(reading.reasons)}"
 
     # --- between edits ------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The values that carry what an editing run is: what its ledger depends on, and when what is done.
+"""The values of an editing run: what its ledger depends on, and when what is done.
 
     plan = EditPlan(method="memit", settings={"mom2_update_weight": 2000}, seed=1)
     schedule = Schedule(restraint="log:1.2", every=10, batch_size=5, on_alarm="skip")
@@ -24,8 +24,8 @@ OnAlarm = Literal["warn", "skip", "stop"]
 
 
 class EditPlan(BaseModel):
-    """What the edits of a ledger depend on; its header records it. None stands for the default in a new ledger, and for
-    what the ledger has in one that goes on.
+    """What the edits of a ledger depend on; its header records it. None means the default in a new ledger, and what
+    the header has in one that is appended to.
 
     `settings` are a JSON file or a dict, over the bundled settings of the method; `corpus` is a text file for the
     second moments, or `self`, text sampled from the model (the default); `editor` is the file of a trained editor.
@@ -44,10 +44,10 @@ class EditPlan(BaseModel):
 class Schedule(BaseModel):
     """When what is done while a list of facts is edited.
 
-    `restraint`: on the sum, once at the end, or after every `every` edits and the last; None: the ledger's own.
-    `batch_size` facts are edited in one solve. `guard` looks after every `guard_every` edits. `health` reads the health
-    of every K-th proposal (0: never). `on_alarm` says what becomes of a proposal whose health is an alarm: it goes in
-    with a warning, is left out and recorded as failed (`skip`), or ends the run (`stop`).
+    `restraint` acts on the sum, once at the end, or after every `every` edits and the last. None: the ledger's own.
+    `batch_size` facts are edited in one solve. `guard` looks after every `guard_every` edits. The health of every K-th
+    proposal is read, K being `health`; 0: of none. `on_alarm` is what happens to a proposal whose health is an alarm:
+    it goes in with a warning (`warn`), is recorded as failed (`skip`), or is recorded and ends the run (`stop`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)

@@ -149,12 +149,8 @@ def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
         if tried[-count:] == wanted[:count]:
             return count
     if tried:
-        logger.warning(
-            "resume: none of the %d facts that %s tried last begins this list, so all %d of it are edited",
-            len(tried),
-            ledger.path,
-            len(facts),
-        )
+        last = f"the {len(tried)} facts that {ledger.path} tried"
+        logger.warning("resume: this list does not go on from %s, so all %d of it are edited", last, len(facts))
     return 0
 
 

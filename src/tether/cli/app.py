@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -21,43 +22,34 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import tether
-from tether.cli.options import printable, say, write
+from tether.cli.options import Answer, printable, say, write
 from tether.errors import TetherError, first_line
 
 INTERRUPTED = 130
 
-VERBS = {
-    "demo": "First steps",
-    "ls": "First steps",
-    "edit": "Edit",
-    "undo": "Edit",
-    "redo": "Edit",
-    "log": "Edit",
-    "verify": "Edit",
-    "evaluate": "Measure",
-    "compare": "Measure",
-    "spectrum": "Measure",
-    "bound": "Measure",
-    "report": "Measure",
-    "grid": "Measure",
-    "export": "Take away",
-    "restrain": "Take away",
-    "check": "Prepare",
-    "moments": "Prepare",
-    "tune": "Prepare",
-    "train-mend": "Prepare",
-}  # verb -> the panel of the help it stands in
+_PANELS = {
+    "First steps": ("demo", "ls"),
+    "Edit": ("edit", "undo", "redo", "log", "verify"),
+    "Measure": ("evaluate", "compare", "spectrum", "bound", "report", "grid"),
+    "Take away": ("export", "restrain"),
+    "Prepare": ("check", "moments", "tune", "train-mend"),
+}
+VERBS = {verb: panel for panel, verbs in _PANELS.items() for verb in verbs}  # in the order of the help
 
-_NOT_CONVERGED = "a linear-algebra routine failed"
+_ALGEBRA = (
+    "a linear-algebra routine failed", "look for weights that are not finite, and restrain or undo the last edits",
+)  # fmt: skip
 _REMEDIES = {
     "OutOfMemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another --device"),
     "MemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another machine"),
-    "_LinAlgError": (_NOT_CONVERGED, "look for weights that are not finite, and restrain or undo the last edits"),
-    "LinAlgError": (_NOT_CONVERGED, "look for weights that are not finite, and restrain or undo the last edits"),
-    "ArpackError": (_NOT_CONVERGED, "look for weights that are not finite, and restrain or undo the last edits"),
+    "_LinAlgError": _ALGEBRA,
+    "LinAlgError": _ALGEBRA,
+    "ArpackError": _ALGEBRA,
     "SafetensorError": ("a safetensors file is damaged", "fetch it again, or restore it from a copy"),
 }  # names of classes, since importing their packages takes seconds
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # how a RuntimeError of torch says it
+
+_JSON = typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
 
 
 class Help(NamedTuple):
@@ -79,15 +71,26 @@ def command_of(verb: str) -> Any:
     """The whole command of a verb; this imports its file."""
     name = verb.replace("-", "_")
     text, examples = help_of(verb)
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     epilog = "\n".join(["Examples:" if len(examples) > 1 else "Example:", *(f"  {line}" for line in examples)])
     module = import_module(f"tether.cli.{name}")
-    single.command(verb, help=text, epilog=epilog)(getattr(module, name))
-    command: Any = typer.main.get_command(single)
+    command = _command(getattr(module, name), name=verb, help=text, epilog=epilog)
+    (json_option,) = _command(_of_every_verb).params
+    json_option.expose_value = False
+    command.params.append(json_option)
     panels = {"Model": ("model", "dtype", "device", "anatomy"), **getattr(module, "PANELS", {})}
     for parameter in command.params:
         parameter.rich_help_panel = next((panel for panel, names in panels.items() if parameter.name in names), None)
     return command
+
+
+def _command(function: Callable[..., Any], **attributes: Any) -> Any:
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    single.command(**attributes)(function)
+    return typer.main.get_command(single)
+
+
+def _of_every_verb(as_json: Annotated[bool, _JSON] = False) -> None:
+    """Has the option that every verb gets; `main` looks for it."""
 
 
 class Verbs(TyperGroup):
@@ -141,9 +144,12 @@ def main() -> None:
     """Run the command line; never returns."""
     as_json = "--json" in sys.argv[1:]
     try:
-        code = app(standalone_mode=False)  # what a verb raised as typer.Exit comes back as a number
-        if code == INTERRUPTED:  # which typer makes of Ctrl-C without a word
+        answer = app(standalone_mode=False)  # a number where typer.Exit was raised
+        if answer == INTERRUPTED:  # which typer makes of Ctrl-C without a word
             raise KeyboardInterrupt
+        if isinstance(answer, Answer):
+            write(answer.json() if as_json else answer.text)
+            sys.exit(answer.code)
     except TetherError as error:
         _fail(str(error), 1, as_json)
     except (KeyboardInterrupt, typer.Abort):
@@ -158,7 +164,7 @@ def main() -> None:
         if known is None:  # a bug shows itself
             raise
         _fail(known, 1, as_json)
-    sys.exit(code or 0)
+    sys.exit(answer or 0)
 
 
 def failure(error: Exception) -> str | None:

@@ -12,7 +12,7 @@ from tether.editing.run import Progress, edit
 from tether.editors.corpus import Corpus
 from tether.editors.moments import moments
 from tether.editors.settings import settings_for
-from tether.errors import TetherError
+from tether.errors import BadSettingsError
 from tether.evaluation import Results, Row, evaluate_ledger, write
 from tether.evaluation.suite import singular
 from tether.facts import Fact, read_facts
@@ -25,15 +25,13 @@ _CORPUS = "self:3840"  # one batch of sampled text
 _FACTS = 44  # of the 64 that come with the package: what a small machine edits and measures in some minutes
 _STRIDE = 4  # edits between two looks at the spectrum
 
-Stage = Literal["load", "moments", "edit", "evaluate", "report"]
-
 
 @dataclass(frozen=True)
 class Step:
     """Where the demo is: `done` of `total` (tokens of text, facts; 0 and None where it is not counted). `edited` is the
-    session's own progress in the stage `edit`."""
+    progress of `edit` in the stage `edit`."""
 
-    stage: Stage
+    stage: Literal["load", "moments", "edit", "evaluate", "report"]
     done: int = 0
     total: int | None = None
     edited: Progress | None = None
@@ -69,8 +67,8 @@ def demo_facts(limit: int | None = None) -> list[Fact]:
     with resources.as_file(resources.files("tether") / "data" / "demo_facts.jsonl") as file:
         facts = read_facts(file)
     if limit is not None and not 1 <= limit <= len(facts):
-        raise TetherError(f"limit {limit}: the demo has {len(facts)} facts; give a number from 1 to {len(facts)}")
-    return facts[: _FACTS if limit is None else limit]
+        raise BadSettingsError(f"limit {limit}: the demo has {len(facts)} facts; give a number from 1 to {len(facts)}")
+    return facts[: limit or _FACTS]
 
 
 def run_demo(
@@ -78,7 +76,7 @@ def run_demo(
     *,
     model: EditableModel | None = None,
     limit: int | None = None,
-    progress: Callable[[Step], None] | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
 ) -> DemoResult:
     """Edit the demo's facts one after another, measure with and without PRUNE, and write the report.
 
@@ -86,42 +84,41 @@ def run_demo(
     recorded: the edits under PRUNE. `out` gets `ledger/`, `results.json`, `index.html`; where it holds an interrupted
     demo, that one goes on. Raises TetherError where its ledger is not one of the demo's.
     """
-    tell = progress or (lambda step: None)
     out = Path(out)
     facts = demo_facts(limit)
     if (out / "ledger" / "ledger.json").exists():
         _check_ours(Ledger.open(out / "ledger"), facts)
     if model is None:
-        tell(Step("load"))
+        progress(Step("load"))
         model = load(MODEL)
-    hparams, _ = settings_for(METHOD, model)
     text = Corpus.parse(_CORPUS, seed=0)
-    tell(Step("moments", 0, text.max_tokens))
-    moments(model, hparams.layers, text, progress=lambda done, total: tell(Step("moments", done, total)))
+    progress(Step("moments", 0, text.max_tokens))
+    layers = settings_for(METHOD, model)[0].layers
+    moments(model, layers, text, progress=lambda done, total: progress(Step("moments", done, total)))
     ledger = edit(
         model, facts, out=out / "ledger", method=METHOD, restrain=RESTRAINT, corpus=_CORPUS, seed=0, resume=True,
-        progress=lambda at: tell(Step("edit", at.done, at.total, at)),
+        progress=lambda at: progress(Step("edit", at.done, at.total, at)),
     )  # fmt: skip
-    tell(Step("evaluate"))
-    count = ledger.attempts
+    progress(Step("evaluate"))
+    count, live = ledger.attempts, len(ledger.live())
     results = evaluate_ledger(
         ledger, model, facts, at=[0, count], restraints=["none", RESTRAINT], metrics=("compare", "match"),
         out=out / "results.json", resume=True,
     )  # fmt: skip
     _add_spectra(results, ledger, model, range(_STRIDE, count, _STRIDE))
     write(results, out / "results.json")
-    tell(Step("report"))
-    title = f"tether demo: {len(ledger.live())} edits of {results.model} with {METHOD}"
+    progress(Step("report"))
+    title = f"tether demo: {live} edits of {results.model} with {METHOD}"
     report = write_report(results, out / "index.html", ledger=ledger, title=title)
     missed = sum(event.kind == "failed" for event in ledger.events)
-    return DemoResult(ledger.path, out / "results.json", report, len(ledger.live()), missed, _summary(results, count))
+    return DemoResult(ledger.path, out / "results.json", report, live, missed, _summary(results, count))
 
 
 def _check_ours(ledger: Ledger, facts: Sequence[Fact]) -> None:
     """Raise TetherError unless the ledger tried these facts, in this order, from the first on."""
     tried = [event.fact.sha256 for event in ledger.events if event.kind in ATTEMPTS and event.fact is not None]
     if tried != [fact.sha256 for fact in facts][: len(tried)]:
-        raise TetherError(
+        raise BadSettingsError(
             f"{ledger.path} holds {len(tried)} edits that are not the first ones of a demo of {len(facts)} facts: "
             "choose a new folder"
         )
@@ -137,19 +134,15 @@ def _add_spectra(results: Results, ledger: Ledger, model: EditableModel, at: Seq
 
 def _summary(results: Results, count: int) -> tuple[DemoRow, ...]:
     by_key = {row.key: row for row in results.rows}
-    start = by_key[0, "none"].abilities["perplexity"].value
-    named = (
-        ("unedited", by_key[0, "none"]),
-        (f"{count} edits", by_key[count, "none"]),
-        (f"{count} edits, PRUNE {RESTRAINT}", by_key[count, RESTRAINT]),
-    )
+    unedited, edited, restrained = (by_key[key] for key in ((0, "none"), (count, "none"), (count, RESTRAINT)))
+    start = unedited.abilities["perplexity"].value
     rows = []
-    for name, row in named:
-        (singular,) = row.spectrum.values()
+    for name, row in (
+        ("unedited", unedited), (f"{count} edits", edited), (f"{count} edits, PRUNE {RESTRAINT}", restrained),
+    ):  # fmt: skip
+        (found,) = row.spectrum.values()
         value = row.abilities["perplexity"].value
         ratio = None if value is None or not start else value / start
-        scores = {kind: number.value for kind, number in row.editing[METRIC].items()}
-        rows.append(
-            DemoRow(name, singular.kappa, ratio, scores["efficacy"], scores["generalization"], scores["locality"])
-        )
+        scores = [row.editing[METRIC][kind].value for kind in ("efficacy", "generalization", "locality")]
+        rows.append(DemoRow(name, found.kappa, ratio, *scores))
     return tuple(rows)

@@ -1,8 +1,7 @@
 """The command's frame: verbs that are imported only when they are called, errors on one line, exit codes.
 
 A verb is one file of this package: its docstring is the help, its lines with `$` are the examples, and the function
-that has its name is the command. A line in VERBS announces it;
-PANELS in the file groups its options.
+that has its name is the command, which returns an Answer. VERBS announces it; PANELS in the file groups its options.
 
 Exit codes: 0 done, 1 the work failed, 2 the command line is wrong, 130 Ctrl-C.
 """
@@ -16,7 +15,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -52,19 +51,12 @@ _NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # 
 _JSON = typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
 
 
-class Help(NamedTuple):
-    """What the docstring of a verb's file says."""
-
-    text: str
-    examples: tuple[str, ...]
-
-
-def help_of(verb: str) -> Help:
-    """Read from the file, without importing what the verb needs."""
+def help_of(verb: str) -> tuple[str, list[str]]:
+    """Help and examples: the docstring of the verb's file, read without importing what the verb needs."""
     source = Path(__file__).with_name(f"{verb.replace('-', '_')}.py").read_text(encoding="utf-8")
     lines = source.split('"""')[1].splitlines()
     text = "\n".join(line for line in lines if not line.startswith("$ ")).strip()
-    return Help(text, tuple(line.removeprefix("$ ") for line in lines if line.startswith("$ ")))
+    return text, [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 
 
 def command_of(verb: str) -> Any:
@@ -99,7 +91,7 @@ class Verbs(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         for verb, panel in VERBS.items():
-            self.add_command(TyperCommand(verb, help=help_of(verb).text, rich_help_panel=panel))
+            self.add_command(TyperCommand(verb, help=help_of(verb)[0], rich_help_panel=panel))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] in VERBS:
@@ -172,11 +164,8 @@ def failure(error: Exception) -> str | None:
     names = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
         names.append("MemoryError")
-    for name in names:
-        if name in _REMEDIES:
-            what, remedy = _REMEDIES[name]
-            return f"{what} ({first_line(error)}): {remedy}"
-    return None
+    what, remedy = next((_REMEDIES[name] for name in names if name in _REMEDIES), (None, None))
+    return what and f"{what} ({first_line(error)}): {remedy}"
 
 
 def _fail(message: str, code: int, as_json: bool) -> None:

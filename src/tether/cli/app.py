@@ -142,25 +142,23 @@ def main() -> None:
         if isinstance(answer, Answer):
             write(answer.json() if as_json else answer.text)
             sys.exit(answer.code)
-    except TetherError as error:
-        _fail(str(error), 1, as_json)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; run it again, with --resume where the command has it", INTERRUPTED, as_json)
-    except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1, as_json)
     except Exception as error:
-        if hasattr(error, "exit_code"):  # a usage error
-            message = error.format_message() if hasattr(error, "format_message") else str(error)
-            _fail(f"{message} (see tether --help)", 2, as_json)
-        known = failure(error)
-        if known is None:  # a bug shows itself
+        usage = getattr(error, "format_message", None)  # of a wrong command line
+        line = f"{usage()} (see tether --help)" if usage else failure(error)
+        if line is None:  # a bug shows itself
             raise
-        _fail(known, 1, as_json)
+        _fail(line, 2 if usage else 1, as_json)
     sys.exit(answer or 0)
 
 
 def failure(error: Exception) -> str | None:
-    """One line for an error of another package that a user can do something about; None for any other."""
+    """One line for an error that a user can do something about; None for any other."""
+    if isinstance(error, TetherError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
     names = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
         names.append("MemoryError")

@@ -168,15 +168,13 @@ def _add_spectra(results: Results, ledger: Ledger, model: EditableModel, at: Seq
 
 def _summary(results: Results, count: int) -> tuple[DemoRow, ...]:
     by_key = {row.key: row for row in results.rows}
-    unedited, edited, restrained = (by_key[key] for key in ((0, "none"), (count, "none"), (count, RESTRAINT)))
-    start = unedited.abilities["perplexity"].value
+    start = by_key[0, "none"].abilities["perplexity"].value
+    names = ("unedited", f"{count} edits", f"{count} edits, PRUNE {RESTRAINT}")
     rows = []
-    for name, row in (
-        ("unedited", unedited), (f"{count} edits", edited), (f"{count} edits, PRUNE {RESTRAINT}", restrained),
-    ):  # fmt: skip
-        (found,) = row.spectrum.values()
-        value = row.abilities["perplexity"].value
+    for name, key in zip(names, ((0, "none"), (count, "none"), (count, RESTRAINT)), strict=True):
+        (found,) = by_key[key].spectrum.values()
+        value = by_key[key].abilities["perplexity"].value
         ratio = None if value is None or not start else value / start
-        scores = [row.editing[METRIC][kind].value for kind in ("efficacy", "generalization", "locality")]
+        scores = [by_key[key].editing[METRIC][kind].value for kind in ("efficacy", "generalization", "locality")]
         rows.append(DemoRow(name, found.kappa, ratio, *scores))
     return tuple(rows)

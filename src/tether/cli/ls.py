@@ -33,8 +33,7 @@ CLEAR = typer.Option(help="With `cache`: remove what it holds of one kind, or al
 
 
 def ls(
-    what: Annotated[What, typer.Argument(help="What to list.")],
-    clear: Annotated[Cached | None, CLEAR] = None,
+    what: Annotated[What, typer.Argument(help="What to list.")], clear: Annotated[Cached | None, CLEAR] = None
 ) -> Answer:
     if clear is not None:
         if what != "cache":

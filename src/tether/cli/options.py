@@ -17,12 +17,8 @@ from tether.storage.atomic import finite
 Parsed = TypeVar("Parsed")
 
 ModelName = Annotated[str, typer.Option("--model", help="smollm2 (bundled), a folder, a .gguf file, or a hub id.")]
-ModelOrRecorded = Annotated[
-    str | None, typer.Option("--model", help="The model; by default the one the ledger records.")
-]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, …; by default the ledger's, else the checkpoint's own.")
-]
+ModelOrRecorded = Annotated[str | None, typer.Option("--model", help="By default the one that the ledger records.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, …; by default the ledger's or the checkpoint's.")]
 Device = Annotated[str | None, typer.Option(help="A torch device; by default the accelerator, else the CPU.")]
 AnatomyFile = Annotated[
     str | None, typer.Option("--anatomy", help="JSON file that names an unknown layout's blocks and projection.")
@@ -84,7 +80,7 @@ def selected(words: Sequence[str] | None, last: int | None, possible: Sequence[i
         raise typer.BadParameter("give numbers of edits, or --last N, and not both", param_hint="EDITS")
     if last is not None:
         return list(possible)[-last:]
-    chosen: dict[int, None] = {}
+    chosen: list[int] = []
     for word in words or ():
         first, dash, end = word.partition("-")
         if not first.isdecimal() or (dash and not end.isdecimal()):
@@ -92,8 +88,8 @@ def selected(words: Sequence[str] | None, last: int | None, possible: Sequence[i
         inside = [edit for edit in possible if int(first) <= edit <= int(end)] if dash else [int(first)]
         if not inside:
             raise TetherError(f"{word} holds no edit that this can be done to: see `tether log`")
-        chosen |= dict.fromkeys(inside)
-    return list(chosen)
+        chosen += inside
+    return list(dict.fromkeys(chosen))
 
 
 def parse_option(option: str, parse: Callable[[str], Parsed], word: str) -> Parsed:
@@ -110,9 +106,8 @@ def at_most_every(seconds: float) -> Callable[[], bool]:
 
     def due() -> bool:
         nonlocal last
-        if time.monotonic() - last < seconds:
-            return False
-        last = time.monotonic()
-        return True
+        enough = time.monotonic() - last >= seconds
+        last = time.monotonic() if enough else last
+        return enough
 
     return due

@@ -16,7 +16,7 @@ from common import CLOCKS, interleaved, plain_delta, ratios, spread, table, wher
 
 from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
-from tether.cli.demo_run import demo_facts
+from tether.cli.demo import demo_facts
 from tether.editors.delta import optimise, rows_of, within_memory
 from tether.editors.memit import MemitHparams
 from tether.editors.moments import Moments

@@ -32,14 +32,22 @@ ONE = ("--subject", "Eiffel Tower", "--prompt", "The {} is in the city of", "--t
 # --- help ---------------------------------------------------------------------------------------------------------
 
 
+LIGHT = (
+    "import sys, atexit; sys.argv[0] = 'tether'; from tether.cli import main\n"
+    f"atexit.register(lambda: print(sorted({HEAVY} & set(sys.modules)), file=sys.stderr)); main()"
+)
+
+
+@pytest.mark.parametrize("words", [["ls", "cache"], ["ls", "models", "--json"], ["ls", "--help"]])
+def test_what_needs_no_model_imports_nothing_heavy(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n" and ("models" in done.stdout or "smollm2" in done.stdout)
+
+
 @pytest.mark.parametrize("words", [["--help"], ["--version"], []])
 def test_help_and_version_take_half_a_second_and_import_nothing_heavy(words: list[str]) -> None:
-    program = (
-        "import sys, atexit; sys.argv[0] = 'tether'; from tether.cli import main\n"
-        f"atexit.register(lambda: print(sorted({HEAVY} & set(sys.modules)), file=sys.stderr)); main()"
-    )
     before = os.times()
-    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=True)
     after = os.times()
     assert done.stderr == "[]\n"
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
@@ -155,6 +163,17 @@ def test_a_run_in_which_no_edit_succeeded_fails(place: Path) -> None:
     assert done.returncode == 1 and "no fact was edited: 1 failed" in done.stderr.splitlines()[-1]
 
 
+def test_an_alarm_leaves_the_edit_out_unless_told_otherwise(place: Path) -> None:
+    large = {"v_num_grad_steps": 25, "v_lr": 2.0, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0}
+    settings = json.loads((place / "settings.json").read_text()) | large
+    (place / "large.json").write_text(json.dumps(settings))
+    words = ("edit", *ONE, "--method", "rome", "--model", "model", "--corpus", "corpus.txt", "--settings", "large.json")
+    done = run(place, *words, "--out", "alarmed", "--json")
+    assert done.returncode == 1 and "health alarm" in json.loads(done.stdout)["failed"][0]["reason"]
+    warned = answer(place, *words, "--out", "warned", "--on-alarm", "warn")["events"]
+    assert (warned["edit"], warned["failed"]) == (1, 0)
+
+
 # --- undo and redo ------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +198,16 @@ def test_undo_of_ranges_and_the_last(place: Path, tmp_path: Path) -> None:
         assert run(place, "undo", path, *wrong).returncode == 2, wrong
 
 
-@pytest.mark.skipif(not hasattr(Ledger, "redo"), reason="the ledger has no redo yet")
+def test_the_summary_of_edit_counts_what_was_taken_out_and_in_again(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "ledger", tmp_path / "ledger")
+    path = str(tmp_path / "ledger")
+    answer(place, "undo", path, "--last", "1")
+    answer(place, "redo", path, "--last", "1")
+    words = ("edit", "facts.jsonl", "--limit", "4", "--model", "model", "--out", path, "--resume")
+    assert ", 1 undo, 1 redo" in run(place, *words).stdout.splitlines()[0]
+    assert answer(place, *words)["events"]["redo"] == 1
+
+
 def test_redo_takes_edits_in_again(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "ledger", tmp_path / "ledger")
     path = str(tmp_path / "ledger")

@@ -23,7 +23,7 @@ HARBOUR = Fact(
 FACTS = [(1, ALICE), (2, DAVE), (3, HARBOUR)]
 
 
-@pytest.mark.parametrize("name", METRICS.names)
+@pytest.mark.parametrize("name", list(METRICS))
 def test_a_metric_keeps_the_contract(name: str) -> None:
     metric, only = METRICS[name], Measurement(metrics=(name,))
     assert metric.name == name and metric.reports

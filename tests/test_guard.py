@@ -140,6 +140,7 @@ def test_the_command_ends_with_one(tmp_path: Path) -> None:
     done = command(
         tmp_path, "edit", "facts.jsonl", "--model", "model", "--out", "ledger", "--corpus", "text.txt", "--settings",
         "settings.json", "--guard", "perplexity:1.00001", "--guard-every", "1", "--guard-data", "text.txt",
+        "--on-alarm", "warn",
     )  # fmt: skip
     assert done.returncode == 1
     assert "undone" in done.stderr.splitlines()[-1]

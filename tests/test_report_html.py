@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from tether.cli.demo import summary
-from tether.cli.demo_run import Step, demo_facts, run_demo
+from tether.cli.demo import Step, demo_facts, run_demo, summary
 from tether.editing.run import edit
 from tether.errors import BadSettingsError, TetherError
 from tether.evaluation import Results, Row, read

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from tether.editing.tune import tune
     from tether.editors.mend import train_mend
     from tether.errors import TetherError
-    from tether.evaluation import compare, evaluate, evaluate_ledger
-    from tether.evaluation.measurement import Measurement
+    from tether.evaluation import Measurement, compare, evaluate, evaluate_ledger
     from tether.export import restrain_checkpoint
     from tether.facts import Fact, LocalityPrompt, read_facts
     from tether.ledger import Ledger
@@ -30,28 +29,20 @@ if TYPE_CHECKING:
 
     __version__: str
 
-_HOMES = {
-    "EditPlan": "editing.plan",
-    "EditableModel": "models",
-    "Fact": "facts",
-    "Ledger": "ledger",
-    "LocalityPrompt": "facts",
-    "LowRank": "algebra.lowrank",
-    "Measurement": "evaluation.measurement",
-    "Progress": "editing.run",
-    "Schedule": "editing.plan",
-    "TetherError": "errors",
-    "check_facts": "editing.check",
-    "compare": "evaluation",
-    "edit": "editing.run",
-    "evaluate": "evaluation",
-    "evaluate_ledger": "evaluation",
-    "load": "models",
-    "read_facts": "facts",
-    "restrain_checkpoint": "export",
-    "restraint": "constraints.prune",
-    "train_mend": "editors.mend",
-    "tune": "editing.tune",
+_ROOMS = {
+    "algebra.lowrank": ("LowRank",),
+    "constraints.prune": ("restraint",),  # the whole module
+    "editing.check": ("check_facts",),
+    "editing.plan": ("EditPlan", "Schedule"),
+    "editing.run": ("Progress", "edit"),
+    "editing.tune": ("tune",),
+    "editors.mend": ("train_mend",),
+    "errors": ("TetherError",),
+    "evaluation": ("Measurement", "compare", "evaluate", "evaluate_ledger"),
+    "export": ("restrain_checkpoint",),
+    "facts": ("Fact", "LocalityPrompt", "read_facts"),
+    "ledger": ("Ledger",),
+    "models": ("EditableModel", "load"),
 }
 
 __all__ = [
@@ -65,12 +56,12 @@ def __getattr__(name: str) -> Any:
     """A public name, from the room it lives in."""
     if name == "__version__":
         return version("tether")
-    if name not in _HOMES:
+    room = next((room for room, names in _ROOMS.items() if name in names), None)
+    if room is None:
         raise AttributeError(f"module 'tether' has no attribute {name!r}")
-    home = import_module(f"tether.{_HOMES[name]}")
-    found = home if name == "restraint" else getattr(home, name)
-    globals()[name] = found
-    return found
+    home = import_module(f"tether.{room}")
+    globals()[name] = home if name == "restraint" else getattr(home, name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -33,16 +33,9 @@ class Registry(Generic[Entry]):
     def _others(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=self.group)}
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All names: those of tether first. A name of tether cannot be taken by another package."""
-        return (*self._built_in, *sorted(self._others.keys() - self._built_in.keys()))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._built_in or name in self._others
-
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        """All names: those of tether first. A name of tether cannot be taken by another package."""
+        return iter((*self._built_in, *sorted(self._others.keys() - self._built_in.keys())))
 
     def source(self, name: str) -> str:
         """Which package an entry comes from."""
@@ -57,17 +50,14 @@ class Registry(Generic[Entry]):
             module, _, attribute = self._built_in[name].partition(":")
             return cast(Entry, getattr(import_module(module), attribute))
         if name not in self._others:
-            raise BadSettingsError(f"{name!r} is no {self.what}: choose one of {', '.join(self.names)}")
+            raise BadSettingsError(f"{name!r} is no {self.what}: choose one of {', '.join(self)}")
+        where = f"{self.what} {name!r} of {self.source(name)}"
         try:
             entry = self._others[name].load()
         except Exception as error:  # whatever a stranger's module raises
-            raise TetherError(
-                f"{self.what} {name!r} of {self.source(name)} does not load ({first_line(error)}): update or remove "
-                "that package"
-            ) from error
+            why = first_line(error)
+            raise TetherError(f"{where} does not load ({why}): update or remove that package") from error
         if not isinstance(entry, self._kind):
-            raise TetherError(
-                f"{self.what} {name!r} of {self.source(name)} is a {type(entry).__name__}, not a "
-                f"{self._kind.__name__}: see the guide on adding one"
-            )
+            found, wanted = type(entry).__name__, self._kind.__name__
+            raise TetherError(f"{where} is a {found}, not a {wanted}: see the guide on adding one")
         return cast(Entry, entry)

@@ -1,8 +1,7 @@
 """The command's frame: verbs that are imported only when they are called, errors on one line, exit codes.
 
 A verb is one file of this package: its docstring is the help, its lines with `$` are the examples, and the function
-that has its name is the command. A line in VERBS announces it;
-PANELS in the file groups its options.
+that has its name is the command, which returns an Answer. VERBS announces it; PANELS in the file groups its options.
 
 Exit codes: 0 done, 1 the work failed, 2 the command line is wrong, 130 Ctrl-C.
 """
@@ -13,81 +12,77 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 import tether
-from tether.cli.options import printable, say, write
+from tether.cli.options import Answer, printable, say, write
 from tether.errors import TetherError, first_line
 
 INTERRUPTED = 130
 
-VERBS = {
-    "demo": "First steps",
-    "ls": "First steps",
-    "edit": "Edit",
-    "undo": "Edit",
-    "redo": "Edit",
-    "log": "Edit",
-    "verify": "Edit",
-    "evaluate": "Measure",
-    "compare": "Measure",
-    "spectrum": "Measure",
-    "bound": "Measure",
-    "report": "Measure",
-    "grid": "Measure",
-    "export": "Take away",
-    "restrain": "Take away",
-    "check": "Prepare",
-    "moments": "Prepare",
-    "tune": "Prepare",
-    "train-mend": "Prepare",
-}  # verb -> the panel of the help it stands in
+_PANELS = {
+    "First steps": ("demo", "ls"),
+    "Edit": ("edit", "undo", "redo", "log", "verify"),
+    "Measure": ("evaluate", "compare", "spectrum", "bound", "report", "grid"),
+    "Take away": ("export", "restrain"),
+    "Prepare": ("check", "moments", "tune", "train-mend"),
+}
+VERBS = {verb: panel for panel, verbs in _PANELS.items() for verb in verbs}  # in the order of the help
 
-_NOT_CONVERGED = "a linear-algebra routine failed"
+_ALGEBRA = (
+    "a linear-algebra routine failed", "look for weights that are not finite, and restrain or undo the last edits",
+)  # fmt: skip
 _REMEDIES = {
     "OutOfMemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another --device"),
     "MemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another machine"),
-    "_LinAlgError": (_NOT_CONVERGED, "look for weights that are not finite, and restrain or undo the last edits"),
-    "LinAlgError": (_NOT_CONVERGED, "look for weights that are not finite, and restrain or undo the last edits"),
-    "ArpackError": (_NOT_CONVERGED, "look for weights that are not finite, and restrain or undo the last edits"),
+    "_LinAlgError": _ALGEBRA,
+    "LinAlgError": _ALGEBRA,
+    "ArpackError": _ALGEBRA,
     "SafetensorError": ("a safetensors file is damaged", "fetch it again, or restore it from a copy"),
 }  # names of classes, since importing their packages takes seconds
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # how a RuntimeError of torch says it
 
-
-class Help(NamedTuple):
-    """What the docstring of a verb's file says."""
-
-    text: str
-    examples: tuple[str, ...]
+_JSON = typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
 
 
-def help_of(verb: str) -> Help:
-    """Read from the file, without importing what the verb needs."""
+def help_of(verb: str) -> tuple[str, list[str]]:
+    """Help and examples: the docstring of the verb's file, read without importing what the verb needs."""
     source = Path(__file__).with_name(f"{verb.replace('-', '_')}.py").read_text(encoding="utf-8")
     lines = source.split('"""')[1].splitlines()
     text = "\n".join(line for line in lines if not line.startswith("$ ")).strip()
-    return Help(text, tuple(line.removeprefix("$ ") for line in lines if line.startswith("$ ")))
+    return text, [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 
 
 def command_of(verb: str) -> Any:
     """The whole command of a verb; this imports its file."""
     name = verb.replace("-", "_")
     text, examples = help_of(verb)
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     epilog = "\n".join(["Examples:" if len(examples) > 1 else "Example:", *(f"  {line}" for line in examples)])
     module = import_module(f"tether.cli.{name}")
-    single.command(verb, help=text, epilog=epilog)(getattr(module, name))
-    command: Any = typer.main.get_command(single)
+    command = _command(getattr(module, name), name=verb, help=text, epilog=epilog)
+    (json_option,) = _command(_of_every_verb).params
+    json_option.expose_value = False
+    command.params.append(json_option)
     panels = {"Model": ("model", "dtype", "device", "anatomy"), **getattr(module, "PANELS", {})}
     for parameter in command.params:
         parameter.rich_help_panel = next((panel for panel, names in panels.items() if parameter.name in names), None)
     return command
+
+
+def _command(function: Callable[..., Any], **attributes: Any) -> Any:
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    single.command(**attributes)(function)
+    return typer.main.get_command(single)
+
+
+def _of_every_verb(as_json: Annotated[bool, _JSON] = False) -> None:
+    """Has the option that every verb gets; `main` looks for it."""
 
 
 class Verbs(TyperGroup):
@@ -96,7 +91,7 @@ class Verbs(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         for verb, panel in VERBS.items():
-            self.add_command(TyperCommand(verb, help=help_of(verb).text, rich_help_panel=panel))
+            self.add_command(TyperCommand(verb, help=help_of(verb)[0], rich_help_panel=panel))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] in VERBS:
@@ -141,36 +136,34 @@ def main() -> None:
     """Run the command line; never returns."""
     as_json = "--json" in sys.argv[1:]
     try:
-        code = app(standalone_mode=False)  # what a verb raised as typer.Exit comes back as a number
-        if code == INTERRUPTED:  # which typer makes of Ctrl-C without a word
+        answer = app(standalone_mode=False)  # a number where typer.Exit was raised
+        if answer == INTERRUPTED:  # which typer makes of Ctrl-C without a word
             raise KeyboardInterrupt
-    except TetherError as error:
-        _fail(str(error), 1, as_json)
+        if isinstance(answer, Answer):
+            write(answer.json() if as_json else answer.text)
+            sys.exit(answer.code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; run it again, with --resume where the command has it", INTERRUPTED, as_json)
-    except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1, as_json)
     except Exception as error:
-        if hasattr(error, "exit_code"):  # a usage error
-            message = error.format_message() if hasattr(error, "format_message") else str(error)
-            _fail(f"{message} (see tether --help)", 2, as_json)
-        known = failure(error)
-        if known is None:  # a bug shows itself
+        usage = getattr(error, "format_message", None)  # of a wrong command line
+        line = f"{usage()} (see tether --help)" if usage else failure(error)
+        if line is None:  # a bug shows itself
             raise
-        _fail(known, 1, as_json)
-    sys.exit(code or 0)
+        _fail(line, 2 if usage else 1, as_json)
+    sys.exit(answer or 0)
 
 
 def failure(error: Exception) -> str | None:
-    """One line for an error of another package that a user can do something about; None for any other."""
+    """One line for an error that a user can do something about; None for any other."""
+    if isinstance(error, TetherError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
     names = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
         names.append("MemoryError")
-    for name in names:
-        if name in _REMEDIES:
-            what, remedy = _REMEDIES[name]
-            return f"{what} ({first_line(error)}): {remedy}"
-    return None
+    what, remedy = next((_REMEDIES[name] for name in names if name in _REMEDIES), (None, None))
+    return what and f"{what} ({first_line(error)}): {remedy}"
 
 
 def _fail(message: str, code: int, as_json: bool) -> None:

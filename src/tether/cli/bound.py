@@ -5,14 +5,14 @@ $ tether bound my-edits --at 10,50 --restrain none,log:1.2
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from tether.analyses.bound import bound_rows
+from tether.analyses.bound import Errors, bound_rows
 from tether.cli.loading import open_ledger, restraints
-from tether.cli.options import Device, Dtype, Json, LedgerPath, ModelOrRecorded, numbers, print_result
+from tether.cli.options import Answer, Device, Dtype, LedgerPath, ModelOrRecorded, numbers
 from tether.cli.tables import number, table
 
 _HEAD = (
@@ -29,21 +29,22 @@ def bound(
     keys: Annotated[int | None, typer.Option(min=1, help="At most this many keys; default: of all live edits.")] = None,
     dtype: Dtype = None,
     device: Device = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     chosen, counts = restraints(restrain), numbers(at, "--at")
     opened, loaded = open_ledger(ledger, model, dtype, device)
     rows = [row for restraint in chosen for row in bound_rows(opened, loaded, at=counts, restrain=restraint, keys=keys)]
-    cells = []
-    for row in rows:
-        medians = [None if errors is None else errors.median for errors in (row.others, row.edited)]
-        largest = max(errors.max for errors in (row.others, row.edited) if errors is not None)
-        cells.append(
-            [
-                str(row.edits), row.of, row.restraint, f"{row.update_norm / row.norm:.3g}", f"{row.kappa:.2f}",
-                f"{row.kappa_hat:.2f}", f"{row.gamma:.3g}", *(number(median, ".3g", "-") for median in medians),
-                f"{largest:.3g}", f"{row.bound:.3g}", number(row.bound_from_kappa, ".3g", "-"), row.weight,
-            ]
-        )  # fmt: skip
+    cells = [
+        [
+            str(row.edits), row.of, row.restraint, f"{row.update_norm / row.norm:.3g}", f"{row.kappa:.2f}",
+            f"{row.kappa_hat:.2f}", f"{row.gamma:.3g}", _median(row.others),
+            _median(row.edited), f"{row.errors.max:.3g}", f"{row.bound:.3g}",
+            number(row.bound_from_kappa, ".3g", "-"), row.weight,
+        ]
+        for row in rows
+    ]  # fmt: skip
     text = f"{table(_HEAD, cells)}\nmedians and largest: of ‖x̃ − x‖/‖x‖ over the keys"
-    print_result([dataclasses.asdict(row) for row in rows], text, as_json)
+    return Answer([asdict(row) for row in rows], text)
+
+
+def _median(errors: Errors | None) -> str:
+    return "-" if errors is None else f"{errors.median:.3g}"

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tether.cli.loading import load_model
-from tether.cli.options import AnatomyFile, Device, Dtype, Json, ModelName, print_result
+from tether.cli.options import AnatomyFile, Answer, Device, Dtype, ModelName
 from tether.editing.check import check_facts
 from tether.facts import BadRecord, Fact, FactCheck, scan_facts
 from tether.ledger import Ledger
@@ -25,8 +25,7 @@ def check(
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     scanned = scan_facts(facts, limit)
     good = [record for record in scanned if isinstance(record, Fact)]
     bad = [str(record) for record in scanned if isinstance(record, BadRecord)]
@@ -41,9 +40,7 @@ def check(
                     "tokens": c.tokens, "read_at": c.read_at, "read_token": c.read_token, "problems": c.problems}
                    for c in checks],
     }  # fmt: skip
-    print_result(document, "\n".join(lines), as_json)
-    if problems:
-        raise typer.Exit(1)
+    return Answer(document, "\n".join(lines), code=int(problems > 0))
 
 
 def _line(found: FactCheck) -> str:

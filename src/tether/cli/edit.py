@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, get_args
 
 import torch
 import typer
@@ -23,18 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from tether.cli.loading import load_model, log_progress
-from tether.cli.options import (
-    AnatomyFile,
-    Device,
-    Dtype,
-    Json,
-    ModelName,
-    numbers,
-    parse_option,
-    print_result,
-    printable,
-    say,
-)
+from tether.cli.options import AnatomyFile, Answer, Device, Dtype, ModelName, numbers, parse_option, printable, say
 from tether.constraints.base import parse
 from tether.editing.plan import DEFAULT_METHOD, OnAlarm, Schedule, plan_and_schedule
 from tether.editing.run import Progress
@@ -43,6 +34,7 @@ from tether.editors import editor as editor_of
 from tether.errors import BadFactError, pydantic_line
 from tether.facts import Fact, read_facts
 from tether.ledger import Event, Ledger
+from tether.models import EditableModel
 
 DEFAULTS = Schedule()
 PANELS = {
@@ -52,15 +44,23 @@ PANELS = {
         "restrain", "every", "health", "on_alarm", "guard", "guard_every", "guard_data",
     ),
 }  # fmt: skip
+FACTS = typer.Argument(help="Facts: our JSONL, CounterFact, zsRE, ConceptEdit; - for our JSONL on standard input.")
+METHOD = typer.Option(help=f"See `tether ls methods`; default: the ledger's, {DEFAULT_METHOD} in a new one.")
+BATCH = typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")
+RESTRAIN = typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.")
+HEALTH = typer.Option(min=0, help="Read the health of every K-th edit; 0: of none.")
+ALARM = typer.Option(
+    help="What becomes of an edit whose health is an alarm: it goes in with a warning (warn, the default in Python), "
+    "is left out as failed (skip), or ends the run (stop)."
+)
+GUARD = typer.Option(help="Stop what costs too much: perplexity:1.05, or a task and a share, nli:0.9.")
+LOOKS = typer.Option(min=1, help="The guard looks after every K edits, and the last.")
 
 
 def edit(
     model: ModelName,
     out: Annotated[Path, typer.Option(help="The ledger: a new folder, or one to append to.")],
-    facts: Annotated[
-        str | None,
-        typer.Argument(help="Facts: our JSONL, CounterFact, zsRE, ConceptEdit; - for our JSONL on standard input."),
-    ] = None,
+    facts: Annotated[str | None, FACTS] = None,
     subject: Annotated[str | None, typer.Option(help="What the fact is about.")] = None,
     prompt: Annotated[str | None, typer.Option(help="The text before the answer, {} for the subject.")] = None,
     target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
@@ -69,43 +69,24 @@ def edit(
     skip: Annotated[int, typer.Option(min=0, help="Without the first N facts.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted list.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first failed edit.")] = False,
-    method: Annotated[
-        str | None, typer.Option(help="See `tether ls methods`; default: the ledger's, r-rome in a new one.")
-    ] = None,
+    method: Annotated[str | None, METHOD] = None,
     settings: Annotated[Path | None, typer.Option(help="JSON file of settings over the bundled ones.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, with commas.")] = None,
     corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self' (the default).")] = None,
     editor: Annotated[Path | None, typer.Option(help="Trained editor, as train-mend writes it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampled prefixes; default 0.")] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")
-    ] = DEFAULTS.batch_size,
-    restrain: Annotated[
-        str | None, typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.")
-    ] = None,
+    batch_size: Annotated[int, BATCH] = DEFAULTS.batch_size,
+    restrain: Annotated[str | None, RESTRAIN] = None,
     every: Annotated[int | None, typer.Option(min=1, help="Restrain after every K edits, not once at the end.")] = None,
-    health: Annotated[
-        int, typer.Option(min=0, help="Read the health of every K-th edit; 0: of none.")
-    ] = DEFAULTS.health,
-    on_alarm: Annotated[
-        OnAlarm,
-        typer.Option(
-            help="What becomes of an edit whose health is an alarm: it goes in with a warning, is left out, or ends "
-            "the run."
-        ),
-    ] = DEFAULTS.on_alarm,
-    guard: Annotated[
-        str | None, typer.Option(help="Stop what costs too much: perplexity:1.05, or a task and a share, nli:0.9.")
-    ] = None,
-    guard_every: Annotated[
-        int, typer.Option(min=1, help="The guard looks after every K edits, and the last.")
-    ] = DEFAULTS.guard_every,
+    health: Annotated[int, HEALTH] = DEFAULTS.health,
+    on_alarm: Annotated[OnAlarm, ALARM] = "skip",
+    guard: Annotated[str | None, GUARD] = None,
+    guard_every: Annotated[int, LOOKS] = DEFAULTS.guard_every,
     guard_data: Annotated[str | None, typer.Option(help="The guard's data, as evaluate --abilities-data.")] = None,
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     one = {"subject": subject, "prompt": prompt, "target_new": target, "target_true": target_true}
     listed = _listed(facts, one, None if limit is None else skip + limit)[skip:]
     if method is not None:
@@ -128,34 +109,38 @@ def edit(
     loaded = load_model(model, dtype=dtype, device=device, anatomy=layout)
     if chosen != method:
         say(f"method {chosen} (the default)")
-    with _Told(len(listed)) as progress:
+    with _bar(len(listed)) as progress:
         ledger = edit_facts(
             loaded, listed, out=out, plan=plan, schedule=schedule, resume=resume, strict=strict, progress=progress
         )
-    every_kind = ("edit", "failed", "skipped", "restrain", "undo", "redo", "guard")
+    new = [event for event in ledger.events[before:] if event.kind in ("edit", "failed")]
+    if new and all(event.kind == "failed" for event in new):
+        say(f"tether: no fact was edited: {len(new)} failed, the first because: {new[0].reason}")
+        return _answer(ledger, loaded)._replace(code=1)
+    return _answer(ledger, loaded)
+
+
+def _answer(ledger: Ledger, model: EditableModel) -> Answer:
+    """What the whole ledger holds, and the singular values of its weights."""
+    every_kind = get_args(Event.model_fields["kind"].annotation)
     kinds = {kind: sum(event.kind == kind for event in ledger.events) for kind in every_kind}
-    rows = ledger.spectrum(loaded)
+    rows = ledger.spectrum(model)
     document = {
-        "ledger": str(out), "model": ledger.header.model, "method": ledger.header.method,
+        "ledger": str(ledger.path), "model": ledger.header.model, "method": ledger.header.method,
         "corpus": ledger.header.corpus, "events": kinds, "live": len(ledger.live()),
         "failed": [{"edit": e.edit, "subject": e.fact.subject, "reason": e.reason}
                    for e in ledger.events if e.kind == "failed" and e.fact],
-        "spectrum": {row.weight: {"sigma_max": row.extremes.sigma_max, "sigma_min": row.extremes.sigma_min,
-                     "kappa": row.extremes.kappa, "update_sigma_max": row.extremes.update_sigma_max, "m": row.m}
-                     for row in rows},
+        "spectrum": {row.weight: {**row.extremes.to_dict(), "m": row.m} for row in rows},
         "head": ledger.head,
     }  # fmt: skip
-    lines = [
-        f"{out}: {kinds['edit']} edits, {kinds['failed']} failed, {kinds['skipped']} skipped, "
-        f"{kinds['restrain']} restraints"
-    ]
+    counts = [f"{kinds['edit']} edits, {kinds['failed']} failed, {kinds['skipped']} skipped"]
+    counts.append(f"{kinds['restrain']} restraints")
+    counts += [f"{kinds[kind]} {kind}" for kind in ("undo", "redo", "guard") if kinds[kind]]
+    lines = [f"{ledger.path}: {', '.join(counts)}"]
     for row in rows:
-        found = row.extremes
-        lines.append(
-            f"{row.weight}: κ {found.kappa:.2f}, σ̂_max of the update {found.update_sigma_max:.2f}, m {row.m:.2f}"
-        )
-    print_result(document, "\n".join([*lines, f"head {ledger.head}"]), as_json)
-    _fail_where_nothing_was_edited(ledger.events[before:])
+        kappa, top = row.extremes.kappa, row.extremes.update_sigma_max
+        lines.append(f"{row.weight}: κ {kappa:.2f}, σ̂_max of the update {top:.2f}, m {row.m:.2f}")
+    return Answer(document, "\n".join([*lines, f"head {ledger.head}"]))
 
 
 def _listed(facts: str | None, one: dict[str, str | None], limit: int | None) -> list[Fact]:
@@ -171,59 +156,43 @@ def _listed(facts: str | None, one: dict[str, str | None], limit: int | None) ->
         missing = [f"--{key.removesuffix('_new')}" for key in ("subject", "prompt", "target_new") if key not in given]
         if missing:
             raise typer.BadParameter("one fact needs --subject, --prompt and --target", param_hint=missing[0])
-        return [_fact(given, "the fact")]
+        return [_fact(json.dumps(given), "the fact")]
     if facts != "-":
         return read_facts(facts, limit)
-    listed = []
-    for number, line in enumerate(sys.stdin, 1):
-        if line.strip():
-            listed.append(_fact(line, f"standard input, line {number}"))
-        if len(listed) == limit:
-            break
+    lines = ((number, line) for number, line in enumerate(sys.stdin, 1) if line.strip())
+    listed = [_fact(line, f"standard input, line {number}") for number, line in islice(lines, limit)]
     if not listed:
         raise BadFactError("standard input holds no fact: write a JSON object a line: subject, prompt, target_new")
     return listed
 
 
-def _fact(given: dict[str, str] | str, where: str) -> Fact:
+def _fact(record: str, where: str) -> Fact:
     try:
-        return Fact.model_validate(json.loads(given) if isinstance(given, str) else given)
+        return Fact.model_validate_json(record)
     except ValidationError as error:
         raise BadFactError(f"{where}: {pydantic_line(error)}") from None
-    except json.JSONDecodeError as error:
-        raise BadFactError(f"{where}: no JSON object ({error.msg})") from None
 
 
-def _fail_where_nothing_was_edited(events: Sequence[Event]) -> None:
-    """Exit 1 where facts failed in this run and none was edited."""
-    failed = [event for event in events if event.kind == "failed"]
-    if failed and not any(event.kind == "edit" for event in events):
-        say(f"tether: no fact was edited: {len(failed)} failed, the first because: {failed[0].reason}")
-        raise typer.Exit(1)
+def progress_line(at: Progress) -> str:
+    """What became of a fact, its health, the time left."""
+    fact = at.event.fact
+    parts = [at.event.kind if fact is None else f"{at.event.kind} {fact.subject} -> {fact.target_new}"]
+    parts += [] if at.reading is None else [at.reading.line()]
+    return " | ".join([*parts, f"{at.eta:.0f} s left"])
 
 
-class _Told:
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[Progress], None]]:
     """Progress on stderr: a bar on a terminal, else a line a fact."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    note = TextColumn("{task.fields[note]}", markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note)
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("editing", total=total, note="")
 
-    def __init__(self, total: int) -> None:
-        console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-        note = TextColumn("{task.fields[note]}", markup=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note)
-        self._bar = Bar(*columns, console=console, transient=False, disable=not console.is_terminal)
-        self._task = self._bar.add_task("editing", total=total, note="")
+        def tell(at: Progress) -> None:
+            bar.update(task, completed=at.done, note=printable(progress_line(at)))
+            if bar.disable:
+                say(f"{at.done}/{at.total} {progress_line(at)}")
 
-    def __enter__(self) -> _Told:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.stop()
-
-    def __call__(self, at: Progress) -> None:
-        fact = at.event.fact
-        parts = [at.event.kind if fact is None else f"{at.event.kind} {fact.subject} -> {fact.target_new}"]
-        parts += [] if at.reading is None else [at.reading.line()]
-        note = printable(" | ".join([*parts, f"{at.eta:.0f} s left"]))
-        self._bar.update(self._task, completed=at.done, note=note)
-        if self._bar.disable:
-            say(f"{at.done}/{at.total} {note}")
+        yield tell

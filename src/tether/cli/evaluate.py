@@ -12,16 +12,7 @@ from typing import Annotated
 import typer
 
 from tether.cli.loading import log_progress, open_ledger, restraints
-from tether.cli.options import (
-    Device,
-    Dtype,
-    Json,
-    LedgerPath,
-    ModelOrRecorded,
-    numbers,
-    parse_option,
-    print_result,
-)
+from tether.cli.options import Answer, Device, Dtype, LedgerPath, ModelOrRecorded, numbers, parse_option
 from tether.cli.tables import abilities_table, number, with_error
 from tether.cli.tables import table as drawn
 from tether.errors import BadSettingsError
@@ -35,14 +26,22 @@ PANELS = {
         "metrics", "paraphrases", "locality", "abilities", "abilities_data", "limit", "quick", "trust_task_files",
     ),
 }  # fmt: skip
+TASKS = typer.Option(
+    help=f"General abilities, with commas: {', '.join(ABILITIES)}, or a task of lm-evaluation-harness; '' for none."
+)
+DATA = typer.Option(
+    help="Folder with the tasks' data (and perplexity.txt), or a text file for the perplexity, or hub to allow "
+    "downloads; default: small built-in sets."
+)
+FACTS = typer.Option(help="Facts file that lends its prompts; default: the ledger's.")
+QUICK = typer.Option("--quick", help=f"At most {QUICK_ITEMS} items a task: faster, with wider error bars.")
+TRUST = typer.Option("--trust-task-files", help="Take task files (YAML) as abilities; they can run any Python.")
 
 
 def evaluate(
     ledger: LedgerPath,
     out: Annotated[Path, typer.Option(help="results.json; items go beside it.")],
-    facts: Annotated[
-        Path | None, typer.Option(help="Facts file that lends its prompts; default: the ledger's.")
-    ] = None,
+    facts: Annotated[Path | None, FACTS] = None,
     model: ModelOrRecorded = None,
     at: Annotated[str | None, typer.Option(help="Numbers of edits, with commas; default: all.")] = None,
     restrain: Annotated[str | None, typer.Option(help="Restraints, with commas; default: as recorded.")] = None,
@@ -50,31 +49,14 @@ def evaluate(
     metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(default_metrics()),
     paraphrases: Annotated[int | None, typer.Option(min=0, help="At most N paraphrases a fact.")] = None,
     locality: Annotated[int | None, typer.Option(min=0, help="At most N locality prompts a fact.")] = None,
-    abilities: Annotated[
-        str,
-        typer.Option(
-            help=f"General abilities, with commas: {', '.join(ABILITIES)}, or a task of lm-evaluation-harness; '' for "
-            "none."
-        ),
-    ] = "perplexity",
-    abilities_data: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder with the tasks' data (and perplexity.txt), or a text file for the perplexity, or hub to allow "
-            "downloads; default: small built-in sets."
-        ),
-    ] = None,
+    abilities: Annotated[str, TASKS] = "perplexity",
+    abilities_data: Annotated[str | None, DATA] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most N items a task; default: the task's own.")] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help=f"At most {QUICK_ITEMS} items a task: faster, with wider error bars.")
-    ] = False,
-    trust_task_files: Annotated[
-        bool, typer.Option("--trust-task-files", help="Take task files (YAML) as abilities; they can run any Python.")
-    ] = False,
+    quick: Annotated[bool, QUICK] = False,
+    trust_task_files: Annotated[bool, TRUST] = False,
     dtype: Dtype = None,
     device: Device = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     log_progress("tether.evaluation")
     chosen, counts, measured = restraints(restrain), numbers(at, "--at"), [m for m in metrics.split(",") if m]
     parse_option("--metrics", lambda _: check_metrics(measured), metrics)
@@ -90,7 +72,7 @@ def evaluate(
         opened, loaded, lent, at=counts, restraints=chosen, measurement=measurement, out=out, resume=resume
     )
     tables = [table(results), abilities_table(results)]
-    print_result(results.model_dump(mode="json"), "\n\n".join(text for text in tables if text), as_json)
+    return Answer(results.model_dump(mode="json"), "\n\n".join(filter(None, tables)))
 
 
 def table(results: Results) -> str:
@@ -105,9 +87,8 @@ def table(results: Results) -> str:
         kappas = [s.kappa for s in row.spectrum.values() if s.kappa is not None]
         tops = [s.update_sigma_max for s in row.spectrum.values() if s.update_sigma_max is not None]
         cells = [number(max(values, default=None), ".1f") for values in (kappas, tops)]
-        rows.append(
-            [str(row.edits), row.restraint, *cells, _perplexity(row, start), *(_score(row, *name) for name in wanted)]
-        )
+        scores = [with_error(row.editing.get(metric, {}).get(kind)) for metric, kind in wanted]
+        rows.append([str(row.edits), row.restraint, *cells, _perplexity(row, start), *scores])
     counts = {n.n for row in results.rows for kinds in row.editing.values() for n in kinds.values()}
     lines = [f"mean ± standard error in percent over n facts (n: {', '.join(map(str, sorted(counts)))})"]
     for row in results.rows:
@@ -121,8 +102,3 @@ def _perplexity(row: Row, start: float | None) -> str:
     if measured is None or measured.value is None:
         return ""
     return f"{measured.value:.2f} ({measured.value / start:.3f})" if start else f"{measured.value:.2f}"
-
-
-def _score(row: Row, metric: str, kind: str) -> str:
-    score = row.editing.get(metric, {}).get(kind)
-    return "" if score is None or score.value is None else with_error(score.value, score.stderr)

@@ -6,15 +6,16 @@ $ tether grid my-grid.yaml --out my-grid --resume
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tether.cli.loading import log_progress
-from tether.cli.options import Json, at_most_every, parse_option, print_result, say
+from tether.cli.options import Answer, at_most_every, parse_option, say
 from tether.cli.tables import table
-from tether.experiment import Plan, make_plan, read_spec, run_grid
+from tether.experiment import Plan, Step, make_plan, read_spec, run_grid
 from tether.experiment.engines import engine as engine_of
 from tether.experiment.run import state
 
@@ -25,46 +26,42 @@ def grid(
     out: Annotated[Path | None, typer.Option(help="The grid's folder; default: grid-NAME.")] = None,
     engine: Annotated[str, typer.Option(help="local (this process), or ray.")] = "local",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a grid; what is done stays.")] = False,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     parse_option("--engine", engine_of, engine)
     spec = read_spec(grid)
     folder = out or Path(f"grid-{spec.name}")
     if plan:
-        print_result(*described(make_plan(spec), folder), as_json)
-        return
+        return described(make_plan(spec), folder)
     log_progress("tether.evaluation", "tether.editing.prepare")
-    outcome = run_grid(grid, folder, resume=resume, engine=engine, progress=_Teller())
+    outcome = run_grid(grid, folder, resume=resume, engine=engine, progress=_teller())
     ids = [job.run.id for job in outcome.plan.jobs]
+    done = [stored.run.id for stored in outcome.grid.runs]
     rows = sum(len(stored.rows) for stored in outcome.grid.runs)
-    text = f"{folder}: {len(outcome.grid.runs)} of {len(ids)} runs done, {rows} rows"
     document = {
-        "grid": spec.name, "out": str(folder), "runs": ids, "done": [stored.run.id for stored in outcome.grid.runs],
-        "failed": outcome.failed, "rows": rows,
+        "grid": spec.name, "out": str(folder), "runs": ids, "done": done, "failed": outcome.failed, "rows": rows,
     }  # fmt: skip
-    print_result(document, text, as_json)
     if outcome.failed:
         (name, reason), *others = outcome.failed.items()
         more = f" (the others: {', '.join(other for other, _ in others)})" if others else ""
         say(f"tether: {len(outcome.failed)} of {len(ids)} runs failed: {name}: {reason}{more}")
-        raise typer.Exit(1)
+    return Answer(document, f"{folder}: {len(done)} of {len(ids)} runs done, {rows} rows", int(bool(outcome.failed)))
 
 
-class _Teller:
+def _teller() -> Callable[[Step], None]:
     """Progress on stderr: every stage of a run, and its edits now and then."""
+    due = at_most_every(seconds=5)
 
-    def __init__(self) -> None:
-        self._due = at_most_every(seconds=5)
-
-    def __call__(self, step: Any) -> None:
+    def tell(step: Step) -> None:
         if step.edited is None:
             say(f"{step.run.id}: {step.stage}{f', {step.reason}' if step.reason else ''}")
-        elif self._due() or step.edited.done == step.edited.total:
+        elif due() or step.edited.done == step.edited.total:
             say(f"{step.run.id}: {step.edited.done}/{step.edited.total} edits, {step.edited.eta:.0f} s left")
 
+    return tell
 
-def described(plan: Plan, folder: Path) -> tuple[dict[str, Any], str]:
-    """A plan as JSON and as text."""
+
+def described(plan: Plan, folder: Path) -> Answer:
+    """What would run, and how far it is."""
     runs = [
         {
             **job.run.model_dump(), "at": job.at, "restraints": job.restraints, "rows": job.rows,
@@ -78,19 +75,15 @@ def described(plan: Plan, folder: Path) -> tuple[dict[str, Any], str]:
         "grid": plan.spec.name, "out": str(folder), "runs": runs, "ledgers": len(runs), "ledgers_once": once,
         "ledgers_every": len(runs) - once, "rows": rows, "missing": plan.missing, "notes": plan.notes,
     }  # fmt: skip
-    cells = [
-        [
-            run["id"], str(run["edits"]),
-            ",".join(run["restraints"]) if run["every"] is None else f"{run['restrain']} every {run['every']}",
-            str(run["rows"]), run["state"],
-        ]
-        for run in runs
-    ]  # fmt: skip
-    text = [
+    cells = []
+    for run in runs:
+        how = ",".join(run["restraints"]) if run["every"] is None else f"{run['restrain']} every {run['every']}"
+        cells.append([run["id"], str(run["edits"]), how, str(run["rows"]), run["state"]])
+    lines = [
         table(("run", "edits", "restraints", "rows", "state"), cells), "",
         f"{len(runs)} runs, a ledger each: {once} for all restraints applied once, "
         f"{len(runs) - once} restrained every K edits; {rows} rows",
         *(f"note: {note}" for note in plan.notes),
         *(f"missing: {what}" for what in plan.missing),
     ]  # fmt: skip
-    return document, "\n".join(text)
+    return Answer(document, "\n".join(lines))

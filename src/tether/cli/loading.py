@@ -26,9 +26,7 @@ def load_model(
     return load(name, dtype=dtype, device=device, anatomy=anatomy)
 
 
-def open_ledger(
-    path: Path, model: str | None = None, dtype: str | None = None, device: str | None = None
-) -> tuple[Ledger, EditableModel]:
+def open_ledger(path: Path, model: str | None, dtype: str | None, device: str | None) -> tuple[Ledger, EditableModel]:
     """The ledger, and its model (the recorded one in the recorded dtype unless named otherwise)."""
     ledger = Ledger.open(path)
     header = ledger.header

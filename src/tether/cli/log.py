@@ -8,40 +8,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from tether.cli.options import Json, LedgerPath, print_result, printable
+from tether.cli.options import Answer, LedgerPath, printable
 from tether.cli.tables import number
 from tether.ledger import Event, Ledger
 
 
-def log(ledger: LedgerPath, as_json: Json = False) -> None:
+def log(ledger: LedgerPath) -> Answer:
     opened = Ledger.open(ledger)
-    undone = opened.undone
-    header = opened.header
+    header, undone = opened.header, opened.undone
     lines = [f"{ledger}: {header.method} on {header.model}, restraint {header.restrain}, seed {header.seed}"]
     lines += [printable(_line(event, undone)) for event in opened.events]
     document = {
         "ledger": str(ledger), "header": header.model_dump(mode="json"), "undone": sorted(undone),
         "events": [event.model_dump(mode="json", exclude_none=True) for event in opened.events],
     }  # fmt: skip
-    print_result(document, "\n".join(lines), as_json)
+    return Answer(document, "\n".join(lines))
 
 
 def _line(event: Event, undone: Set[int]) -> str:
-    record = event.record
     why = f": {event.reason}" if event.reason else ""
     if event.kind == "restrain":
-        what = ", ".join(
-            f"{_number(v['update_sigma_max'])} -> {_number(v['restrained_sigma_max'])}" for v in record.values()
-        )
+        sizes = [(v["update_sigma_max"], v["restrained_sigma_max"]) for v in event.record.values()]
+        what = ", ".join(f"{_number(before)} -> {_number(after)}" for before, after in sizes)
         return f"      restrain {event.restrain}: largest σ̂ {what}{f' ({event.reason})' if event.reason else ''}"
     if event.edit is None:
-        edits = event.undone or event.redone or ()
-        return f"      {event.kind} {', '.join(map(str, edits))}{why}"
+        return f"      {event.kind} {', '.join(map(str, event.undone or event.redone or ()))}{why}"
     fact = "" if event.fact is None else f"{event.fact.text} -> {event.fact.target_new}"
     if event.kind != "edit":
         return f"{event.edit:5d} {event.kind} {fact}{why}"
     mark = " (undone)" if event.edit in undone else ""
-    return f"{event.edit:5d} edit{mark} {fact} | {', '.join(_parts(record))}"
+    return f"{event.edit:5d} edit{mark} {fact} | {', '.join(_parts(event.record))}"
 
 
 def _parts(record: Mapping[str, Any]) -> Iterator[str]:

@@ -13,16 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-import yaml
 
-from tether.cli.options import Json, print_result
+from tether.cli.options import Answer
 from tether.cli.tables import table
-from tether.constraints.base import CONSTRAINTS
-from tether.editors import EDITORS
-from tether.evaluation import ABILITIES, METRICS
-from tether.evaluation.abilities.run import PERPLEXITY
-from tether.evaluation.abilities.tasks import task_file
-from tether.experiment.spec import grid_names, grid_text
+from tether.plugins import Registry
 from tether.storage.cache import cache_dir
 
 What = Literal["methods", "constraints", "metrics", "abilities", "models", "grids", "cache"]
@@ -35,58 +29,69 @@ _CACHED = {
     "abilities": "measured abilities",
     "states": "states of the blocks below MEND's",
 }  # folders of the cache, whose contents tether makes anew when it needs them
+CLEAR = typer.Option(help="With `cache`: remove what it holds of one kind, or all of it.")
 
 
 def ls(
-    what: Annotated[What, typer.Argument(help="What to list.")],
-    clear: Annotated[
-        Cached | None, typer.Option(help="With `cache`: remove what it holds of one kind, or all of it.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
+    what: Annotated[What, typer.Argument(help="What to list.")], clear: Annotated[Cached | None, CLEAR] = None
+) -> Answer:
     if clear is not None:
         if what != "cache":
             raise typer.BadParameter("goes with `tether ls cache` alone", param_hint="--clear")
         removed = [_removed(path) for kind in _CACHED if clear in (kind, "all") for path in _held(kind)]
         lines = [f"removed {entry['path']} ({_cell('bytes', entry['bytes'])})" for entry in removed]
-        text = "\n".join([*lines, f"{len(removed)} entries of {cache_dir()} removed"])
-        print_result({"folder": str(cache_dir()), "removed": removed}, text, as_json)
-        return
-    entries = _LISTS[what]()
+        lines.append(f"{len(removed)} entries of {cache_dir()} removed")
+        return Answer({"folder": str(cache_dir()), "removed": removed}, "\n".join(lines))
+    entries = _entries(what)
     text = table(list(entries[0]), [[_cell(key, value) for key, value in entry.items()] for entry in entries])
-    print_result(entries, f"{text}\n{cache_dir()}" if what == "cache" else text, as_json)
+    return Answer(entries, f"{text}\n{cache_dir()}" if what == "cache" else text)
 
 
-def methods() -> list[Entry]:
-    return [
-        {"name": name, "summary": EDITORS[name].summary, "needs": sorted(EDITORS[name].needs),
-         "paper": EDITORS[name].paper, "from": EDITORS.source(name)}
-        for name in EDITORS
-    ]  # fmt: skip
+def _entries(what: What) -> list[Entry]:
+    """What is listed. The rooms are imported here, so that the cache and the models are listed at once."""
+    if what == "cache":
+        kinds = [(kind, holds, _held(kind)) for kind, holds in _CACHED.items()]
+        return [{"name": k, "holds": h, "entries": len(ps), "bytes": sum(map(_bytes, ps))} for k, h, ps in kinds]
+    if what == "models":
+        return _models()
+    if what == "grids":
+        import yaml
+
+        from tether.experiment.spec import grid_names, grid_text
+
+        return [{"name": name, "title": yaml.safe_load(grid_text(name)).get("title", "")} for name in grid_names()]
+    if what == "abilities":
+        from tether.evaluation.abilities.run import ABILITIES, PERPLEXITY
+        from tether.evaluation.abilities.tasks import task_file
+
+        tasks = [task_file(name) for name in ABILITIES if name != PERPLEXITY]
+        own = {"name": PERPLEXITY, "items": None, "scored": "likelihood of a text"}
+        scored = [{"name": t.name, "items": t.size, "scored": t.output_type.replace("_", " ")} for t in tasks]
+        return [own, *scored]
+    if what == "methods":
+        from tether.editors import EDITORS
+
+        known = [(name, EDITORS[name], EDITORS.source(name)) for name in EDITORS]
+        return [{"name": n, "summary": m.summary, "needs": sorted(m.needs), "paper": m.paper, "from": s}
+                for n, m, s in known]  # fmt: skip
+    if what == "constraints":
+        from tether.constraints.base import CONSTRAINTS
+
+        return _described(CONSTRAINTS)
+    from tether.evaluation import METRICS
+
+    return _described(METRICS)
 
 
-def constraints() -> list[Entry]:
-    """By name, with the first line of the docstring."""
-    lines = {name: (CONSTRAINTS[name].__doc__ or "").strip().partition("\n")[0] for name in CONSTRAINTS}
-    return [{"name": name, "summary": line, "from": CONSTRAINTS.source(name)} for name, line in lines.items()]
+def _described(registry: Registry[Any]) -> list[Entry]:
+    """What is registered, with the first line of its docstring."""
+    lines = {name: (registry[name].__doc__ or "").strip().partition("\n")[0] for name in registry}
+    return [{"name": name, "summary": line, "from": registry.source(name)} for name, line in lines.items()]
 
 
-def metrics() -> list[Entry]:
-    lines = {name: (type(METRICS[name]).__doc__ or "").strip().partition("\n")[0] for name in METRICS}
-    return [{"name": name, "summary": line, "from": METRICS.source(name)} for name, line in lines.items()]
-
-
-def abilities() -> list[Entry]:
-    tasks = [task_file(name) for name in ABILITIES if name != PERPLEXITY]
-    return [
-        {"name": PERPLEXITY, "items": None, "scored": "likelihood of a text"},
-        *({"name": t.name, "items": t.size, "scored": t.output_type.replace("_", " ")} for t in tasks),
-    ]
-
-
-def models() -> list[Entry]:
+def _models() -> list[Entry]:
     """The bundled models: the file that their package brings, and where its conversion lies."""
-    bundled = json.loads((resources.files("tether.models") / "bundled.json").read_text("utf-8"))
+    bundled = json.loads((resources.files("tether") / "models" / "bundled.json").read_text("utf-8"))
     entries = []
     for name, how in bundled.items():
         spec = util.find_spec(how["package"])
@@ -95,24 +100,6 @@ def models() -> list[Entry]:
         converted = [path for path in _held("models") if file and path.name.startswith(f"{file.stem}-")]
         entries.append({"name": name, "file": file, "converted": max(converted, default=None), "get": how["remedy"]})
     return entries
-
-
-def grids() -> list[Entry]:
-    return [{"name": name, "title": yaml.safe_load(grid_text(name)).get("title", "")} for name in grid_names()]
-
-
-def cache() -> list[Entry]:
-    held = {kind: _held(kind) for kind in _CACHED}
-    return [
-        {"name": kind, "holds": _CACHED[kind], "entries": len(paths), "bytes": sum(map(_bytes, paths))}
-        for kind, paths in held.items()
-    ]
-
-
-_LISTS = {
-    "methods": methods, "constraints": constraints, "metrics": metrics, "abilities": abilities, "models": models,
-    "grids": grids, "cache": cache,
-}  # fmt: skip
 
 
 def _held(kind: str) -> list[Path]:

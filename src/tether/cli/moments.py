@@ -10,17 +10,8 @@ from typing import Annotated
 import typer
 
 from tether.cli.loading import load_model
-from tether.cli.options import (
-    AnatomyFile,
-    Device,
-    Dtype,
-    Json,
-    ModelName,
-    at_most_every,
-    numbers,
-    print_result,
-    say,
-)
+from tether.cli.options import AnatomyFile, Answer, Device, Dtype, ModelName, at_most_every, numbers, say
+from tether.editing.plan import DEFAULT_METHOD
 from tether.editors import moments as second_moments
 from tether.editors.corpus import Corpus
 from tether.editors.settings import settings_for
@@ -29,17 +20,17 @@ from tether.editors.settings import settings_for
 def moments(
     model: ModelName,
     corpus: Annotated[str, typer.Option(help="A plain text file, or 'self': text sampled from the model.")],
-    method: Annotated[str, typer.Option(help="Whose settings name the layers.")] = "rome",
+    method: Annotated[str, typer.Option(help="Whose settings name the layers.")] = DEFAULT_METHOD,
     layers: Annotated[str | None, typer.Option(help="Layers, with commas; default: those the settings edit.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="At most N tokens.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampled text.")] = 0,
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
+    named = numbers(layers, "--layers")
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
-    chosen = numbers(layers, "--layers") or list(settings_for(method, loaded)[0].layers)
+    chosen = named or settings_for(method, loaded)[0].layers
     size = {} if tokens is None else {"max_tokens": tokens}
     text = Corpus.parse(corpus, seed=seed, **size)
     due = at_most_every(seconds=5)
@@ -50,8 +41,7 @@ def moments(
 
     found = second_moments.moments(loaded, chosen, text, progress=progress)
     document = {str(layer): {"tokens": one.tokens, "convergence": one.convergence} for layer, one in found.items()}
-    lines = [_line(layer, one) for layer, one in found.items()]
-    print_result(document, "\n".join(lines), as_json)
+    return Answer(document, "\n".join(_line(layer, one) for layer, one in found.items()))
 
 
 def _line(layer: int, found: second_moments.Moments) -> str:

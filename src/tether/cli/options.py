@@ -7,7 +7,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
@@ -16,14 +16,9 @@ from tether.storage.atomic import finite
 
 Parsed = TypeVar("Parsed")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 ModelName = Annotated[str, typer.Option("--model", help="smollm2 (bundled), a folder, a .gguf file, or a hub id.")]
-ModelOrRecorded = Annotated[
-    str | None, typer.Option("--model", help="The model; by default the one the ledger records.")
-]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, …; by default the ledger's, else the checkpoint's own.")
-]
+ModelOrRecorded = Annotated[str | None, typer.Option("--model", help="By default the one that the ledger records.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, …; by default the ledger's or the checkpoint's.")]
 Device = Annotated[str | None, typer.Option(help="A torch device; by default the accelerator, else the CPU.")]
 AnatomyFile = Annotated[
     str | None, typer.Option("--anatomy", help="JSON file that names an unknown layout's blocks and projection.")
@@ -35,47 +30,47 @@ Edits = Annotated[
 ]
 
 
+class Answer(NamedTuple):
+    """What a verb gives back: what is printed on stdout, with --json and without, and the exit code."""
+
+    document: Any
+    text: str
+    code: int = 0
+
+    def json(self) -> str:
+        return json.dumps(finite(self.document), ensure_ascii=False, indent=2, default=str)
+
+
 def printable(text: str) -> str:
     """`text` with its control characters, and those that turn the direction of writing, as escapes: a fact must not
     steer the terminal it is shown on."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c.encode("unicode_escape").decode()
-        if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(c) in _TURNS
-        else c
-        for c in text
-    )
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(c: str) -> str:
+    steers = unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(c) in _TURNS
+    return c.encode("unicode_escape").decode() if steers else c
 
 
 _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
-def write(text: str) -> None:
+def write(text: str, *, err: bool = False) -> None:
     """Lines on stdout."""
-    typer.echo("\n".join(map(printable, text.split("\n"))))
+    typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
 
 
 def say(text: str) -> None:
     """Lines on stderr: progress, warnings, errors."""
-    typer.echo("\n".join(map(printable, text.split("\n"))), err=True)
-
-
-def print_result(document: Any, text: str, as_json: bool) -> None:
-    """The one thing a verb prints on stdout: a JSON document or a text."""
-    write(json.dumps(finite(document), ensure_ascii=False, indent=2, default=str) if as_json else text)
+    write(text, err=True)
 
 
 def numbers(text: str | None, what: str) -> list[int] | None:
     """`0,10,100` -> [0, 10, 100]."""
-    if text is None:
-        return None
     try:
-        return [int(part) for part in text.split(",")]
+        return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(
-            f"{text!r}: write whole numbers with commas, as in 0,10,100", param_hint=what
-        ) from None
+        raise typer.BadParameter(f"{text!r}: write whole numbers with commas, as in 0,10", param_hint=what) from None
 
 
 def selected(words: Sequence[str] | None, last: int | None, possible: Sequence[int]) -> list[int]:
@@ -85,7 +80,7 @@ def selected(words: Sequence[str] | None, last: int | None, possible: Sequence[i
         raise typer.BadParameter("give numbers of edits, or --last N, and not both", param_hint="EDITS")
     if last is not None:
         return list(possible)[-last:]
-    chosen: dict[int, None] = {}
+    chosen: list[int] = []
     for word in words or ():
         first, dash, end = word.partition("-")
         if not first.isdecimal() or (dash and not end.isdecimal()):
@@ -93,8 +88,8 @@ def selected(words: Sequence[str] | None, last: int | None, possible: Sequence[i
         inside = [edit for edit in possible if int(first) <= edit <= int(end)] if dash else [int(first)]
         if not inside:
             raise TetherError(f"{word} holds no edit that this can be done to: see `tether log`")
-        chosen |= dict.fromkeys(inside)
-    return list(chosen)
+        chosen += inside
+    return list(dict.fromkeys(chosen))
 
 
 def parse_option(option: str, parse: Callable[[str], Parsed], word: str) -> Parsed:
@@ -111,9 +106,8 @@ def at_most_every(seconds: float) -> Callable[[], bool]:
 
     def due() -> bool:
         nonlocal last
-        if time.monotonic() - last < seconds:
-            return False
-        last = time.monotonic()
-        return True
+        enough = time.monotonic() - last >= seconds
+        last = time.monotonic() if enough else last
+        return enough
 
     return due

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.options import Edits, Json, LedgerPath, print_result, selected
+from tether.cli.options import Answer, Edits, LedgerPath, selected
 from tether.ledger import Ledger
 
 
@@ -18,13 +18,9 @@ def redo(
     ledger: LedgerPath,
     edits: Edits = None,
     last: Annotated[int | None, typer.Option(min=1, help="The last N of the undone edits.")] = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     opened = Ledger.open(ledger)
     event = opened.redo(*selected(edits, last, sorted(opened.undone)))
-    live = len(opened.live())
-    document = {
-        "ledger": str(ledger), "redone": event.redone, "event": event.number, "live_edits": live, "head": opened.head,
-    }  # fmt: skip
-    text = f"{ledger}: took {', '.join(map(str, event.redone or ()))} in again; {live} edits\nhead {opened.head}"
-    print_result(document, text, as_json)
+    now = {"event": event.number, "live_edits": len(opened.live()), "head": opened.head}
+    text = f"took {', '.join(map(str, event.redone or ()))} in again; {now['live_edits']} edits\nhead {opened.head}"
+    return Answer({"ledger": str(ledger), "redone": event.redone, **now}, f"{ledger}: {text}")

@@ -11,24 +11,23 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.options import Json, print_result
+from tether.cli.options import Answer
 from tether.evaluation import read
 from tether.experiment.parquet import read_grid
 from tether.ledger import Ledger
 from tether.report import write_grid_report, write_report
 
+OUT = typer.Option(help="Folder for index.html; default: beside the results, or the grid's.")
+
 
 def report(
     results: Annotated[Path, typer.Argument(help="results.json of tether evaluate, or the folder of a grid.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for index.html; default: beside the results, or the grid's.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
+    out: Annotated[Path | None, OUT] = None,
+) -> Answer:
     if results.is_dir():
         page = write_grid_report(read_grid(results), out or results)
     else:
         found = read(results)
         ledger = Ledger.open(found.ledger) if found.ledger and Path(found.ledger).is_dir() else None
         page = write_report(found, out or results.parent, ledger=ledger, title=f"Edits of {found.model}")
-    print_result({"report": str(page)}, str(page), as_json)
+    return Answer({"report": str(page)}, str(page))

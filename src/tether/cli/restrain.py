@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.options import Json, parse_option, print_result
+from tether.cli.options import Answer, parse_option
 from tether.constraints.prune import parse_restraint
 from tether.export import restrain_checkpoint
 
@@ -21,8 +21,7 @@ def restrain(
     out: Annotated[Path, typer.Option(help="A new folder for the restrained one.")],
     restrain: Annotated[str, typer.Option(help="log:ALPHA or linear:BETA.")] = "log:1.2",
     device: Annotated[str, typer.Option(help="Where the singular values are found.")] = "cpu",
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     chosen = parse_option("--restrain", parse_restraint, restrain)
     report = restrain_checkpoint(base, edited, out, chosen, device=device)
     lines = [report.table()] if report.matrices else []
@@ -31,4 +30,4 @@ def restrain(
         f"{report.equal} tensors equal, {len(report.copied)} copied as they are"
     )
     lines += [f"copied {name}: {why}" for name, why in report.copied.items()]
-    print_result(report.to_dict(), "\n".join(lines), as_json)
+    return Answer(report.to_dict(), "\n".join(lines))

@@ -5,13 +5,13 @@ $ tether spectrum my-edits --at 0,10,100 --restrain none,log:1.2
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from tether.cli.loading import open_ledger, restraints
-from tether.cli.options import Device, Dtype, Json, LedgerPath, ModelOrRecorded, numbers, print_result
+from tether.cli.options import Answer, Device, Dtype, LedgerPath, ModelOrRecorded, numbers
 from tether.cli.tables import number, table
 
 
@@ -22,12 +22,10 @@ def spectrum(
     restrain: Annotated[str | None, typer.Option(help="Restraints, with commas; default: as recorded.")] = None,
     dtype: Dtype = None,
     device: Device = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     chosen, counts = restraints(restrain), numbers(at, "--at")
     opened, loaded = open_ledger(ledger, model, dtype, device)
     rows = [row for restraint in chosen for row in opened.spectrum(loaded, at=counts, restrain=restraint)]
-    document = [{**dataclasses.asdict(row), "kappa": row.extremes.kappa} for row in rows]
     cells = [
         [
             str(row.edits), row.restraint, f"{row.extremes.kappa:.2f}", f"{row.extremes.sigma_max:.3f}",
@@ -37,4 +35,4 @@ def spectrum(
         for row in rows
     ]  # fmt: skip
     head = ("edits", "restraint", "κ", "σ_max", "σ_min", "σ̂_max", "m", "rounding", "weight")
-    print_result(document, table(head, cells), as_json)
+    return Answer([asdict(row) | {"kappa": row.extremes.kappa} for row in rows], table(head, cells))

@@ -1,16 +1,18 @@
-"""Tables of the results as text, never cut to the width of a terminal: a line a row, on a pipe too."""
+"""Tables as text, never cut to the width of a terminal: a line a row, on a pipe too."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from tether.evaluation import Results
-from tether.evaluation.results import Ability
+if TYPE_CHECKING:
+    from tether.evaluation import Number, Results
+    from tether.evaluation.results import Ability
 
 
 def table(
@@ -32,37 +34,30 @@ def number(value: float | None, form: str, missing: str = "") -> str:
     return missing if value is None else format(value, form)
 
 
-def with_error(value: float, stderr: float | None) -> str:
-    return f"{value:.1f}" if stderr is None else f"{value:.1f} ± {stderr:.1f}"
+def with_error(found: Number | Ability | None, missing: str = "") -> str:
+    """Value ± standard error; `missing` for a value that is not finite."""
+    if found is None or found.value is None:
+        return "" if found is None else missing
+    return f"{found.value:.1f}" + ("" if found.stderr is None else f" ± {found.stderr:.1f}")
 
 
 def abilities_table(results: Results, marked: Collection[tuple[tuple[int, str], str]] = ()) -> str:
     """The general abilities: a line a row, a column an ability: value ± standard error, `*` where (row key, ability)
     is `marked`; empty without abilities."""
     measured = [row for row in results.rows if row.abilities]
-    names = list(dict.fromkeys(name for row in measured for name in row.abilities))
+    found = [pair for row in measured for pair in row.abilities.items()]
+    names = list(dict.fromkeys(name for name, _ in found))
     if not names:
         return ""
-    counts = {name: sorted({row.abilities[name].n for row in measured if name in row.abilities}) for name in names}
+    counts = {name: sorted({ability.n for own, ability in found if own == name}) for name in names}
     head = ["edits", "restraint", *(f"{name} (n {', '.join(map(str, counts[name]))})" for name in names)]
     rows = [
-        [
-            str(row.edits),
-            row.restraint,
-            *(_cell(row.abilities.get(name)) + "*" * ((row.key, name) in marked) for name in names),
-        ]
+        [str(row.edits), row.restraint]
+        + [with_error(row.abilities.get(name), "not finite") + "*" * ((row.key, name) in marked) for name in names]
         for row in measured
     ]
-    units = {row.abilities[name].unit for row in measured for name in row.abilities}
-    notes = []
-    if "percent" in units:
-        notes.append("mean ± standard error over n items in percent")
+    units = {ability.unit for _, ability in found}
+    notes = ["mean ± standard error over n items in percent"] if "percent" in units else []
     if "ppl" in units:
         notes.append("perplexity over n tokens" if notes else "perplexity ± standard error over n tokens")
     return "\n".join([table(head, rows, markdown=True), "; ".join(notes)])
-
-
-def _cell(ability: Ability | None) -> str:
-    if ability is None:
-        return ""
-    return "not finite" if ability.value is None else with_error(ability.value, ability.stderr)

@@ -11,17 +11,7 @@ from typing import Annotated
 import typer
 
 from tether.cli.loading import load_model
-from tether.cli.options import (
-    AnatomyFile,
-    Device,
-    Dtype,
-    Json,
-    ModelName,
-    at_most_every,
-    numbers,
-    print_result,
-    say,
-)
+from tether.cli.options import AnatomyFile, Answer, Device, Dtype, ModelName, at_most_every, numbers, say
 from tether.editors import mend
 from tether.storage.atomic import check_writable
 
@@ -39,8 +29,7 @@ def train_mend(
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     check_writable(out)
     chosen = numbers(layers, "--layers")
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
@@ -70,7 +59,7 @@ def train_mend(
         f"{record.curve[0].loss:.4f}), said {100 * best.accuracy:.1f} %, kept {100 * best.kept:.1f} %\n"
         f"a step is {found.work_ratio:.2f} of the work of one through the whole model"
     )
-    print_result(document, text, as_json)
+    return Answer(document, text)
 
 
 def _line(at: mend.TrainingProgress) -> str:

@@ -12,21 +12,22 @@ from typing import Annotated
 import typer
 
 from tether.cli.loading import load_model
-from tether.cli.options import AnatomyFile, Device, Dtype, Json, ModelName, parse_option, print_result, say
+from tether.cli.options import AnatomyFile, Answer, Device, Dtype, ModelName, parse_option, say
 from tether.editing import tune as tuning
+from tether.editing.plan import DEFAULT_METHOD
 from tether.editors import editor as editor_of
 from tether.errors import BadSettingsError
 from tether.facts import read_facts
 from tether.storage.atomic import check_writable
 
+OUT = typer.Option(help="The settings file to write, for `edit --settings`; a new one.")
+
 
 def tune(
     model: ModelName,
     facts: Annotated[Path, typer.Option(help="Probe facts, in any format that `edit` reads.")],
-    out: Annotated[Path, typer.Option(help="The settings file to write, for `edit --settings`; a new one.")] = Path(
-        "settings.json"
-    ),
-    method: Annotated[str, typer.Option(help="A method: see `tether ls methods`.")] = "rome",
+    out: Annotated[Path, OUT] = Path("settings.json"),
+    method: Annotated[str, typer.Option(help="A method: see `tether ls methods`.")] = DEFAULT_METHOD,
     corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self' (the default).")] = None,
     limit: Annotated[int, typer.Option(min=2, help="At most N probe facts.")] = 12,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Facts edited at once; default all, or 1.")] = None,
@@ -34,24 +35,19 @@ def tune(
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     parse_option("--method", editor_of, method)
     check_writable(out)
     if out.exists():
         raise BadSettingsError(f"{out} exists: name another file for the settings, or remove it")
     listed = read_facts(facts, limit)
-    loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
-
-    def progress(trial: tuning.Trial) -> None:
-        say(f"{_line(trial)} | {trial.seconds:.0f} s")
-
     found = tuning.tune(
-        loaded, listed, method=method, corpus=corpus, batch_size=batch_size, seed=seed, progress=progress
-    )
+        load_model(model, dtype=dtype, device=device, anatomy=anatomy), listed, method=method, corpus=corpus,
+        batch_size=batch_size, seed=seed, progress=lambda trial: say(f"{_line(trial)} | {trial.seconds:.0f} s"),
+    )  # fmt: skip
     tuning.write_settings(found, out)
-    lines = [_line(trial) for trial in found.trials] + list(found.verdicts) + [f"settings: {out}"]
-    print_result({**asdict(found), "file": str(out)}, "\n".join(lines), as_json)
+    lines = [*map(_line, found.trials), *found.verdicts, f"settings: {out}"]
+    return Answer({**asdict(found), "file": str(out)}, "\n".join(lines))
 
 
 def _line(trial: tuning.Trial) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.options import Edits, Json, LedgerPath, print_result, selected
+from tether.cli.options import Answer, Edits, LedgerPath, selected
 from tether.ledger import Ledger
 
 
@@ -18,13 +18,9 @@ def undo(
     ledger: LedgerPath,
     edits: Edits = None,
     last: Annotated[int | None, typer.Option(min=1, help="The last N edits that count.")] = None,
-    as_json: Json = False,
-) -> None:
+) -> Answer:
     opened = Ledger.open(ledger)
     event = opened.undo(*selected(edits, last, [event.edit or 0 for event in opened.live()]))
-    left = len(opened.live())
-    document = {
-        "ledger": str(ledger), "undone": event.undone, "event": event.number, "live_edits": left, "head": opened.head,
-    }  # fmt: skip
-    text = f"{ledger}: undid {', '.join(map(str, event.undone or ()))}; {left} edits left\nhead {opened.head}"
-    print_result(document, text, as_json)
+    now = {"event": event.number, "live_edits": len(opened.live()), "head": opened.head}
+    text = f"undid {', '.join(map(str, event.undone or ()))}; {now['live_edits']} edits left\nhead {opened.head}"
+    return Answer({"ledger": str(ledger), "undone": event.undone, **now}, f"{ledger}: {text}")

@@ -13,19 +13,13 @@ from typing import Annotated
 import typer
 
 from tether.cli.loading import load_model
-from tether.cli.options import Json, LedgerPath, ModelOrRecorded, print_result
+from tether.cli.options import Answer, LedgerPath, ModelOrRecorded
 from tether.ledger import Ledger
 
+HEAD = typer.Option(metavar="SHA", help="A head printed before, or its first 8 digits: it must be in the journal.")
 
-def verify(
-    ledger: LedgerPath,
-    model: ModelOrRecorded = None,
-    head: Annotated[
-        str | None,
-        typer.Option(metavar="SHA", help="A head printed before, or its first 8 digits: it must be in the journal."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
+
+def verify(ledger: LedgerPath, model: ModelOrRecorded = None, head: Annotated[str | None, HEAD] = None) -> Answer:
     opened = Ledger.open(ledger)
     header = opened.header
     loaded = None if model is None else load_model(model, dtype=header.dtype, anatomy=header.anatomy)
@@ -33,4 +27,4 @@ def verify(
     kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items()) or "nothing yet"
     torn = "; a torn last line was dropped" if found["torn_line"] else ""
     text = f"{ledger}: whole, {found['events']} events ({kinds}){torn}\nhead {found['head']}"
-    print_result({"ledger": str(ledger), "ok": True, **found}, text, as_json)
+    return Answer({"ledger": str(ledger), "ok": True, **found}, text)

@@ -25,7 +25,7 @@ def cache_dir() -> Path:
 def locked(path: Path) -> AbstractContextManager[object]:
     """Hold the lock of `path` (the file `<path>.lock`) inside the block, waiting for it; a kill releases it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(_beside(path, ".lock"))
+    return FileLock(path.with_name(f"{path.name}.lock"))
 
 
 def built_folder(path: Path, build: Callable[[Path], None]) -> Path:
@@ -38,7 +38,7 @@ def built_folder(path: Path, build: Callable[[Path], None]) -> Path:
     with locked(path):
         if path.is_dir():
             return path
-        partial = _beside(path, ".partial")
+        partial = path.with_name(f"{path.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
@@ -47,7 +47,3 @@ def built_folder(path: Path, build: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return path
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)

@@ -7,7 +7,6 @@ sections 3 and 4, and paired comparisons.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 
 from tether.analyses.bound import BoundRow, bound_rows
@@ -51,12 +50,11 @@ def analyse(
         raise TetherError(f"{', '.join(unknown)}: no such analysis; choose from {', '.join(WANTED)}")
     ledger.check_model(model)
     chosen = list(dict.fromkeys(None if name == AS_RECORDED else parse(name) for name in restraints))
-    explicit = [restraint for restraint in chosen if restraint is not None]
     # Every one is computed only if wanted; the names are those of the fields.
     work: dict[str, Callable[[], object]] = {
         "spectrum": lambda: spectrum(model, ledger, chosen, at),
         "values": lambda: values(model, ledger, chosen),
-        "copies": lambda: copies(model, ledger, explicit),
+        "copies": lambda: copies(model, ledger, [restraint for restraint in chosen if restraint is not None]),
         "bound": lambda: bound(model, ledger, chosen),
         "differences": lambda: [] if results is None else differences(results),
     }
@@ -75,16 +73,7 @@ def spectrum(
     last = ledger.attempts
     numbers = sorted({*at, *(round(i * last / (_POINTS - 1)) for i in range(_POINTS))})
     return [
-        SpectrumPoint(
-            edits=row.edits,
-            restraint=row.restraint,
-            weight=row.weight,
-            sigma_max=row.extremes.sigma_max,
-            sigma_min=row.extremes.sigma_min,
-            kappa=_finite(row.extremes.kappa),
-            update_sigma_max=row.extremes.update_sigma_max,
-            m=row.m,
-        )
+        SpectrumPoint(edits=row.edits, restraint=row.restraint, weight=row.weight, m=row.m, **row.extremes.to_dict())
         for row in ledger.spectra(model, at=numbers, restraints=restraints)
     ]
 
@@ -127,21 +116,6 @@ def differences(results: Results) -> list[Difference]:
 
 
 def _difference(found: Comparison) -> Difference:
-    return Difference(
-        measure=found.ability,
-        unit=found.unit,
-        row=found.row,
-        baseline=found.baseline,
-        value=_finite(found.value),
-        baseline_value=_finite(found.baseline_value),
-        mean=found.test.difference,
-        stderr=found.test.stderr,
-        n=found.test.n,
-        p=found.test.p,
-        p_holm=found.p_holm,
-        verdict=found.verdict,
-    )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    shared = {name: value for name, value in found.document().items() if name in Difference.model_fields}
+    test = found.test
+    return Difference(measure=found.ability, mean=test.difference, stderr=test.stderr, n=test.n, p=test.p, **shared)

@@ -10,12 +10,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, PrivateAttr, ValidationError, field_validator
 
+from tether.algebra.spectrum import Extremes
 from tether.errors import TetherError, pydantic_line
 from tether.evaluation.statistics.mean import Number, Record
 from tether.facts.fact import Fact
@@ -45,6 +47,11 @@ class Singular(BaseModel):
     sigma_min: float | None
     kappa: float | None
     update_sigma_max: float | None
+
+    @classmethod
+    def of(cls, found: Extremes) -> Singular:
+        """As results hold them."""
+        return cls(**found.to_dict())
 
 
 class Row(BaseModel):
@@ -95,8 +102,8 @@ class Results(BaseModel):
     def items(self) -> list[Record]:
         """One record an item of the rows; those that lie in a file are read with every call."""
         keys = {row.key for row in self.rows}
-        stored = [] if self._file is None else _stored_items(self._file)
-        return [item for every in (stored, self._items) for item in every if _key(item) in keys]
+        stored = () if self._file is None else _stored_items(self._file)
+        return [item for item in chain(stored, self._items) if (item["edits"], item["restraint"]) in keys]
 
     @items.setter
     def items(self, items: Iterable[Record]) -> None:
@@ -108,12 +115,9 @@ class Results(BaseModel):
 
     def add(self, row: Row, items: Iterable[Record]) -> None:
         """Take in a row and its items; rows stay in order of edits."""
-        self._insert(row)
-        self._items += _of_row(row, items)
-
-    def _insert(self, row: Row) -> None:
         self.rows.append(row)
         self.rows.sort(key=lambda row: row.edits)
+        self._items += _of_row(row, items)
 
 
 class ResultsFile:
@@ -137,7 +141,7 @@ class ResultsFile:
             handle.writelines(map(_line, _of_row(row, items)))
             handle.flush()
             os.fsync(handle.fileno())
-        self._results._insert(row)
+        self._results.add(row, ())
         _write_rows(self._results, self._path)
 
 
@@ -182,16 +186,12 @@ def _write_rows(results: Results, path: Path) -> None:
     write_atomically(path, (results.model_dump_json(indent=2) + "\n").encode())
 
 
-def _of_row(row: Row, items: Iterable[Record]) -> Sequence[Record]:
+def _of_row(row: Row, items: Iterable[Record]) -> list[Record]:
     return [{"edits": row.edits, "restraint": row.restraint, **item} for item in items]
 
 
 def _line(item: Record) -> bytes:
     return (json.dumps(finite(item), ensure_ascii=False) + "\n").encode()
-
-
-def _key(item: Record) -> RowKey:
-    return item["edits"], item["restraint"]
 
 
 def _stored_items(path: Path) -> Iterator[Record]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from tether.analyses.bound import BoundRow, bound_rows
+from tether.analyses.bound import bound_rows
 from tether.analyses.copies import copies
 from tether.analyses.points import Analyses, BoundPoint, Difference, SpectrumPoint
 from tether.analyses.values import values
 from tether.constraints.base import AS_RECORDED, Constraint, parse
 from tether.errors import TetherError
 from tether.evaluation.results import Results
-from tether.evaluation.statistics.compare import Comparison, RowKey, compare_rows
+from tether.evaluation.statistics.compare import RowKey, compare_rows
 from tether.ledger import Ledger
 from tether.models import EditableModel
 
@@ -85,20 +85,16 @@ def bound(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint 
     if len(weights) > _WEIGHTS:
         sums = ledger.sums(restrain="none", exact=False)
         weights = [max(weights, key=lambda name: sums.of[name].factors.norm() / sums.m[name])]
+    points = []
     try:
-        return [
-            _bound_point(row)
-            for restraint in restraints
-            for row in bound_rows(ledger, model, restrain=restraint, keys=_KEYS, weights=weights)
-        ]
+        for restraint in restraints:
+            for row in bound_rows(ledger, model, restrain=restraint, keys=_KEYS, weights=weights):
+                shared = {name: value for name, value in vars(row).items() if name in BoundPoint.model_fields}
+                points.append(BoundPoint(**shared, error_median=row.errors.median, error_max=row.errors.max))
     except TetherError as error:
         logger.warning("no bound: %s", error)
         return []
-
-
-def _bound_point(row: BoundRow) -> BoundPoint:
-    shared = {name: getattr(row, name) for name in BoundPoint.model_fields if hasattr(row, name)}
-    return BoundPoint(**shared, error_median=row.errors.median, error_max=row.errors.max)
+    return points
 
 
 def differences(results: Results) -> list[Difference]:
@@ -112,10 +108,8 @@ def differences(results: Results) -> list[Difference]:
         other = unrestrained if unrestrained in keys and unrestrained != key else unedited
         if key[0] and other is not None:
             pairs.append((key, other))
-    return [_difference(found) for found in compare_rows(results, pairs, editing=True)]
-
-
-def _difference(found: Comparison) -> Difference:
-    shared = {name: value for name, value in found.document().items() if name in Difference.model_fields}
-    test = found.test
-    return Difference(measure=found.ability, mean=test.difference, stderr=test.stderr, n=test.n, p=test.p, **shared)
+    found = []
+    for one in compare_rows(results, pairs, editing=True):
+        both = {**vars(one.test), **one.document(), "measure": one.ability, "mean": one.test.difference}
+        found.append(Difference(**{name: both[name] for name in Difference.model_fields}))
+    return found

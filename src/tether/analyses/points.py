@@ -31,7 +31,7 @@ class SpectrumPoint(_Strict):
 
 class ValuePoint(_Strict):
     """A fact's value (output of the last edited projection at the subject's last token) in the plane of the first two
-    principal components: right after its edit, after all edits, and after all edits under a restraint."""
+    principal components."""
 
     edit: int
     when: When

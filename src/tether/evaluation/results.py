@@ -1,7 +1,7 @@
 """results.json: what was measured, a row for every number of edits and restraint, and one record an item beside it.
 
-Rows are pydantic models of exactly what the file holds; numbers that are not finite stand as null. The format grows by
-optional fields: fields that this version does not know are left out, with a warning.
+Rows are pydantic models of exactly what the file holds; numbers that are not finite are null. The format grows by
+optional fields: those that this version does not know are left out, with a warning.
 """
 
 from __future__ import annotations
@@ -122,10 +122,8 @@ class Results(BaseModel):
 
 class ResultsFile:
     """A results file that grows row by row. The items of a row are appended, then results.json is written with the row:
-    what a killed run leaves behind is at most items without a row, which reading leaves out.
-
-    `results` has the rows of the file that are kept. Nothing is written before the first row.
-    """
+    a killed run leaves at most items without a row, which reading leaves out. `results` has the rows of the file that
+    are kept. Nothing is written before the first row."""
 
     def __init__(self, path: Path, results: Results) -> None:
         self._path, self._results, self._begun = path, results, False
@@ -133,12 +131,13 @@ class ResultsFile:
 
     def add(self, row: Row, items: Iterable[Record]) -> None:
         """Take a row into the results and the files."""
+        file = items_path(self._path)
         if not self._begun:  # only the rows that are kept, and their items
             _write_rows(self._results, self._path)
-            write_atomically(items_path(self._path), b"".join(map(_line, self._results.items)))
+            write_atomically(file, _lines(self._results.items))
             self._begun = True
-        with items_path(self._path).open("ab") as handle:
-            handle.writelines(map(_line, _of_row(row, items)))
+        with file.open("ab") as handle:
+            handle.write(_lines(_of_row(row, items)))
             handle.flush()
             os.fsync(handle.fileno())
         self._results.add(row, ())
@@ -158,7 +157,7 @@ def items_path(path: Path) -> Path:
 def write(results: Results, path: str | Path) -> None:
     """Write the items, then the results, each under a temporary name first, so that whatever is there is whole."""
     path = Path(path)
-    write_atomically(items_path(path), b"".join(map(_line, results.items)))
+    write_atomically(items_path(path), _lines(results.items))
     _write_rows(results, path)
 
 
@@ -190,8 +189,8 @@ def _of_row(row: Row, items: Iterable[Record]) -> list[Record]:
     return [{"edits": row.edits, "restraint": row.restraint, **item} for item in items]
 
 
-def _line(item: Record) -> bytes:
-    return (json.dumps(finite(item), ensure_ascii=False) + "\n").encode()
+def _lines(items: Iterable[Record]) -> bytes:
+    return "".join(json.dumps(finite(item), ensure_ascii=False) + "\n" for item in items).encode()
 
 
 def _stored_items(path: Path) -> Iterator[Record]:

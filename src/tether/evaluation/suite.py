@@ -41,10 +41,9 @@ def evaluate(
 
     `measurement` says what is measured; its fields can be given as keywords instead (`abilities_data` is its `data`),
     `abilities` also by position. `base` is the unedited model of a checkpoint that was edited before it was loaded:
-    what must not change is compared with it. Without it that is compared with the model without the updates it carries;
-    of a model that carries none those numbers are left out. What was measured before of the same weights, task and data
-    is taken from tether's cache. Raises TetherError for an unknown metric or ability, for data that are missing, and
-    for a base whose tokenizer is another.
+    what must not change is compared with it; without it, with the model without the updates it carries (of a model that
+    carries none those numbers are left out). What was measured before of the same weights, task and data is taken from
+    the cache. Raises TetherError for an unknown metric or ability, missing data, a base with another tokenizer.
     """
     numbered = list(enumerate(facts, 1))
     rows = _Rows(model, measurement_of(measurement, abilities, options), facts)
@@ -182,19 +181,21 @@ def _with_prompts(ledger: NumberedFacts, given: Sequence[Fact] | None) -> list[t
     """The ledger's facts, each with the prompts of the given fact that is the same edit."""
     if given is None:
         return list(ledger)
-    by_edit = {(fact.subject, fact.prompt, fact.target_new): fact for fact in reversed(given)}
-    matched = [(edit, by_edit.get((fact.subject, fact.prompt, fact.target_new))) for edit, fact in ledger]
-    missing = sum(fact is None for _, fact in matched)
-    if missing == len(matched) > 0:
+    by_edit = {_edit(fact): fact for fact in reversed(given)}
+    missing = sum(_edit(fact) not in by_edit for _, fact in ledger)
+    if missing == len(ledger) > 0:
         raise TetherError(
             f"none of the {len(given)} facts given is one of the {missing} edits of the ledger: name the facts it was "
             "made from, or none"
         )
     if missing:
-        logger.warning(
-            "%d of %d edits are not among the facts given: the ledger's own prompts serve", missing, len(matched)
-        )
-    return [(edit, new or own) for (edit, new), (_, own) in zip(matched, ledger, strict=True)]
+        total = len(ledger)
+        logger.warning("%d of %d edits are not among the facts given: the ledger's own prompts serve", missing, total)
+    return [(edit, by_edit.get(_edit(own), own)) for edit, own in ledger]
+
+
+def _edit(fact: Fact) -> tuple[str, str, str]:
+    return fact.subject, fact.prompt, fact.target_new
 
 
 def _keep(results: Results, old: Results, wanted: int) -> int:
@@ -203,8 +204,7 @@ def _keep(results: Results, old: Results, wanted: int) -> int:
     if not results.comparable(old):
         logger.warning("the results there are of other facts, settings or edits: every row is measured anew")
         return wanted
-    rows = old.rows
-    if wanted > max((row.edits for row in rows), default=0):  # the row of 0 edits is of fewer facts
-        rows = [row for row in rows if row.edits]
-    results.rows = rows
-    return max([wanted, *(row.edits for row in rows)])
+    largest = max((row.edits for row in old.rows), default=0)
+    # Where more edits are wanted, the row of 0 edits is of too few facts.
+    results.rows = [row for row in old.rows if row.edits or wanted <= largest]
+    return max(wanted, largest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -99,7 +100,10 @@ def compare(results: Results, baseline: str = "none", *, editing: bool = False) 
     (against the row of the same restraint after so many edits; 0: the unedited model). Raises TetherError where there
     is no such pair of rows, or no items.
     """
-    found = compare_rows(results, _pairs(results.rows, _normal(baseline)), editing=editing)
+    written = baseline
+    with suppress(TetherError):
+        written = str(parse(baseline))  # a restraint as rows write it
+    found = compare_rows(results, _pairs(results.rows, written), editing=editing)
     if found:
         return found
     if not any(editing or "ability" in item for item in results.items):
@@ -156,28 +160,23 @@ def compare_rows(
 
 def _measured(row: Row, tested: Sequence[str]) -> dict[str, tuple[str, float]]:
     """Unit and value by name: the abilities, then the `tested` editing metrics by kind of prompts."""
-    found: dict[str, tuple[str, float]] = {
-        name: (ability.unit, _shown(ability.value)) for name, ability in row.abilities.items()
-    }
+    found = [(name, str(ability.unit), ability.value) for name, ability in row.abilities.items()]
     for metric in tested:
-        for kind in KINDS:
-            if kind in row.editing.get(metric, {}):
-                found[f"{metric} {kind}"] = "percent", _shown(row.editing[metric][kind].value)
-    return found
+        kinds = row.editing.get(metric, {})
+        found += [(f"{metric} {kind}", "percent", kinds[kind].value) for kind in KINDS if kind in kinds]
+    return {name: (unit, math.inf if value is None else value) for name, unit, value in found}
 
 
 def _pairs(rows: Sequence[Row], baseline: str) -> Iterator[tuple[RowKey, RowKey]]:
     """Every row with the one it is compared with."""
-    keys, unedited = [row.key for row in rows], _unedited(rows)
-    for edits, restraint in keys:
-        if not baseline.isdigit():
-            other: RowKey | None = (edits, baseline)
-        elif int(baseline) == 0:
-            other = unedited
-        else:
-            other = (int(baseline), restraint)
-        if edits and other is not None and other in keys and other != (edits, restraint):
-            yield (edits, restraint), other
+    keys = [row.key for row in rows]
+    for key in keys:
+        edits, restraint = key
+        other: RowKey | None = (edits, baseline)
+        if baseline.isdigit():
+            other = (int(baseline), restraint) if int(baseline) else _unedited(rows)
+        if edits and other is not None and other in keys and other != key:
+            yield key, other
 
 
 def _kept(values: Values, before: Values, unit: str) -> Kept | None:
@@ -220,21 +219,9 @@ def _unedited(rows: Iterable[Row]) -> RowKey | None:
     return next((row.key for row in rows if row.unedited), None)
 
 
-def _normal(baseline: str) -> str:
-    """A restraint as rows write it; anything else as it is."""
-    try:
-        return str(parse(baseline))
-    except TetherError:
-        return baseline
-
-
 def _checkpoint(edits: int) -> str:
     return f"the {edits}-edit model" if edits else "the unedited model"
 
 
 def _restraint(name: str) -> str:
     return "unrestrained" if name == "none" else name
-
-
-def _shown(value: float | None) -> float:
-    return math.inf if value is None else value

@@ -189,6 +189,25 @@ def test_a_ledger_is_measured_at_every_number_of_edits(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_no_file_is_read_twice_for_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bigram_model()
+    ledger = ledger_of_two(model, tmp_path / "ledger")
+    read_file, files = Path.read_bytes, []
+
+    def counted(path: Path) -> bytes:
+        files.append(path.name)
+        return read_file(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    ledger = Ledger.open(tmp_path / "ledger", model)
+    found = evaluate_ledger(ledger, model, at=[1, 2], restraints=[None, "none", "linear:2"], abilities=[])
+    assert len(found.rows) == 6
+    assert sorted(name for name in files if name.endswith(".safetensors")) == [
+        "000001.safetensors",
+        "000002.safetensors",
+    ]
+
+
 def test_the_journal_as_recorded(tmp_path: Path) -> None:
     model = bigram_model()
     ledger = ledger_of_two(model, tmp_path / "ledger")

@@ -7,17 +7,16 @@ sections 3 and 4, and paired comparisons.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 
-from tether.analyses.bound import BoundRow, bound_rows
+from tether.analyses.bound import bound_rows
 from tether.analyses.copies import copies
 from tether.analyses.points import Analyses, BoundPoint, Difference, SpectrumPoint
 from tether.analyses.values import values
 from tether.constraints.base import AS_RECORDED, Constraint, parse
 from tether.errors import TetherError
 from tether.evaluation.results import Results
-from tether.evaluation.statistics.compare import Comparison, RowKey, compare_rows
+from tether.evaluation.statistics.compare import RowKey, compare_rows
 from tether.ledger import Ledger
 from tether.models import EditableModel
 
@@ -51,12 +50,11 @@ def analyse(
         raise TetherError(f"{', '.join(unknown)}: no such analysis; choose from {', '.join(WANTED)}")
     ledger.check_model(model)
     chosen = list(dict.fromkeys(None if name == AS_RECORDED else parse(name) for name in restraints))
-    explicit = [restraint for restraint in chosen if restraint is not None]
     # Every one is computed only if wanted; the names are those of the fields.
     work: dict[str, Callable[[], object]] = {
         "spectrum": lambda: spectrum(model, ledger, chosen, at),
         "values": lambda: values(model, ledger, chosen),
-        "copies": lambda: copies(model, ledger, explicit),
+        "copies": lambda: copies(model, ledger, [restraint for restraint in chosen if restraint is not None]),
         "bound": lambda: bound(model, ledger, chosen),
         "differences": lambda: [] if results is None else differences(results),
     }
@@ -75,16 +73,7 @@ def spectrum(
     last = ledger.attempts
     numbers = sorted({*at, *(round(i * last / (_POINTS - 1)) for i in range(_POINTS))})
     return [
-        SpectrumPoint(
-            edits=row.edits,
-            restraint=row.restraint,
-            weight=row.weight,
-            sigma_max=row.extremes.sigma_max,
-            sigma_min=row.extremes.sigma_min,
-            kappa=_finite(row.extremes.kappa),
-            update_sigma_max=row.extremes.update_sigma_max,
-            m=row.m,
-        )
+        SpectrumPoint(edits=row.edits, restraint=row.restraint, weight=row.weight, m=row.m, **row.extremes.to_dict())
         for row in ledger.spectra(model, at=numbers, restraints=restraints)
     ]
 
@@ -96,20 +85,16 @@ def bound(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint 
     if len(weights) > _WEIGHTS:
         sums = ledger.sums(restrain="none", exact=False)
         weights = [max(weights, key=lambda name: sums.of[name].factors.norm() / sums.m[name])]
+    points = []
     try:
-        return [
-            _bound_point(row)
-            for restraint in restraints
-            for row in bound_rows(ledger, model, restrain=restraint, keys=_KEYS, weights=weights)
-        ]
+        for restraint in restraints:
+            for row in bound_rows(ledger, model, restrain=restraint, keys=_KEYS, weights=weights):
+                shared = {name: value for name, value in vars(row).items() if name in BoundPoint.model_fields}
+                points.append(BoundPoint(**shared, error_median=row.errors.median, error_max=row.errors.max))
     except TetherError as error:
         logger.warning("no bound: %s", error)
         return []
-
-
-def _bound_point(row: BoundRow) -> BoundPoint:
-    shared = {name: getattr(row, name) for name in BoundPoint.model_fields if hasattr(row, name)}
-    return BoundPoint(**shared, error_median=row.errors.median, error_max=row.errors.max)
+    return points
 
 
 def differences(results: Results) -> list[Difference]:
@@ -123,25 +108,8 @@ def differences(results: Results) -> list[Difference]:
         other = unrestrained if unrestrained in keys and unrestrained != key else unedited
         if key[0] and other is not None:
             pairs.append((key, other))
-    return [_difference(found) for found in compare_rows(results, pairs, editing=True)]
-
-
-def _difference(found: Comparison) -> Difference:
-    return Difference(
-        measure=found.ability,
-        unit=found.unit,
-        row=found.row,
-        baseline=found.baseline,
-        value=_finite(found.value),
-        baseline_value=_finite(found.baseline_value),
-        mean=found.test.difference,
-        stderr=found.test.stderr,
-        n=found.test.n,
-        p=found.test.p,
-        p_holm=found.p_holm,
-        verdict=found.verdict,
-    )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    found = []
+    for one in compare_rows(results, pairs, editing=True):
+        both = {**vars(one.test), **one.document(), "measure": one.ability, "mean": one.test.difference}
+        found.append(Difference(**{name: both[name] for name in Difference.model_fields}))
+    return found

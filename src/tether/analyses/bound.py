@@ -26,6 +26,10 @@ class Errors:
     median: float
     max: float
 
+    @classmethod
+    def of(cls, error: Tensor) -> Errors:
+        return cls(len(error), float(error.median()), float(error.max()))
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -55,7 +59,7 @@ class BoundRow:
     bound_from_kappa: float | None  # with κ/γ in place of κ̂; None where γ ≤ 0 and theorem 3.2 says nothing
     errors: Errors  # of all keys
     edited: Errors | None  # of keys of facts edited by then; None where there are none
-    others: Errors | None  # of keys of facts edited later
+    others: Errors | None  # of keys of facts edited later, likewise
     holds: bool  # no error above its bound
 
 
@@ -108,18 +112,14 @@ def _keys(ledger: Ledger, name: str, limit: int | None) -> tuple[list[int], Tens
     events = ledger.live()
     if limit is not None and limit < len(events):
         events = [events[(i * len(events)) // limit] for i in range(limit)]
-    numbers, found = [], []
-    for event in events:
-        kept = ledger.vectors(event, "K").get(name)
-        if kept is not None and event.edit is not None:
-            numbers += [event.edit] * len(kept)
-            found.append(kept)
+    read = {event.edit: ledger.vectors(event, "K").get(name) for event in events}
+    found = {edit: keys for edit, keys in read.items() if edit is not None and keys is not None}
     if not found:
         raise TetherError(
             f"{ledger.path} keeps no keys of {name}: the bound is of the keys of edits; make the ledger with an editor "
             "that keeps them, such as rome"
         )
-    return numbers, torch.cat(found)
+    return [edit for edit, keys in found.items() for _ in keys], torch.cat(list(found.values()))
 
 
 def _row(step: Step, label: str, name: str, of: Of, numbers: Sequence[int]) -> BoundRow:
@@ -127,17 +127,10 @@ def _row(step: Step, label: str, name: str, of: Of, numbers: Sequence[int]) -> B
     first, second, third = found.terms
     done = torch.tensor(numbers) <= step.edits
     error, total = found.error.cpu(), found.total.cpu()
+    edited, others = (Errors.of(some) if len(some) else None for some in (error[done], error[~done]))
     return BoundRow(
         step.edits, label, name, of, constants.norm, step.update_norm, constants.kappa, constants.kappa_hat,
         constants.gamma, Terms(first, second, float(third.max())), float(total.max()),
         None if found.from_kappa is None else float(found.from_kappa.max()),
-        _errors(error), _some(error[done]), _some(error[~done]), bool((error <= total + 1e-9).all()),
+        Errors.of(error), edited, others, bool((error <= total + 1e-9).all()),
     )  # fmt: skip
-
-
-def _errors(error: Tensor) -> Errors:
-    return Errors(len(error), float(error.median()), float(error.max()))
-
-
-def _some(error: Tensor) -> Errors | None:
-    return _errors(error) if len(error) else None

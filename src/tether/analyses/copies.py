@@ -34,11 +34,10 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
     delta_max = max(_sigma_max(one) for one in update.values())
     abilities = AbilityRun(model, ability_tasks([PERPLEXITY], ability_data()))
 
-    def measured(carried: dict[str, LowRank]) -> tuple[float | None, float | None]:
+    def measured(carried: dict[str, LowRank]) -> tuple[float, float | None]:
         """Perplexity, and efficacy of the edit's own prompt."""
         with model.provisional(carried):
-            ppl = abilities.measure()[PERPLEXITY].value
-        return (ppl if math.isfinite(ppl) else None), _efficacy(model, edit, fact, carried)
+            return abilities.measure()[PERPLEXITY].value, _efficacy(model, edit, fact, carried)
 
     points = []
     for number in COPIES:
@@ -51,18 +50,12 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
             }
             acts = any(held[name] is not many[name] for name in many)
             ppl, efficacy = measured(held) if acts else unrestrained
-            kappa = max(spectra[name].of(one).kappa for name, one in held.items())
-            points.append(
-                CopiesPoint(
-                    copies=number,
-                    restraint=str(restraint),
-                    update_sigma_max=max(_sigma_max(one) for one in held.values()),
-                    delta_max=delta_max,
-                    kappa=kappa if math.isfinite(kappa) else None,
-                    perplexity=ppl,
-                    efficacy=efficacy,
-                )
-            )
+            point = CopiesPoint(
+                copies=number, restraint=str(restraint), delta_max=delta_max, perplexity=ppl, efficacy=efficacy,
+                update_sigma_max=max(_sigma_max(one) for one in held.values()),
+                kappa=max(spectra[name].of(one).kappa for name, one in held.items()),
+            )  # fmt: skip
+            points.append(point)
     return points
 
 
@@ -75,11 +68,12 @@ def _efficacy(model: EditableModel, edit: int, fact: Fact, carried: dict[str, Lo
 
 def _from_the_middle(ledger: Ledger) -> list[tuple[int, Fact, dict[str, LowRank]]]:
     """Number, fact (its own prompt alone) and update of every live edit, from the middle one by norm outwards."""
-    found = []
-    for event in ledger.live():
-        if event.edit is not None and event.fact is not None:
-            fact = event.fact.model_copy(update={"paraphrases": (), "locality": (), "instances": ()})
-            found.append((event.edit, fact, ledger.factors(event)))
+    bare = {"paraphrases": (), "locality": (), "instances": ()}
+    found = [
+        (event.edit, event.fact.model_copy(update=bare), ledger.factors(event))
+        for event in ledger.live()
+        if event.edit is not None and event.fact is not None
+    ]
     found.sort(key=lambda one: (math.hypot(*(part.norm() for part in one[2].values())), one[0]))
     middle = len(found) // 2
     return [found[place] for place in sorted(range(len(found)), key=lambda place: (abs(place - middle), place))]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from tether.storage.atomic import finite
 
 When = Literal["edited", "end", "restrained"]
+Finite = Annotated[float | None, BeforeValidator(finite)]  # infinity and NaN become None
 
 
 class _Strict(BaseModel):
@@ -21,14 +24,14 @@ class SpectrumPoint(_Strict):
     weight: str
     sigma_max: float
     sigma_min: float
-    kappa: float | None
+    kappa: Finite
     update_sigma_max: float
     m: float
 
 
 class ValuePoint(_Strict):
     """A fact's value (output of the last edited projection at the subject's last token) in the plane of the first two
-    principal components: right after its edit, after all edits, and after all edits under a restraint."""
+    principal components."""
 
     edit: int
     when: When
@@ -56,8 +59,8 @@ class CopiesPoint(_Strict):
     restraint: str
     update_sigma_max: float
     delta_max: float
-    kappa: float | None
-    perplexity: float | None
+    kappa: Finite
+    perplexity: Finite
     efficacy: float | None
 
 
@@ -88,8 +91,8 @@ class Difference(_Strict):
     unit: str
     row: tuple[int, str]
     baseline: tuple[int, str]
-    value: float | None
-    baseline_value: float | None
+    value: Finite
+    baseline_value: Finite
     mean: float
     stderr: float | None
     n: int

@@ -35,20 +35,19 @@ def values(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
     these states.
     """
     layer = _last_block(model, ledger)
-    edits: list[int] = []
-    facts: list[Fact] = []
+    numbered: list[tuple[int, Fact]] = []
     found: list[Vectors] = []
     for events, sums in ledger.replay().solves():
         own = [(event.edit, event.fact) for event in events if event.edit is not None and event.fact is not None]
-        own = own[: _FACTS - len(facts)]
+        own = own[: _FACTS - len(numbered)]
         sums.show(model)
         found.append(_outputs(model, layer, [fact for _, fact in own]))
-        edits += [edit for edit, _ in own]
-        facts += [fact for _, fact in own]
-        if len(facts) == _FACTS:
+        numbered += own
+        if len(numbered) == _FACTS:
             break
-    if not facts:
+    if not numbered:
         return None
+    facts = [fact for _, fact in numbered]
     edited = np.concatenate(found)
     after: dict[str, Vectors] = {}
     for restraint in restraints:
@@ -64,7 +63,7 @@ def values(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
     points = [
         ValuePoint(edit=edit, when=when, restraint=label, x=float(x), y=float(y))
         for (when, label, _), part in zip(states, np.split(plane, len(states)), strict=True)
-        for edit, (x, y) in zip(edits, part, strict=True)
+        for (edit, _), (x, y) in zip(numbered, part, strict=True)
     ]
     size = np.linalg.norm(edited, axis=1).mean()
     shift = {label: float(np.linalg.norm(one - edited, axis=1).mean() / size) for label, one in after.items()}

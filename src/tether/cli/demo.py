@@ -23,7 +23,7 @@ from tether.editors.moments import moments
 from tether.editors.settings import settings_for
 from tether.errors import BadSettingsError
 from tether.evaluation import Results, Row, evaluate_ledger, write
-from tether.evaluation.suite import singular
+from tether.evaluation.results import Singular
 from tether.facts import Fact, read_facts
 from tether.ledger import ATTEMPTS, Ledger
 from tether.models import EditableModel, load
@@ -163,7 +163,8 @@ def _add_spectra(results: Results, ledger: Ledger, model: EditableModel, at: Seq
     for restraint in ("none", RESTRAINT):
         wanted = [count for count in at if (count, restraint) not in {row.key for row in results.rows}]
         for found in ledger.spectrum(model, at=wanted, restrain=restraint) if wanted else []:
-            results.add(Row(edits=found.edits, restraint=restraint, replayed=False, spectrum=singular([found])), [])
+            spectrum = {found.weight: Singular.of(found.extremes)}
+            results.add(Row(edits=found.edits, restraint=restraint, replayed=False, spectrum=spectrum), [])
 
 
 def _summary(results: Results, count: int) -> tuple[DemoRow, ...]:

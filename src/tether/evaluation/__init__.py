@@ -1,15 +1,13 @@
 """Measuring a model: what its edits did, and what it still can do."""
 
-from tether.evaluation.abilities.data import AbilityData, ability_data
-from tether.evaluation.abilities.perplexity import Perplexity, builtin_text, perplexity
+from tether.evaluation.abilities.perplexity import builtin_text, perplexity
 from tether.evaluation.abilities.run import ABILITIES, QUICK_ITEMS, measure_abilities
-from tether.evaluation.abilities.task import AbilityResult
 from tether.evaluation.measurement import Measurement
-from tether.evaluation.metrics.base import METRICS, Metric
-from tether.evaluation.metrics.editing import Baseline, EditingResult, evaluate_editing, measure_baseline
+from tether.evaluation.metrics.base import METRICS
+from tether.evaluation.metrics.editing import evaluate_editing, measure_baseline
 from tether.evaluation.results import Results, Row, read, write
-from tether.evaluation.scores import Score, greedy, score
-from tether.evaluation.statistics.compare import Comparison, compare
+from tether.evaluation.scores import greedy, score
+from tether.evaluation.statistics.compare import compare
 from tether.evaluation.statistics.mean import Number
 from tether.evaluation.suite import evaluate, evaluate_ledger
 
@@ -17,19 +15,10 @@ __all__ = [
     "ABILITIES",
     "METRICS",
     "QUICK_ITEMS",
-    "AbilityData",
-    "AbilityResult",
-    "Baseline",
-    "Comparison",
-    "EditingResult",
     "Measurement",
-    "Metric",
     "Number",
-    "Perplexity",
     "Results",
     "Row",
-    "Score",
-    "ability_data",
     "builtin_text",
     "compare",
     "evaluate",

@@ -1,7 +1,7 @@
 """results.json: what was measured, a row for every number of edits and restraint, and one record an item beside it.
 
-Rows are pydantic models of exactly what the file holds; numbers that are not finite stand as null. The format grows by
-optional fields: fields that this version does not know are left out, with a warning.
+Rows are pydantic models of exactly what the file holds; numbers that are not finite are null. The format grows by
+optional fields: those that this version does not know are left out, with a warning.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, PrivateAttr, ValidationError, field_validator
 
+from tether.algebra.spectrum import Extremes
 from tether.errors import TetherError, pydantic_line
 from tether.evaluation.statistics.mean import Number, Record
 from tether.facts.fact import Fact
@@ -45,6 +47,11 @@ class Singular(BaseModel):
     sigma_min: float | None
     kappa: float | None
     update_sigma_max: float | None
+
+    @classmethod
+    def of(cls, found: Extremes) -> Singular:
+        """As results hold them."""
+        return cls(**found.to_dict())
 
 
 class Row(BaseModel):
@@ -95,8 +102,8 @@ class Results(BaseModel):
     def items(self) -> list[Record]:
         """One record an item of the rows; those that lie in a file are read with every call."""
         keys = {row.key for row in self.rows}
-        stored = [] if self._file is None else _stored_items(self._file)
-        return [item for every in (stored, self._items) for item in every if _key(item) in keys]
+        stored = () if self._file is None else _stored_items(self._file)
+        return [item for item in chain(stored, self._items) if (item["edits"], item["restraint"]) in keys]
 
     @items.setter
     def items(self, items: Iterable[Record]) -> None:
@@ -108,20 +115,15 @@ class Results(BaseModel):
 
     def add(self, row: Row, items: Iterable[Record]) -> None:
         """Take in a row and its items; rows stay in order of edits."""
-        self._insert(row)
-        self._items += _of_row(row, items)
-
-    def _insert(self, row: Row) -> None:
         self.rows.append(row)
         self.rows.sort(key=lambda row: row.edits)
+        self._items += _of_row(row, items)
 
 
 class ResultsFile:
     """A results file that grows row by row. The items of a row are appended, then results.json is written with the row:
-    what a killed run leaves behind is at most items without a row, which reading leaves out.
-
-    `results` has the rows of the file that are kept. Nothing is written before the first row.
-    """
+    a killed run leaves at most items without a row, which reading leaves out. `results` has the rows of the file that
+    are kept. Nothing is written before the first row."""
 
     def __init__(self, path: Path, results: Results) -> None:
         self._path, self._results, self._begun = path, results, False
@@ -129,15 +131,16 @@ class ResultsFile:
 
     def add(self, row: Row, items: Iterable[Record]) -> None:
         """Take a row into the results and the files."""
+        file = items_path(self._path)
         if not self._begun:  # only the rows that are kept, and their items
             _write_rows(self._results, self._path)
-            write_atomically(items_path(self._path), b"".join(map(_line, self._results.items)))
+            write_atomically(file, _lines(self._results.items))
             self._begun = True
-        with items_path(self._path).open("ab") as handle:
-            handle.writelines(map(_line, _of_row(row, items)))
+        with file.open("ab") as handle:
+            handle.write(_lines(_of_row(row, items)))
             handle.flush()
             os.fsync(handle.fileno())
-        self._results._insert(row)
+        self._results.add(row, ())
         _write_rows(self._results, self._path)
 
 
@@ -154,7 +157,7 @@ def items_path(path: Path) -> Path:
 def write(results: Results, path: str | Path) -> None:
     """Write the items, then the results, each under a temporary name first, so that whatever is there is whole."""
     path = Path(path)
-    write_atomically(items_path(path), b"".join(map(_line, results.items)))
+    write_atomically(items_path(path), _lines(results.items))
     _write_rows(results, path)
 
 
@@ -182,16 +185,12 @@ def _write_rows(results: Results, path: Path) -> None:
     write_atomically(path, (results.model_dump_json(indent=2) + "\n").encode())
 
 
-def _of_row(row: Row, items: Iterable[Record]) -> Sequence[Record]:
+def _of_row(row: Row, items: Iterable[Record]) -> list[Record]:
     return [{"edits": row.edits, "restraint": row.restraint, **item} for item in items]
 
 
-def _line(item: Record) -> bytes:
-    return (json.dumps(finite(item), ensure_ascii=False) + "\n").encode()
-
-
-def _key(item: Record) -> RowKey:
-    return item["edits"], item["restraint"]
+def _lines(items: Iterable[Record]) -> bytes:
+    return "".join(json.dumps(finite(item), ensure_ascii=False) + "\n" for item in items).encode()
 
 
 def _stored_items(path: Path) -> Iterator[Record]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -21,6 +22,9 @@ from tether.models.frozen_prefix import head_logits
 from tether.models.sampling import end_tokens, plain_generation
 
 BATCH_TOKENS = 4096  # tokens of a forward, padding included
+_Row = tuple[
+    tuple[int, ...], list[int]
+]  # a text without its last token, and the indices of the continuations it serves
 _HEAD_ROWS = 256  # positions the head is applied to at once: 256 × 256k logits in float32 are 256 MB
 
 
@@ -58,7 +62,7 @@ def score_ids(
     model: EditableModel, continuations: Sequence[Continuation], *, batch_tokens: int = BATCH_TOKENS
 ) -> list[Score]:
     """`score` for texts that are token ids already."""
-    scores: list[Score | None] = [None] * len(continuations)
+    scores: dict[int, Score] = {}
     for rows in _batches(_shared_rows(continuations), batch_tokens):
         reads = [(row, index) for row, (_, served) in enumerate(rows) for index in served]
         # Every (row, column) that is read, once, however many continuations read it.
@@ -70,26 +74,24 @@ def score_ids(
                 place = places.setdefault((row, column - 1), len(places))
                 wanted.append((place, text.ids[column]))
         likelihoods, best = _read(model, [ids for ids, _ in rows], list(places), wanted)
-        done = 0
+        found = iter(zip(wanted, likelihoods, strict=True))
         for _, index in reads:
-            text = continuations[index]
-            count = len(text.ids) - text.start
-            argmax = tuple(best[place] for place, _ in wanted[done : done + count])
-            correct = tuple(a == t for a, t in zip(argmax, text.ids[text.start :], strict=True))
-            scores[index] = Score(sum(likelihoods[done : done + count]), count, correct, argmax)
-            done += count
-    return [found for found in scores if found is not None]
+            own = list(islice(found, len(continuations[index].ids) - continuations[index].start))
+            argmax = tuple(best[place] for (place, _), _ in own)
+            correct = tuple(best[place] == token for (place, token), _ in own)
+            scores[index] = Score(sum(likelihood for _, likelihood in own), len(own), correct, argmax)
+    return [scores[index] for index in range(len(continuations))]
 
 
-def _shared_rows(continuations: Sequence[Continuation]) -> list[tuple[tuple[int, ...], list[int]]]:
-    """The fewest input rows (a text without its last token) that serve all, each with the indices it serves.
+def _shared_rows(continuations: Sequence[Continuation]) -> list[_Row]:
+    """The fewest input rows that serve all.
 
     In lexicographic order whatever starts with a row follows it at once, so comparing neighbours finds every prefix.
     """
     served: dict[tuple[int, ...], list[int]] = {}
     for index, text in enumerate(continuations):
         served.setdefault(text.ids[:-1], []).append(index)
-    rows: list[tuple[tuple[int, ...], list[int]]] = []
+    rows: list[_Row] = []
     for ids in sorted(served, reverse=True):
         if rows and rows[-1][0][: len(ids)] == ids:
             rows[-1][1].extend(served[ids])
@@ -98,11 +100,9 @@ def _shared_rows(continuations: Sequence[Continuation]) -> list[tuple[tuple[int,
     return rows
 
 
-def _batches(
-    rows: list[tuple[tuple[int, ...], list[int]]], batch_tokens: int
-) -> Iterator[list[tuple[tuple[int, ...], list[int]]]]:
+def _batches(rows: list[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
     """Rows of like length together, at most `batch_tokens` with padding (a longer row comes alone)."""
-    batch: list[tuple[tuple[int, ...], list[int]]] = []
+    batch: list[_Row] = []
     for row in sorted(rows, key=lambda row: len(row[0]), reverse=True):
         if batch and (len(batch) + 1) * len(batch[0][0]) > batch_tokens:
             yield batch
@@ -146,12 +146,11 @@ def greedy(
     rows = dict(zip(unique, _prompt_ids(model.tokenizer, unique), strict=True))
     order = sorted(unique, key=lambda prompt: len(rows[prompt]), reverse=True)
     texts: dict[str, str] = {}
-    with plain_generation(
-        model, do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end_tokens(model)
-    ) as plain:
+    settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "eos_token_id": end_tokens(model)}
+    with plain_generation(model, **settings) as plain:
         while order:
-            width = len(rows[order[0]]) + max_new_tokens
-            batch, order = order[: max(1, batch_tokens // width)], order[max(1, batch_tokens // width) :]
+            size = max(1, batch_tokens // (len(rows[order[0]]) + max_new_tokens))
+            batch, order = order[:size], order[size:]
             ids, mask = padded([rows[prompt] for prompt in batch], model.device, left=True)
             output = model.hf.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
             new = model.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)

@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
+from tether.algebra.spectrum import Spectrum
 from tether.constraints.base import Constraint, label_of, parse
+from tether.constraints.prune import none
 from tether.errors import BadSettingsError, TetherError, WrongModelError
 from tether.evaluation.abilities.data import ability_data
-from tether.evaluation.abilities.run import AbilityRun, ability_tasks, described
-from tether.evaluation.abilities.task import AbilityResult
+from tether.evaluation.abilities.run import AbilityRun, ability_tasks
 from tether.evaluation.measurement import Measurement, measurement_of
 from tether.evaluation.metrics.base import METRICS
 from tether.evaluation.metrics.editing import Baseline, NumberedFacts, applying, evaluate_editing, measure_baseline
 from tether.evaluation.results import AS_IT_IS, Ability, Results, ResultsFile, Row, Singular, facts_sha256, read
 from tether.evaluation.statistics.mean import Record
 from tether.facts.fact import Fact
-from tether.ledger import Ledger, SpectrumRow
+from tether.ledger import Ledger
 from tether.models.editable import EditableModel
 from tether.storage.atomic import check_writable
 from tether.storage.versions import versions
 
 logger = logging.getLogger(__name__)
-
-
-class MeasurementOptions(TypedDict, total=False):
-    """The fields of Measurement as keywords, but for `abilities`; `abilities_data` is its `data`."""
-
-    metrics: Sequence[str]
-    abilities_data: str | Path | None
-    text: str | None
-    limit: int | None
-    quick: bool
-    max_paraphrases: int | None
-    max_locality: int | None
-    trust_task_files: bool
 
 
 def evaluate(
@@ -47,37 +35,29 @@ def evaluate(
     *,
     measurement: Measurement | None = None,
     base: EditableModel | None = None,
-    **options: Unpack[MeasurementOptions],
+    **options: Any,
 ) -> Results:
     """One row for the model as it is now, which is not changed: `facts` (numbered from 1) and general abilities.
 
-    `measurement` says what is measured; its fields can be given as keywords instead, `abilities` also by position.
-    `base` is the unedited model of a checkpoint that was edited before it was loaded: what must not change is compared
-    with it. Without it that is compared with the model without the updates it carries; of a model that carries none
-    those numbers are left out. What was measured before of the same weights, task and data is taken from tether's
-    cache. Raises TetherError for an unknown metric or ability, for data that are missing, and for a base whose
-    tokenizer is another.
+    `measurement` says what is measured; its fields can be given as keywords instead (`abilities_data` is its `data`),
+    `abilities` also by position. `base` is the unedited model of a checkpoint that was edited before it was loaded:
+    what must not change is compared with it; without it, with the model without the updates it carries (of a model that
+    carries none those numbers are left out). What was measured before of the same weights, task and data is taken from
+    the cache. Raises TetherError for an unknown metric or ability, missing data, a base with another tokenizer.
     """
     numbered = list(enumerate(facts, 1))
-    plan = _Plan(measurement_of(measurement, abilities, options), facts)
+    rows = _Rows(model, measurement_of(measurement, abilities, options), facts)
     baseline = None
     if base is not None:
         if base.tokenizer.get_vocab() != model.tokenizer.get_vocab():
             raise WrongModelError(f"{base.id} is not the base of {model.id}, its vocabulary is another: name its base")
-        baseline = measure_baseline(base, numbered, plan.what)
-    elif not model.edited and (names := [name for name in plan.what.metrics if METRICS[name].against_unedited]):
+        baseline = measure_baseline(base, numbered, rows.what)
+    elif not model.edited and (names := [name for name in rows.what.metrics if METRICS[name].against_unedited]):
         what = " and ".join(names)
         logger.warning("%s carries no updates and has no base: what %s compares is left out", model.id, what)
-    results = Results(
-        model=model.id,
-        ledger=None,
-        facts_sha256=facts_sha256(facts),
-        versions=versions(),
-        settings=plan.settings(model, None),
-    )
+    results = rows.results(facts, model.id)
     edits = len(facts) if model.edited or base not in (None, model) else 0
-    row = Row(edits=edits, restraint=AS_IT_IS, replayed=False)
-    results.add(*plan.measure(model, numbered, baseline, AbilityRun(model, plan.tasks).measure, row))
+    results.add(*rows.measure(numbered, baseline, 1, edits=edits, restraint=AS_IT_IS, replayed=False))
     return results
 
 
@@ -92,7 +72,7 @@ def evaluate_ledger(
     measurement: Measurement | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    **options: Unpack[MeasurementOptions],
+    **options: Any,
 ) -> Results:
     """A row for every number of edits in `at` (None: all) under every restraint (None: the journal as recorded).
 
@@ -113,116 +93,109 @@ def evaluate_ledger(
         if path.exists() and not resume:
             raise BadSettingsError(f"{path} exists: name another file, or go on with it by resume (--resume)")
     every = _with_prompts(ledger.facts(), facts)
-    plan = _Plan(what, [fact for _, fact in every])
+    own = [fact for _, fact in every]
+    rows = _Rows(model, what, own)
     ledger.check_model(model)
-    counts = sorted(set([ledger.attempts] if at is None else at))
+    counts = set([ledger.attempts] if at is None else at)
     chosen = list(dict.fromkeys(None if restraint is None else parse(restraint) for restraint in restraints))
     if not counts or not chosen:
         raise TetherError("no row to measure: name at least one number of edits and one restraint")
     attempted = {count: {edit for edit, _ in ledger.facts(count)} for count in counts}
-    largest = attempted[counts[-1]]
-    results = Results(
-        model=ledger.header.model,
-        ledger=str(ledger.path),
-        facts_sha256=facts_sha256(fact for _, fact in every),
-        versions=versions(),
-        settings=plan.settings(model, ledger.head),
-    )
+    largest = max(counts)
+    results = rows.results(own, ledger.header.model, ledger)
     if path is not None and path.exists():
         old = read(path)
-        largest = {edit for edit, _ in ledger.facts(_keep(results, old, counts[-1]))}
+        largest = _keep(results, old, largest)
         if any(row.edits == 0 for row in old.rows):  # it went if it was of fewer facts, and is the others' baseline
-            counts = sorted({0, *counts})
-    # The largest number first: the row of 0 edits that a resumed evaluation finds was measured on its facts.
-    todo = [
-        (count, restraint)
-        for count in reversed(counts)
-        for restraint in (chosen if count else [parse("none")])
-        if (count, label_of(restraint)) not in {row.key for row in results.rows}
-    ]
-    spectra = {
-        restraint: ledger.spectrum(model, at=[count for count, own in todo if own == restraint], restrain=restraint)
-        for restraint in dict.fromkeys(restraint for _, restraint in todo)
-    }
-    measured = [(edit, fact) for edit, fact in every if edit in largest]
-    baseline = measure_baseline(model, measured, plan.what) if todo else None
-    run = AbilityRun(model, plan.tasks)
-    file = None if path is None else ResultsFile(path, results)
+            counts.add(0)
+    done = {row.key for row in results.rows}
+    wanted: list[tuple[int, Constraint | None]] = [(count, one) for count in counts - {0} for one in chosen]
+    wanted += [(0, none())] if 0 in counts else []
+    todo = [(count, one) for count, one in wanted if (count, label_of(one)) not in done]
+    facts_of_all = {edit for edit, _ in ledger.facts(largest)}
+    measured = [(edit, fact) for edit, fact in every if edit in facts_of_all]
+    baseline = measure_baseline(model, measured, rows.what) if todo else None
+    file = results if path is None else ResultsFile(path, results)
+    spectra = {name: Spectrum(model.original(name)) for name in ledger.header.weights} if todo else {}
+    replay, left = ledger.replay(), len(todo)
+    # The row of 0 edits comes last: where a resumed evaluation finds it, it is of the facts of the largest row there.
+    states = chain(
+        replay.states([count for count, _ in todo if count], chosen),
+        replay.states([count for count, _ in todo if not count], [none()]),
+    )
     with model.provisional({}):  # gives back what the model carries
-        for index, (count, restraint) in enumerate(todo):
-            ledger.apply(model, upto=count, restrain=restraint)
+        for state in states:
+            count, restraint = state.edits, state.restraint
+            if (count, restraint) not in todo:
+                continue
+            state.sums.show(model)
             logger.info("measuring %d edits, restraint %s", count, label_of(restraint))
-            row = Row(
-                edits=count,
-                restraint=label_of(restraint),
-                replayed=restraint is None,
-                spectrum=singular(found for found in spectra[restraint] if found.edits == count),
-            )
+            spectrum = {name: Singular.of(one.of(state.sums.of[name].factors)) for name, one in spectra.items()}
             so_far = [(edit, fact) for edit, fact in measured if not count or edit in attempted[count]]
-            abilities_now = partial(run.measure, len(todo) - index)
-            (file or results).add(*plan.measure(model, so_far, baseline, abilities_now, row))
+            about = {"edits": count, "restraint": label_of(restraint), "replayed": restraint is None}
+            file.add(*rows.measure(so_far, baseline, left, spectrum=spectrum, **about))
+            left -= 1
     return results
 
 
-class _Plan:
-    """What is measured on every checkpoint: `what`, with the metrics that apply to the facts, and its tasks."""
+class _Rows:
+    """Measures one model, checkpoint by checkpoint: `what`, with the metrics that apply to `facts`, and its tasks."""
 
-    def __init__(self, what: Measurement, facts: Sequence[Fact]) -> None:
+    def __init__(self, model: EditableModel, what: Measurement, facts: Sequence[Fact]) -> None:
+        self.model = model
         self.what = what.model_copy(update={"metrics": applying(what.metrics, facts)})
         data = ability_data(what.data, text=what.text)
         self.tasks = ability_tasks(
             what.abilities, data, limit=what.limit, quick=what.quick, trust_task_files=what.trust_task_files
         )
+        self.abilities = AbilityRun(model, self.tasks)
 
-    def settings(self, model: EditableModel, journal: str | None) -> dict[str, Any]:
-        return {
-            "metrics": list(self.what.metrics),
-            "max_paraphrases": self.what.max_paraphrases,
-            "max_locality": self.what.max_locality,
-            "abilities": described(self.tasks),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "journal_sha256": journal,
+    def results(self, facts: Sequence[Fact], model: str, ledger: Ledger | None = None) -> Results:
+        """Results without rows."""
+        settings = {
+            **self.what.model_dump(mode="json", include={"metrics", "max_paraphrases", "max_locality"}),
+            "abilities": {task.name: task.described for task in self.tasks},
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "journal_sha256": None if ledger is None else ledger.head,
         }
+        return Results(
+            model=model,
+            ledger=None if ledger is None else str(ledger.path),
+            facts_sha256=facts_sha256(facts),
+            versions=versions(),
+            settings=settings,
+        )
 
     def measure(
-        self,
-        model: EditableModel,
-        facts: NumberedFacts,
-        baseline: Baseline | None,
-        measure_abilities: Callable[[], dict[str, AbilityResult]],
-        row: Row,
+        self, facts: NumberedFacts, baseline: Baseline | None, rows_left: int, **about: Any
     ) -> tuple[Row, list[Record]]:
-        """`row` with what the model shows now, and the records of its items."""
-        editing = evaluate_editing(model, facts, self.what, baseline=baseline)
-        abilities = measure_abilities()
-        measured = {
-            "editing": editing.summary,
-            "retention": editing.retention,
-            "abilities": {
-                name: Ability.model_validate(found, from_attributes=True) for name, found in abilities.items()
-            },
-        }
-        items = editing.records + [record for found in abilities.values() for record in found.records]
-        return row.model_copy(update=measured), items
+        """A row of what the model shows now, with the fields `about` it, and the records of its items."""
+        editing = evaluate_editing(self.model, facts, self.what, baseline=baseline)
+        found = self.abilities.measure(rows_left)
+        abilities = {name: Ability(**one.model_dump(exclude={"records"})) for name, one in found.items()}
+        row = Row(**about, editing=editing.summary, retention=editing.retention, abilities=abilities)
+        return row, editing.records + [record for one in found.values() for record in one.records]
 
 
 def _with_prompts(ledger: NumberedFacts, given: Sequence[Fact] | None) -> list[tuple[int, Fact]]:
     """The ledger's facts, each with the prompts of the given fact that is the same edit."""
     if given is None:
         return list(ledger)
-    by_edit = {(fact.subject, fact.prompt, fact.target_new): fact for fact in reversed(given)}
-    matched = [(edit, by_edit.get((fact.subject, fact.prompt, fact.target_new))) for edit, fact in ledger]
-    missing = sum(fact is None for _, fact in matched)
-    if missing == len(matched) > 0:
+    by_edit = {_edit(fact): fact for fact in reversed(given)}
+    missing = sum(_edit(fact) not in by_edit for _, fact in ledger)
+    if missing == len(ledger) > 0:
         raise TetherError(
             f"none of the {len(given)} facts given is one of the {missing} edits of the ledger: name the facts it was "
             "made from, or none"
         )
     if missing:
-        logger.warning(
-            "%d of %d edits are not among the facts given: the ledger's own prompts serve", missing, len(matched)
-        )
-    return [(edit, new or own) for (edit, new), (_, own) in zip(matched, ledger, strict=True)]
+        total = len(ledger)
+        logger.warning("%d of %d edits are not among the facts given: the ledger's own prompts serve", missing, total)
+    return [(edit, by_edit.get(_edit(own), own)) for edit, own in ledger]
+
+
+def _edit(fact: Fact) -> tuple[str, str, str]:
+    return fact.subject, fact.prompt, fact.target_new
 
 
 def _keep(results: Results, old: Results, wanted: int) -> int:
@@ -231,13 +204,7 @@ def _keep(results: Results, old: Results, wanted: int) -> int:
     if not results.comparable(old):
         logger.warning("the results there are of other facts, settings or edits: every row is measured anew")
         return wanted
-    rows = old.rows
-    if wanted > max((row.edits for row in rows), default=0):  # the row of 0 edits is of fewer facts
-        rows = [row for row in rows if row.edits]
-    results.rows = rows
-    return max([wanted, *(row.edits for row in rows)])
-
-
-def singular(rows: Iterable[SpectrumRow]) -> dict[str, Singular]:
-    """The singular values of some weights as results hold them, by weight name."""
-    return {row.weight: Singular.model_validate(row.extremes, from_attributes=True) for row in rows}
+    largest = max((row.edits for row in old.rows), default=0)
+    # Where more edits are wanted, the row of 0 edits is of too few facts.
+    results.rows = [row for row in old.rows if row.edits or wanted <= largest]
+    return max(wanted, largest)

@@ -6,10 +6,8 @@ import hashlib
 import json
 import logging
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from tether.evaluation.abilities.task import AbilityResult, AbilityTask
@@ -20,12 +18,6 @@ from tether.storage.cache import cache_dir, locked
 logger = logging.getLogger(__name__)
 
 
-class _Entry(AbilityResult):
-    """A file of the cache."""
-
-    key: dict[str, str | int]
-
-
 class AbilityCache:
     """The measured abilities of one model, whatever edits it carries.
 
@@ -34,9 +26,9 @@ class AbilityCache:
     is remembered: one made in memory has no identity that outlives the process.
     """
 
-    def __init__(self, model: EditableModel, folder: Path | None = None) -> None:
+    def __init__(self, model: EditableModel) -> None:
         self._model = model
-        self._folder = (folder or cache_dir()) / "abilities"
+        self._folder = cache_dir() / "abilities"
         self._base: dict[str, str | int] | None = None
         self._digests: dict[str, tuple[weakref.ref[Tensor], str]] = {}  # weight -> its update, which it is of
 
@@ -44,29 +36,30 @@ class AbilityCache:
         """What is known of the model as it is now, or None."""
         if self._model.folder is None:
             return None
-        key = self._key(task)
-        file = self._file(key)
+        key, file = self._place(task)
         try:
-            entry = _Entry.model_validate(json.loads(file.read_bytes()))
+            entry = json.loads(file.read_bytes())
+            found = AbilityResult.model_validate(entry)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, ValidationError):
+        except (OSError, ValueError):
             logger.warning("%s is damaged: measured anew", file)
             return None
-        return AbilityResult(**entry.model_dump(exclude={"key"})) if entry.key == key else None
+        return found if entry.get("key") == key else None
 
     def put(self, task: AbilityTask, result: AbilityResult) -> None:
         """Remember what was measured of the model as it is now."""
         if self._model.folder is None:
             return
-        key = self._key(task)
-        file = self._file(key)
+        key, file = self._place(task)
         with locked(file):
             write_atomically(file, json.dumps({"key": key, **result.model_dump()}, ensure_ascii=False).encode())
 
-    def _file(self, key: Mapping[str, str | int]) -> Path:
+    def _place(self, task: AbilityTask) -> tuple[dict[str, str | int], Path]:
+        """The key of a task for the model as it is now, and its file."""
+        key = self._key(task)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return self._folder / f"{digest}.json"
+        return key, self._folder / f"{digest}.json"
 
     def _key(self, task: AbilityTask) -> dict[str, str | int]:
         if self._base is None:

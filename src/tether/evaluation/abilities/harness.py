@@ -9,8 +9,7 @@ import hashlib
 import json
 import logging
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +18,8 @@ from typing import Any
 
 from tether.errors import BadSettingsError, MissingExtraError, TetherError
 from tether.evaluation.abilities.data import AbilityData
-from tether.evaluation.abilities.task import AbilityResult, Work
-from tether.evaluation.abilities.tasks import FOLDER, TaskFile, read_yaml
+from tether.evaluation.abilities.task import AbilityResult, AbilityTask, Work
+from tether.evaluation.abilities.tasks import FOLDER, read_yaml, task_file
 from tether.evaluation.abilities.tasks.documents import read
 from tether.evaluation.statistics.mean import Record, cluster_mean
 from tether.models.editable import EditableModel
@@ -33,26 +32,38 @@ _LOCAL_LOADERS = ("json", "csv", "text", "parquet", "arrow")
 _FEWSHOT_SEED = 1234  # the harness's own
 
 
-class _HarnessTask(ABC):
-    """A task of the harness. Its score is the mean, over items, of a metric from 0 to 1, shown in percent."""
+class HarnessTask(AbilityTask):
+    """A task of the harness: `load` gives its Task with the data, whose `documents` are measured up to `limit`. Its
+    score is the mean, over items, of a metric from 0 to 1, shown in percent."""
 
-    name: str
-    version: str
-    data_sha256: str
-    items: int
+    def __init__(
+        self, name: str, version: str, documents: Sequence[Mapping[str, Any]], limit: int, load: Callable[[], Any]
+    ) -> None:
+        super().__init__(name, f"{version}-{_harness_version()}", _sha256(documents), min(limit, len(documents)))
+        self._load = load
 
-    @property
-    @abstractmethod
+    @cached_property
     def loaded(self) -> Any:
         """The harness's Task, with its data."""
+        with quiet():
+            return self._load()
 
-    @property
-    @abstractmethod
+    @cached_property
     def metric(self) -> str:
-        """The metric that is the score."""
+        """The first metric that is a mean over items and better when higher. Raises TetherError where there is none."""
+        from lm_eval.api.registry import get_aggregation
+
+        mean, better = get_aggregation("mean"), self.loaded.higher_is_better()
+        aggregations = self.loaded.aggregation()
+        for name, aggregation in aggregations.items():
+            if aggregation is mean and better.get(name):
+                return str(name)
+        raise TetherError(
+            f"{self.name!r} has no score that is a mean over its items (it has {', '.join(map(str, aggregations))}): "
+            "choose another task"
+        )
 
     def measure(self, model: EditableModel) -> AbilityResult:
-        """Of the model as it is now, which is not changed."""
         from tether.evaluation.abilities.harness_model import HarnessModel
 
         with quiet():
@@ -63,13 +74,15 @@ class _HarnessTask(ABC):
         from lm_eval.evaluator import evaluate
 
         with quiet():
-            found = evaluate(
-                lm=lm, task_dict={"tasks": {self.name: self.loaded}}, limit=self.items, bootstrap_iters=0,
-                log_samples=True,
-            )  # fmt: skip
+            tasks = {"tasks": {self.name: self.loaded}}
+            found = evaluate(lm=lm, task_dict=tasks, limit=self.items, bootstrap_iters=0, log_samples=True)
         samples = found["samples"][self.name]
-        first = samples[0]["filter"]
-        return self._result([sample for sample in samples if sample["filter"] == first])
+        records = [self._record(sample) for sample in samples if sample["filter"] == samples[0]["filter"]]
+        values = [record["value"] for record in records]
+        if not all(0 <= value <= 1 for value in values):
+            raise TetherError(f"{self.name}: its {self.metric} is no number from 0 to 1: choose another task")
+        mean = cluster_mean([value] for value in values)
+        return AbilityResult(value=mean.value or 0.0, n=mean.n, stderr=mean.stderr, unit="percent", records=records)
 
     def work(self, model: EditableModel) -> Work:
         """The tokens of all prompts (a prompt with several continuations once) and the new ones."""
@@ -89,14 +102,6 @@ class _HarnessTask(ABC):
                 work += Work(steps=new, rows=new * len(batch))
             return work
 
-    def _result(self, samples: Sequence[Mapping[str, Any]]) -> AbilityResult:
-        records = [self._record(sample) for sample in samples]
-        values = [record["value"] for record in records]
-        if not all(0 <= value <= 1 for value in values):
-            raise TetherError(f"{self.name}: its {self.metric} is no number from 0 to 1: choose another task")
-        mean = cluster_mean([value] for value in values)
-        return AbilityResult(value=mean.value or 0.0, n=mean.n, stderr=mean.stderr, unit="percent", records=records)
-
     def _record(self, sample: Mapping[str, Any]) -> Record:
         target, said = sample["target"], sample["filtered_resps"]
         if isinstance(target, int) and self.loaded.OUTPUT_TYPE == "multiple_choice":
@@ -113,64 +118,34 @@ class _HarnessTask(ABC):
         return {**record, "log_likelihoods": [ll if math.isfinite(ll) else None for ll in likelihoods]}
 
 
-class PackagedTask(_HarnessTask):
+def packaged_task(name: str, data: AbilityData, limit: int | None) -> HarnessTask:
     """One of the tasks that come with tether. `limit` None takes the task's own size."""
+    file = task_file(name)
+    folder = None if data.folder is None else str(data.folder)
 
-    metric = "score"
-
-    def __init__(self, file: TaskFile, data: AbilityData, limit: int | None) -> None:
-        documents = read(file.kind, data.folder, hub=data.hub)
-        self.name = file.name
-        self.version = f"{file.version}-{_harness_version()}"
-        self.data_sha256 = _sha256(documents)
-        self.items = min(file.size if limit is None else limit, len(documents))
-        self._data = data
-
-    @cached_property
-    def loaded(self) -> Any:
+    def load() -> Any:
         from lm_eval.tasks import TaskManager
 
-        folder = self._data.folder
-        metadata = {"folder": None if folder is None else str(folder), "hub": self._data.hub}
-        with quiet():
-            manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=metadata)
-            return manager.load([self.name])["tasks"][self.name]
+        metadata = {"folder": folder, "hub": data.hub}
+        manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=metadata)
+        return manager.load([name])["tasks"][name]
+
+    documents = read(file.kind, data.folder, hub=data.hub)
+    return HarnessTask(name, file.version, documents, file.size if limit is None else limit, load)
 
 
-class NamedTask(_HarnessTask):
-    """A task of the harness's own, or of a YAML file, loaded already. `limit` None takes all its items."""
-
-    def __init__(self, name: str, loaded: Any, limit: int | None) -> None:
-        self.name = name
-        self._loaded = loaded
-        loaded.set_fewshot_seed(seed=_FEWSHOT_SEED)
-        documents = list(loaded.eval_docs)
-        described = json.dumps(loaded.dump_config(), sort_keys=True, default=str)
-        self.version = f"{loaded.VERSION}-{hashlib.sha256(described.encode()).hexdigest()}-{_harness_version()}"
-        self.data_sha256 = _sha256(documents)
-        self.items = len(documents) if limit is None else min(limit, len(documents))
-        self.metric  # noqa: B018 - a task without one is refused now, not after an hour
-
-    @property
-    def loaded(self) -> Any:
-        return self._loaded
-
-    @cached_property
-    def metric(self) -> str:
-        """The first metric that is a mean over items and better when higher."""
-        from lm_eval.api.registry import get_aggregation
-
-        mean, better = get_aggregation("mean"), self._loaded.higher_is_better()
-        for name, aggregation in self._loaded.aggregation().items():
-            if aggregation is mean and better.get(name):
-                return str(name)
-        raise TetherError(
-            f"{self.name!r} has no score that is a mean over its items (it has "
-            f"{', '.join(map(str, self._loaded.aggregation()))}): choose another task"
-        )
+def _named_task(name: str, loaded: Any, limit: int | None) -> HarnessTask:
+    """A task that is loaded already. `limit` None takes all its items."""
+    loaded.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    documents = list(loaded.eval_docs)
+    config = json.dumps(loaded.dump_config(), sort_keys=True, default=str)
+    version = f"{loaded.VERSION}-{hashlib.sha256(config.encode()).hexdigest()}"
+    task = HarnessTask(name, version, documents, len(documents) if limit is None else limit, lambda: loaded)
+    task.metric  # noqa: B018 - a task without one is refused now, not after an hour
+    return task
 
 
-def named_tasks(name: str, *, hub: bool, limit: int | None, trust_files: bool = False) -> list[NamedTask]:
+def named_tasks(name: str, *, hub: bool, limit: int | None, trust_files: bool = False) -> list[HarnessTask]:
     """The tasks of a name the harness knows (one, or those of a group or tag), or of a YAML file; none for another
     name, or without the harness. Raises TetherError for data that lie on the hub unless `hub` allows it, and for a file
     unless `trust_files` allows it."""
@@ -197,7 +172,7 @@ def named_tasks(name: str, *, hub: bool, limit: int | None, trust_files: bool = 
             found = manager.load([name])["tasks"]
         except (OSError, ValueError, ImportError, ConnectionError) as error:
             raise TetherError(f"task {name!r} cannot be loaded ({error}): mend that, or name another") from error
-        return [NamedTask(str(task), loaded, limit) for task, loaded in found.items()]
+        return [_named_task(str(task), loaded, limit) for task, loaded in found.items()]
 
 
 @contextmanager
@@ -223,14 +198,9 @@ def _on_the_hub(manager: Any, name: str) -> Iterator[str]:
     """The data sets of a task (or its file), group or tag that are not local files."""
     entry = manager.task_index.get(name)
     file = Path(name) if entry is None else entry.yaml_path
-    if file is None:  # a tag
-        for child in sorted(entry.tags):
-            yield from _on_the_hub(manager, child)
-        return
-    content = read_yaml(file)
-    children = content.get("task")
-    if isinstance(children, list):
-        for child in children:
+    content = {"task": sorted(entry.tags)} if file is None else read_yaml(file)  # without a file: a tag
+    if isinstance(content.get("task"), list):
+        for child in content["task"]:
             known = child if isinstance(child, str) else child.get("task", child.get("group"))
             if isinstance(known, str) and known in manager.task_index:
                 yield from _on_the_hub(manager, known)

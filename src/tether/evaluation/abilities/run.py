@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -17,40 +16,18 @@ from typing import Any
 from tether.errors import TetherError
 from tether.evaluation.abilities.cache import AbilityCache
 from tether.evaluation.abilities.data import AbilityData, ability_data
-from tether.evaluation.abilities.estimate import Speed, in_words, probe
-from tether.evaluation.abilities.harness import PackagedTask, named_tasks
-from tether.evaluation.abilities.perplexity import VERSION, perplexity
-from tether.evaluation.abilities.task import AbilityResult, AbilityTask, Work
-from tether.evaluation.abilities.tasks import task_file, task_names
+from tether.evaluation.abilities.estimate import in_words, probe
+from tether.evaluation.abilities.harness import named_tasks, packaged_task
+from tether.evaluation.abilities.perplexity import PERPLEXITY as PERPLEXITY
+from tether.evaluation.abilities.perplexity import PerplexityTask
+from tether.evaluation.abilities.task import AbilityResult, AbilityTask
+from tether.evaluation.abilities.tasks import task_names
 from tether.models.editable import EditableModel
 
 logger = logging.getLogger(__name__)
 
-PERPLEXITY = "perplexity"
 ABILITIES = (PERPLEXITY, *task_names())
 QUICK_ITEMS = 40
-
-
-class PerplexityTask:
-    """`perplexity` of a text."""
-
-    name = PERPLEXITY
-    items = 0
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self.version = str(VERSION)
-        self.data_sha256 = hashlib.sha256(text.encode()).hexdigest()
-
-    def work(self, model: EditableModel) -> Work:
-        """Every token is read once."""
-        return Work(read=len(model.tokenizer(self._text, verbose=False)["input_ids"]))
-
-    def measure(self, model: EditableModel) -> AbilityResult:
-        """Of the model as it is now, which is not changed."""
-        found = perplexity(model, self._text)
-        records = [{"ability": self.name, **record} for record in found.records]
-        return AbilityResult(value=found.value, n=found.n, stderr=found.stderr, unit="ppl", records=records)
 
 
 def ability_tasks(
@@ -72,23 +49,20 @@ def ability_tasks(
     wanted = limit if limit is not None or not quick else QUICK_ITEMS
     tasks: dict[str, AbilityTask] = {}
     for name in dict.fromkeys(names):
-        for task in _tasks(name, data, wanted, trust_task_files):
+        if name == PERPLEXITY:
+            found: Sequence[AbilityTask] = [PerplexityTask(data.text)]
+        elif name in ABILITIES:
+            found = [packaged_task(name, data, wanted)]
+        else:
+            found = named_tasks(name, hub=data.hub, limit=wanted, trust_files=trust_task_files)
+        if not found:
+            raise TetherError(
+                f"{name!r} is no ability that can be measured: choose from {', '.join(ABILITIES)}, or name a task of "
+                "lm-evaluation-harness"
+            )
+        for task in found:
             tasks.setdefault(task.name, task)
     return tuple(tasks.values())
-
-
-def _tasks(name: str, data: AbilityData, limit: int | None, trust_files: bool) -> Sequence[AbilityTask]:
-    if name == PERPLEXITY:
-        return [PerplexityTask(data.text)]
-    if name in ABILITIES:
-        return [PackagedTask(task_file(name), data, limit)]
-    found = named_tasks(name, hub=data.hub, limit=limit, trust_files=trust_files)
-    if not found:
-        raise TetherError(
-            f"{name!r} is no ability that can be measured: choose from {', '.join(ABILITIES)}, or name a task of "
-            "lm-evaluation-harness"
-        )
-    return found
 
 
 class AbilityRun:
@@ -98,10 +72,8 @@ class AbilityRun:
     run goes on with the next task. How long it will take is told before anything is measured.
     """
 
-    def __init__(self, model: EditableModel, tasks: Sequence[AbilityTask], cache: AbilityCache | None = None) -> None:
-        self._model, self._tasks = model, tuple(tasks)
-        self._cache = cache or AbilityCache(model)
-        self._told = False
+    def __init__(self, model: EditableModel, tasks: Sequence[AbilityTask]) -> None:
+        self._model, self._tasks, self._cache, self._told = model, tuple(tasks), AbilityCache(model), False
 
     def measure(self, rows_left: int = 1) -> dict[str, AbilityResult]:
         """Every ability of the model as it is now, which is not changed. `rows_left`, this one included, is for saying
@@ -115,17 +87,16 @@ class AbilityRun:
             found = task.measure(self._model)
             self._cache.put(task, found)
             known[task.name] = found
-            logger.info("%s: %s, %s", task.name, in_figures(found), in_words(time.perf_counter() - started))
+            error = "" if found.stderr is None else f" ± {found.stderr:.2g}"
+            figures = f"{found.value:.1f}{error} {'%' if found.unit == 'percent' else 'ppl'} (n {found.n})"
+            logger.info("%s: %s, %s", task.name, figures, in_words(time.perf_counter() - started))
         return {name: found for name, found in known.items() if found is not None}
-
-    @cached_property
-    def _speed(self) -> Speed:
-        return probe(self._model)
 
     @cached_property
     def _seconds(self) -> dict[str, float]:
         """Of every task, for one row."""
-        return {task.name: self._speed.seconds(task.work(self._model)) for task in self._tasks}
+        speed = probe(self._model)
+        return {task.name: speed.seconds(task.work(self._model)) for task in self._tasks}
 
     def _tell(self, todo: Sequence[AbilityTask], rows_left: int) -> None:
         row = sum(self._seconds[task.name] for task in todo)
@@ -135,36 +106,16 @@ class AbilityRun:
         self._told = True
         parts = (f"{task.name} ({task.items or 'all'} items, {in_words(self._seconds[task.name])})" for task in todo)
         logger.info("general abilities of a row: %s", ", ".join(parts))
-        total = row + (rows_left - 1) * sum(self._seconds.values())
-        rows = f"{rows_left} row{'s' * (rows_left > 1)}"
-        logger.info("%s for %s, less where they were measured before", in_words(total), rows)
+        total = in_words(row + (rows_left - 1) * sum(self._seconds.values()))
+        logger.info("%s for %d row%s, less where they were measured before", total, rows_left, "s" * (rows_left > 1))
         fewest = min(task.items for task in todo if task.items)
-        logger.info(
-            "with %d items the standard error of a percentage is up to %.1f points", fewest, 50 / math.sqrt(fewest)
-        )
-
-
-def in_figures(found: AbilityResult) -> str:
-    """value ± standard error (n)."""
-    error = "" if found.stderr is None else f" ± {found.stderr:.2g}"
-    return f"{found.value:.1f}{error} {'%' if found.unit == 'percent' else 'ppl'} (n {found.n})"
-
-
-def described(tasks: Sequence[AbilityTask]) -> dict[str, Any]:
-    """What the numbers of every task depend on, for the settings of a results file."""
-    return {
-        task.name: {"version": task.version, "data_sha256": task.data_sha256, "items": task.items} for task in tasks
-    }
+        most = 50 / math.sqrt(fewest)
+        logger.info("with %d items the standard error of a percentage is up to %.1f points", fewest, most)
 
 
 def measure_abilities(
-    model: EditableModel,
-    names: Sequence[str],
-    data: AbilityData | None = None,
-    *,
-    limit: int | None = None,
-    quick: bool = False,
+    model: EditableModel, names: Sequence[str], data: AbilityData | None = None, **options: Any
 ) -> dict[str, AbilityResult]:
-    """The abilities `names` of the model as it is now, which is not changed. `data` None: the small sets of
-    tether; the rest as in `ability_tasks`."""
-    return AbilityRun(model, ability_tasks(names, data or ability_data(), limit=limit, quick=quick)).measure()
+    """The abilities `names` of the model as it is now, which is not changed. `data` None: the small sets of tether; the
+    options as in `ability_tasks`."""
+    return AbilityRun(model, ability_tasks(names, data or ability_data(), **options)).measure()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 from tether.evaluation.results import Ability
 from tether.evaluation.statistics.mean import Record
@@ -32,31 +33,22 @@ class Work:
         return Work(self.read + other.read, self.steps + other.steps, self.rows + other.rows)
 
 
-class AbilityTask(Protocol):
-    """One ability, with its data."""
+class AbilityTask(ABC):
+    """One ability, with its data. `version` changes with whatever could change the numbers, data aside; `data_sha256`
+    is of all the items, of which the first `items` are measured (0 for the perplexity: its whole text)."""
+
+    def __init__(self, name: str, version: str, data_sha256: str, items: int) -> None:
+        self.name, self.version, self.data_sha256, self.items = name, version, data_sha256, items
 
     @property
-    def name(self) -> str: ...
+    def described(self) -> dict[str, Any]:
+        """What the numbers depend on, for the settings of a results file."""
+        return {"version": self.version, "data_sha256": self.data_sha256, "items": self.items}
 
-    @property
-    def version(self) -> str:
-        """Changes with whatever could change the numbers, data aside."""
-        ...
-
-    @property
-    def data_sha256(self) -> str:
-        """Of all the items, also those beyond `items`."""
-        ...
-
-    @property
-    def items(self) -> int:
-        """How many items are measured (windows of text for perplexity, where 0 stands for all of it)."""
-        ...
-
+    @abstractmethod
     def work(self, model: EditableModel) -> Work:
         """What `measure` would cost; nothing is measured."""
-        ...
 
+    @abstractmethod
     def measure(self, model: EditableModel) -> AbilityResult:
         """Of the model as it is now, which is not changed."""
-        ...

@@ -6,20 +6,17 @@ answers must not change; the files beside this one say by which metrics.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tether.errors import BadFactError
 from tether.evaluation.measurement import Measurement
-from tether.evaluation.metrics.base import INSTANCE, METRICS, Asked, Item, Metric, check_metrics
+from tether.evaluation.metrics.base import INSTANCE, METRICS, Asked, Item, Metric
 from tether.evaluation.scores import score
 from tether.evaluation.statistics.mean import Number, Record
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
-
-logger = logging.getLogger(__name__)
 
 NumberedFacts = Sequence[tuple[int, Fact]]
 Baseline = Mapping[str, Mapping[Any, Any]]  # metric -> what the unedited model says to its questions
@@ -53,15 +50,21 @@ def evaluate_editing(
     items = _items(facts, what)
     known = baseline is not None or bool(model.edited)
     pairs = list(dict.fromkeys(pair for metric in metrics for item in items for pair in metric.pairs(item)))
-    scores = dict(zip(pairs, score(model, pairs), strict=True)) if pairs else {}
+    scores = dict(zip(pairs, score(model, pairs), strict=True))
     summary: dict[str, dict[str, Number]] = {}
     records: list[Record] = []
+    held: dict[int, float] = {}  # by the first metric that applies to an edit
     for metric in metrics:
         unedited = _completed(metric, model, items, baseline or {}) if known else None
         found = metric.measure(Asked(model, items, scores, unedited))
-        summary |= metric.summary(found, _kinds(metric, known))
+        left_out = frozenset() if known else metric.against_unedited
+        kinds = {name: tuple(kind for kind in its if kind not in left_out) for name, its in metric.reports.items()}
+        summary |= metric.summary(found, {name: its for name, its in kinds.items() if its})
         records += found
-    return EditingResult(summary, _retention(metrics, facts, records), records)
+        for record in found:
+            if record["metric"] == metric.holds and record["kind"] == "efficacy":
+                held.setdefault(record["edit"], 100 * record["value"])
+    return EditingResult(summary, [(edit, held[edit]) for edit, _ in facts if edit in held], records)
 
 
 def measure_baseline(model: EditableModel, facts: NumberedFacts, measurement: Measurement | None = None) -> Baseline:
@@ -72,11 +75,9 @@ def measure_baseline(model: EditableModel, facts: NumberedFacts, measurement: Me
     return {name: _completed(METRICS[name], model, items, {}) for name in what.metrics}
 
 
-def applying(metrics: Sequence[str], facts: Iterable[Fact]) -> tuple[str, ...]:
+def applying(metrics: Sequence[str], facts: Sequence[Fact]) -> tuple[str, ...]:
     """Those of `metrics` that can be measured on some of the facts. Raises BadFactError where none can."""
-    check_metrics(metrics)
-    every = list(facts)
-    missing = {name: METRICS[name].missing(every) for name in metrics}
+    missing = {name: METRICS[name].missing(facts) for name in metrics}
     found = tuple(name for name, why in missing.items() if why is None)
     if not found:
         raise BadFactError(next(why for why in missing.values() if why is not None))
@@ -95,13 +96,6 @@ def _items(facts: NumberedFacts, what: Measurement) -> list[Item]:
     return items
 
 
-def _kinds(metric: Metric, known: bool) -> dict[str, tuple[str, ...]]:
-    """What a metric reports, without the kinds that need the unedited model where that is not known."""
-    left_out = frozenset() if known else metric.against_unedited
-    kinds = {name: tuple(kind for kind in its if kind not in left_out) for name, its in metric.reports.items()}
-    return {name: its for name, its in kinds.items() if its}
-
-
 def _completed(metric: Metric, model: EditableModel, items: Sequence[Item], baseline: Baseline) -> Mapping[Any, Any]:
     """The unedited model's answers to all questions of a metric: those of `baseline`, and what it lacks."""
     known = baseline.get(metric.name, {})
@@ -110,12 +104,3 @@ def _completed(metric: Metric, model: EditableModel, items: Sequence[Item], base
         return known
     with model.unedited():
         return {**known, **metric.answers(model, missing)}
-
-
-def _retention(metrics: Sequence[Metric], facts: NumberedFacts, records: Sequence[Record]) -> list[tuple[int, float]]:
-    values: dict[int, float] = {}
-    for metric in metrics:
-        for record in records:
-            if record["metric"] == metric.holds and record["kind"] == "efficacy":
-                values.setdefault(record["edit"], 100 * record["value"])
-    return [(edit, values[edit]) for edit, _ in facts if edit in values]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -60,25 +61,24 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """One sentence."""
-        if self.row[0] == self.baseline[0]:
-            where, names = f"{self.row[0]} edits", [_restraint(key[1]) for key in (self.row, self.baseline)]
+        (edits, restraint), (other_edits, other_restraint) = self.row, self.baseline
+        if edits == other_edits:
+            where, names = f"{edits} edits", (_restraint(restraint), _restraint(other_restraint))
         else:
-            where, names = _restraint(self.row[1]), [_checkpoint(key[0]) for key in (self.row, self.baseline)]
-        shares = self.kept, self.baseline_kept
-        told = [
-            self._side(name, value, share, first=share is not None and share is next(s for s in shares if s))
-            for name, value, share in zip(names, (self.value, self.baseline_value), shares, strict=True)
-        ]
-        return f"{self.ability}, {where}: {'; '.join(told)}; {self._chance()}"
+            where, names = _restraint(restraint), (_checkpoint(edits), _checkpoint(other_edits))
+        first = self._side(names[0], self.value, self.kept, told=False)
+        second = self._side(names[1], self.baseline_value, self.baseline_kept, told=self.kept is not None)
+        return f"{self.ability}, {where}: {first}; {second}; {self._chance()}"
 
-    def _side(self, name: str, value: float, share: Kept | None, *, first: bool) -> str:
+    def _side(self, name: str, value: float, share: Kept | None, *, told: bool) -> str:
+        """What one row has; `told`: what the share is of was said before."""
         of = "perplexity" if self.unit == "ppl" else "score"
         if share is None:
             return f"{name}: {of} {value:.1f}"
         verb = "has" if self.unit == "ppl" else "keeps"
         digits = 0 if share.stderr >= 1 else 1
-        shown = f"{share.percent:.{digits}f} ± {share.stderr:.{digits}f} %"
-        return f"{name} {verb} {shown}" + (f" of the unedited {of}" if first else "")
+        shown = f"{name} {verb} {share.percent:.{digits}f} ± {share.stderr:.{digits}f} %"
+        return shown if told else f"{shown} of the unedited {of}"
 
     def _chance(self) -> str:
         if self.p_holm is None:
@@ -100,7 +100,10 @@ def compare(results: Results, baseline: str = "none", *, editing: bool = False) 
     (against the row of the same restraint after so many edits; 0: the unedited model). Raises TetherError where there
     is no such pair of rows, or no items.
     """
-    found = compare_rows(results, _pairs(results.rows, _normal(baseline)), editing=editing)
+    written = baseline
+    with suppress(TetherError):
+        written = str(parse(baseline))  # a restraint as rows write it
+    found = compare_rows(results, _pairs(results.rows, written), editing=editing)
     if found:
         return found
     if not any(editing or "ability" in item for item in results.items):
@@ -120,82 +123,60 @@ def compare_rows(
 ) -> list[Comparison]:
     """`compare` for any pairs of (row, baseline row), by their keys: one family under Holm's correction. Empty where no
     pair has an item in common."""
-    tested = _tested(results) if editing else ()
+    metrics = reported_by(name for row in results.rows for name in row.editing) if editing else {}
+    tested = [name for name, metric in metrics.items() if name in metric.tested]
     items = _values(results.items, tested)
     measured = {row.key: _measured(row, tested) for row in results.rows}
     unedited = _unedited(results.rows)
-    found = [
-        _compare(key, other, mine, measured[other][name], items, unedited)
-        for key, other in pairs
-        for name, mine in measured[key].items()
-        if items.get((key, name), {}).keys() & items.get((other, name), {}).keys()
-    ]
-    ps = {index: comparison.test.p for index, comparison in enumerate(found) if comparison.test.p is not None}
-    corrected = dict(zip(ps, holm(list(ps.values())), strict=True))
-    return [replace(comparison, p_holm=corrected.get(index)) for index, comparison in enumerate(found)]
+    abilities = {name for row in results.rows for name in row.abilities}
+    found = []
+    for row, baseline in pairs:
+        for name, (unit, value) in measured[row].items():
+            mine, theirs = items.get((row, name), {}), items.get((baseline, name), {})
+            shared = sorted(mine.keys() & theirs.keys())
+            if not shared:
+                continue
+            # Edits can only cost the unedited model some of an ability and of locality; the other metrics they raise.
+            keeps = name in abilities or name.endswith(" locality")
+            start = items.get((unedited, name), {}) if keeps and unedited is not None else {}
+            found.append(
+                Comparison(
+                    ability=name,
+                    unit=unit,
+                    row=row,
+                    baseline=baseline,
+                    value=value,
+                    baseline_value=measured[baseline][name][1],
+                    test=paired([mine[item] for item in shared], [theirs[item] for item in shared]),
+                    p_holm=None,
+                    kept=_kept(mine, start, unit),
+                    baseline_kept=_kept(theirs, start, unit) if baseline[0] else None,
+                )
+            )
+    ps = [one.test.p for one in found if one.test.p is not None]
+    corrected = iter(holm(ps))
+    return [one if one.test.p is None else replace(one, p_holm=next(corrected)) for one in found]
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A number of a row. `keeps`: edits can only cost the unedited model some of it."""
-
-    name: str
-    unit: str
-    value: float | None
-    keeps: bool
-
-
-def _tested(results: Results) -> tuple[str, ...]:
-    """The editing metrics of these results that are tested, as reported."""
-    metrics = reported_by(name for row in results.rows for name in row.editing)
-    return tuple(name for name, metric in metrics.items() if name in metric.tested)
-
-
-def _measured(row: Row, tested: Sequence[str]) -> dict[str, _Measured]:
-    """By name: the abilities, then the `tested` editing metrics by kind of prompts."""
-    found = [_Measured(name, ability.unit, ability.value, True) for name, ability in row.abilities.items()]
-    found += [
-        _Measured(f"{metric} {kind}", "percent", row.editing[metric][kind].value, kind == "locality")
-        for metric in tested
-        for kind in KINDS
-        if kind in row.editing.get(metric, {})
-    ]
-    return {one.name: one for one in found}
+def _measured(row: Row, tested: Sequence[str]) -> dict[str, tuple[str, float]]:
+    """Unit and value by name: the abilities, then the `tested` editing metrics by kind of prompts."""
+    found = [(name, str(ability.unit), ability.value) for name, ability in row.abilities.items()]
+    for metric in tested:
+        kinds = row.editing.get(metric, {})
+        found += [(f"{metric} {kind}", "percent", kinds[kind].value) for kind in KINDS if kind in kinds]
+    return {name: (unit, math.inf if value is None else value) for name, unit, value in found}
 
 
 def _pairs(rows: Sequence[Row], baseline: str) -> Iterator[tuple[RowKey, RowKey]]:
     """Every row with the one it is compared with."""
-    keys, unedited = [row.key for row in rows], _unedited(rows)
-    for edits, restraint in keys:
-        if not baseline.isdigit():
-            other: RowKey | None = (edits, baseline)
-        elif int(baseline) == 0:
-            other = unedited
-        else:
-            other = (int(baseline), restraint)
-        if edits and other is not None and other in keys and other != (edits, restraint):
-            yield (edits, restraint), other
-
-
-def _compare(
-    key: RowKey, other: RowKey, measured: _Measured, baseline: _Measured, items: Items, unedited: RowKey | None
-) -> Comparison:
-    mine, theirs = items[key, measured.name], items[other, measured.name]
-    shared = sorted(mine.keys() & theirs.keys())
-    first, second = [mine[item] for item in shared], [theirs[item] for item in shared]
-    start = items.get((unedited, measured.name), {}) if unedited is not None and measured.keeps else {}
-    return Comparison(
-        ability=measured.name,
-        unit=measured.unit,
-        row=key,
-        baseline=other,
-        value=_shown(measured.value),
-        baseline_value=_shown(baseline.value),
-        test=paired(first, second),
-        p_holm=None,
-        kept=_kept(mine, start, measured.unit),
-        baseline_kept=_kept(theirs, start, measured.unit) if other[0] else None,
-    )
+    keys = [row.key for row in rows]
+    for key in keys:
+        edits, restraint = key
+        other: RowKey | None = (edits, baseline)
+        if baseline.isdigit():
+            other = (int(baseline), restraint) if int(baseline) else _unedited(rows)
+        if edits and other is not None and other in keys and other != key:
+            yield key, other
 
 
 def _kept(values: Values, before: Values, unit: str) -> Kept | None:
@@ -213,37 +194,29 @@ def _kept(values: Values, before: Values, unit: str) -> Kept | None:
 
 
 def _values(records: Iterable[Record], tested: Sequence[str]) -> Items:
-    """row and ability -> item -> points of percent, or nats a token. What is no number is left out. Also row and
-    `metric kind` of the `tested` editing metrics -> edit -> points of percent, the mean of the fact's prompts."""
-    items: Items = {}
-    prompts: dict[tuple[RowKey, str], dict[int, list[float]]] = {}
+    """By row and ability, or `metric kind` of the `tested` editing metrics: item -> points of percent, or nats a token.
+    What is no number is left out. The items of a metric are the edits, each the mean of its prompts."""
+    found: dict[tuple[RowKey, str], dict[int, list[float]]] = {}
     for record in records:
-        row = record["edits"], record["restraint"]
-        if "ability" not in record:
-            if record["metric"] in tested and record["kind"] in KINDS:
-                facts = prompts.setdefault((row, f"{record['metric']} {record['kind']}"), {})
-                facts.setdefault(record["edit"], []).append(100 * record["value"])
-        elif "nll" in record:
-            if record["nll"] is not None:
-                items.setdefault((row, record["ability"]), {})[record["item"]] = record["nll"] / record["n_tokens"]
-        elif record.get("value") is not None:
-            items.setdefault((row, record["ability"]), {})[record["item"]] = 100 * record["value"]
-    return items | {
-        measure: {edit: math.fsum(values) / len(values) for edit, values in facts.items()}
-        for measure, facts in prompts.items()
+        if "ability" in record:
+            name, item = record["ability"], record["item"]
+        elif record["metric"] in tested and record["kind"] in KINDS:
+            name, item = f"{record['metric']} {record['kind']}", record["edit"]
+        else:
+            continue
+        value = record.get("nll", record.get("value"))
+        if value is not None:
+            points = value / record["n_tokens"] if "nll" in record else 100 * value
+            items = found.setdefault(((record["edits"], record["restraint"]), name), {})
+            items.setdefault(item, []).append(points)
+    return {
+        measure: {item: math.fsum(values) / len(values) for item, values in items.items()}
+        for measure, items in found.items()
     }
 
 
 def _unedited(rows: Iterable[Row]) -> RowKey | None:
     return next((row.key for row in rows if row.unedited), None)
-
-
-def _normal(baseline: str) -> str:
-    """A restraint as rows write it; anything else as it is."""
-    try:
-        return str(parse(baseline))
-    except TetherError:
-        return baseline
 
 
 def _checkpoint(edits: int) -> str:
@@ -252,7 +225,3 @@ def _checkpoint(edits: int) -> str:
 
 def _restraint(name: str) -> str:
     return "unrestrained" if name == "none" else name
-
-
-def _shown(value: float | None) -> float:
-    return math.inf if value is None else value

@@ -27,9 +27,7 @@ class Number(BaseModel):
     @model_serializer(mode="wrap")
     def _without_neither(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        if self.neither is None:
-            fields.pop("neither", None)
-        return fields
+        return {name: value for name, value in fields.items() if name != "neither" or value is not None}
 
 
 def cluster_mean(groups: Iterable[Sequence[float]]) -> Number:
@@ -45,9 +43,7 @@ def cluster_mean(groups: Iterable[Sequence[float]]) -> Number:
     if not n:
         return Number(value=None, n=0, stderr=None, prompts=0)
     value = math.fsum(means) / n
-    stderr = None
-    if n > 1:
-        stderr = math.sqrt(math.fsum((mean - value) ** 2 for mean in means) / (n - 1) / n)
+    stderr = math.sqrt(math.fsum((mean - value) ** 2 for mean in means) / (n - 1) / n) if n > 1 else None
     return Number(value=value, n=n, stderr=stderr, prompts=prompts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,12 +73,10 @@ def kept(values: Sequence[float], before: Sequence[float]) -> tuple[float, float
     se = √(Σ(vᵢ − r·bᵢ)² / (n(n−1))) / mean(b). None where nothing was there before, or for fewer than two items.
     """
     v, b = np.asarray(values, dtype=np.float64), np.asarray(before, dtype=np.float64)
-    n = len(v)
-    if n < 2 or b.mean() <= 0:
+    if len(v) < 2 or b.mean() <= 0:
         return None
     ratio = float(v.mean() / b.mean())
-    spread = float(((v - ratio * b) ** 2).sum())
-    return ratio, math.sqrt(spread / (n * (n - 1))) / float(b.mean())
+    return ratio, float(np.sqrt(((v - ratio * b) ** 2).sum() / (len(v) * (len(v) - 1))) / b.mean())
 
 
 def holm(ps: Sequence[float]) -> list[float]:

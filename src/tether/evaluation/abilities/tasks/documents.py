@@ -15,7 +15,7 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,7 @@ _HUB = {  # kind -> dataset, configuration, split
     "nli": ("nyu-mll/glue", "rte", "validation"),
     "summarization": ("knkarthick/samsum", None, "test"),
 }
-_QUESTION = {
-    "reasoning": ("question",),
-    "nli": ("premise", "hypothesis"),
-    "qa": ("question",),
-    "summarization": ("dialogue",),
-}
+_QUESTION = {"nli": ("premise", "hypothesis"), "summarization": ("dialogue",)}  # of the other kinds: "question"
 _LABELS = {"entailment": True, "not_entailment": False}
 
 
@@ -129,22 +124,16 @@ def _summarization(record: Mapping[str, Any]) -> Document:
     return {"dialogue": dialogue, "summary": summary}
 
 
-_PARSERS: dict[str, Callable[[Mapping[str, Any]], Document]] = {
-    "reasoning": _reasoning,
-    "nli": _nli,
-    "qa": _qa,
-    "summarization": _summarization,
-}
+_PARSERS = {"reasoning": _reasoning, "nli": _nli, "qa": _qa, "summarization": _summarization}
 
 
-def _unique(kind: str, documents: Iterable[Document], source: str) -> list[Document]:
+def _unique(kind: str, documents: list[Document], source: str) -> list[Document]:
     """Each question once: the first of those that are asked alike."""
-    every = list(documents)
     first: dict[tuple[str, ...], Document] = {}
-    for document in every:
-        first.setdefault(tuple(document[name] for name in _QUESTION[kind]), document)
-    if len(first) < len(every):
-        logger.warning("%s asks %d of its questions twice: each counts once", source, len(every) - len(first))
+    for document in documents:
+        first.setdefault(tuple(document[name] for name in _QUESTION.get(kind, ("question",))), document)
+    if len(first) < len(documents):
+        logger.warning("%s asks %d of its questions twice: each counts once", source, len(documents) - len(first))
     return list(first.values())
 
 

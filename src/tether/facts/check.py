@@ -47,10 +47,10 @@ def check_encoded(
     """
     encoded = [_encode(tokenizer, fact, limit) for fact in facts]
     answered = iter(answers([e for e in encoded if isinstance(e, EncodedPrompt)]))
-    earlier = {_key(fact.text): (f"known fact {i}", fact) for i, fact in enumerate(known)}
+    repeated = dict(repeats(facts, known))
     checks = []
     for index, (fact, found) in enumerate(zip(facts, encoded, strict=True)):
-        problems = []
+        problems: list[str] = []
         tokens: tuple[str, ...] = ()
         read_at = None
         if isinstance(found, EncodedPrompt):
@@ -59,44 +59,39 @@ def check_encoded(
             if next(answered):
                 problems.append(f"the model already answers {fact.target_new!r} to {fact.text!r}: nothing to edit")
         else:
-            problems.append(str(found))
+            problems.append(found)
         if fact.target_true is not None and _key(fact.target_true) == _key(fact.target_new):
             problems.append(f"target_new equals target_true {fact.target_true!r}: give another new answer")
-        problems += _repeated(fact, earlier)
-        earlier.setdefault(_key(fact.text), (f"fact {index}", fact))
+        if index in repeated:
+            problems.append(repeated[index])
         checks.append(FactCheck(index, fact, tokens, read_at, tuple(problems)))
     return checks
 
 
-def repeats(facts: Sequence[Fact]) -> Iterator[tuple[int, str]]:
-    """(index, problem) of every fact whose prompt an earlier one of the list has: a duplicate, or a contradiction."""
-    earlier: dict[str, tuple[str, Fact]] = {}
+def repeats(facts: Sequence[Fact], known: Iterable[Fact] = ()) -> Iterator[tuple[int, str]]:
+    """(index, problem) of every fact whose prompt one of `known` or an earlier one of the list has: a duplicate, or a
+    contradiction."""
+    earlier = {_key(fact.text): (f"known fact {i}", fact) for i, fact in enumerate(known)}
     for index, fact in enumerate(facts):
-        for problem in _repeated(fact, earlier):
-            yield index, problem
-        earlier.setdefault(_key(fact.text), (f"fact {index}", fact))
+        here = f"fact {index}"
+        where, other = earlier.setdefault(_key(fact.text), (here, fact))
+        if where == here:
+            continue
+        if _key(other.target_new) == _key(fact.target_new):
+            yield index, f"{fact.text!r} is a duplicate of {where}: remove one of the two"
+        else:
+            targets = f"whose target is {other.target_new!r} and not {fact.target_new!r}"
+            yield index, f"{fact.text!r} contradicts {where}, {targets}: keep one of the two"
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, fact: Fact, limit: int | None) -> EncodedPrompt | BadFactError:
+def _encode(tokenizer: PreTrainedTokenizerFast, fact: Fact, limit: int | None) -> EncodedPrompt | str:
+    """The edit prompt with its target, or what is wrong with it."""
     try:
         found = encode(tokenizer, fact.prompt, fact.subject, target=fact.target_new)
     except BadFactError as error:
-        return error
-    problem = too_long(limit, fact.text, [found.ids])
-    return BadFactError(problem) if problem else found
+        return str(error)
+    return too_long(limit, fact.text, [found.ids]) or found
 
 
 def _key(text: str) -> str:
     return " ".join(text.split()).casefold()
-
-
-def _repeated(fact: Fact, earlier: dict[str, tuple[str, Fact]]) -> Iterator[str]:
-    if _key(fact.text) in earlier:
-        where, other = earlier[_key(fact.text)]
-        if _key(other.target_new) == _key(fact.target_new):
-            yield f"{fact.text!r} is a duplicate of {where}: remove one of the two"
-        else:
-            yield (
-                f"{fact.text!r} contradicts {where}, whose target is {other.target_new!r} and not "
-                f"{fact.target_new!r}: keep one of the two"
-            )

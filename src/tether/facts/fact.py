@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, model_validator
 
 
-class LocalityPrompt(BaseModel):
+def _filled(what: str) -> AfterValidator:
+    """Refuses an empty prompt; spaces at its end go."""
+
+    def check(text: str) -> str:
+        if not text.strip():
+            raise ValueError(f"{what} {text!r} is empty: write one or leave it out")
+        return text.rstrip(" ")
+
+    return AfterValidator(check)
+
+
+_Stripped = Annotated[str, AfterValidator(str.strip)]
+_Answer = Annotated[str | None, AfterValidator(lambda text: (text or "").strip() or None)]
+_Prompts = tuple[Annotated[str, _filled("paraphrase or instance prompt")], ...]
+
+
+class LocalityPrompt(BaseModel, frozen=True, extra="forbid"):
     """A prompt whose answer must not change; `target` is its original answer where the data set gives one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompt: str
-    target: str | None = None
-
-    @field_validator("prompt")
-    @classmethod
-    def _prompt(cls, value: str) -> str:
-        return _not_empty(value, "locality prompt")
-
-    @field_validator("target")
-    @classmethod
-    def _target(cls, value: str | None) -> str | None:
-        return (value or "").strip() or None
+    prompt: Annotated[str, _filled("locality prompt")]
+    target: _Answer = None
 
 
-class Fact(BaseModel):
+class Fact(BaseModel, frozen=True, extra="forbid"):
     """(subject, relation, object -> new object), with the prompts that test the edit.
 
     `prompt` holds exactly one `{}`, where the subject goes. Prompts are kept without spaces at their end and targets
@@ -35,36 +40,14 @@ class Fact(BaseModel):
     whatever the data set calls the record.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    subject: str
-    prompt: str
-    target_new: str
-    target_true: str | None = None
-    paraphrases: tuple[str, ...] = ()
+    subject: _Stripped
+    prompt: Annotated[str, AfterValidator(lambda text: text.rstrip(" "))]
+    target_new: _Stripped
+    target_true: _Answer = None
+    paraphrases: _Prompts = ()
     locality: tuple[LocalityPrompt, ...] = ()
-    instances: tuple[str, ...] = ()
+    instances: _Prompts = ()
     id: str | None = None
-
-    @field_validator("subject", "target_new")
-    @classmethod
-    def _strip(cls, value: str) -> str:
-        return value.strip()
-
-    @field_validator("target_true")
-    @classmethod
-    def _target_true(cls, value: str | None) -> str | None:
-        return (value or "").strip() or None
-
-    @field_validator("prompt")
-    @classmethod
-    def _prompt(cls, value: str) -> str:
-        return value.rstrip(" ")
-
-    @field_validator("paraphrases", "instances")
-    @classmethod
-    def _prompts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_not_empty(text, "paraphrase or instance prompt") for text in value)
 
     @model_validator(mode="after")
     def _check(self) -> Fact:
@@ -77,9 +60,8 @@ class Fact(BaseModel):
         try:
             self.model_dump_json()
         except ValueError:
-            raise ValueError(
-                "a text holds half of a surrogate pair (\\ud800 to \\udfff): write whole characters"
-            ) from None
+            rule = "a text holds half of a surrogate pair (\\ud800 to \\udfff): write whole characters"
+            raise ValueError(rule) from None
         return self
 
     @property
@@ -91,9 +73,3 @@ class Fact(BaseModel):
     def sha256(self) -> str:
         """Identity of the content: the same fact read twice has the same value."""
         return hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest()
-
-
-def _not_empty(text: str, what: str) -> str:
-    if not text.strip():
-        raise ValueError(f"{what} {text!r} is empty: write one or leave it out")
-    return text.rstrip(" ")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -95,16 +95,7 @@ def read_facts(path: str | Path, limit: int | None = None, on_bad: Literal["rais
     """
     if limit is not None and limit < 1:
         raise BadSettingsError(f"limit {limit}: at least one fact must be read; give no limit to read all")
-    facts: list[Fact] = []
-    for record in _scan(Path(path)):
-        if isinstance(record, BadRecord):
-            if on_bad == "raise":
-                raise BadFactError(str(record))
-            logger.warning("skipped: %s", record)
-            continue
-        facts.append(record)
-        if len(facts) == limit:
-            break
+    facts = list(islice(_good(_scan(Path(path)), on_bad), limit))
     if not facts:
         raise BadFactError(f"{path} holds no fact: write one JSON object a line with subject, prompt and target_new")
     return facts
@@ -113,12 +104,7 @@ def read_facts(path: str | Path, limit: int | None = None, on_bad: Literal["rais
 def read_training_facts(path: str | Path) -> list[Fact]:
     """The facts of a file to train an editor on, bad records left out with a warning. Where a format's paraphrases
     mostly ask something else, they are left out too."""
-    facts: list[Fact] = []
-    for record in _scan(Path(path), only_rephrased=True):
-        if isinstance(record, BadRecord):
-            logger.warning("skipped: %s", record)
-        else:
-            facts.append(record)
+    facts = list(_good(_scan(Path(path), only_rephrased=True), "skip"))
     if not facts:
         raise BadFactError(f"{path} holds no fact to train on: give a file in the format of zsRE or CounterFact")
     return facts
@@ -130,7 +116,14 @@ def scan_facts(path: str | Path, limit: int | None = None) -> list[Fact | BadRec
     return list(islice(_scan(Path(path)), limit))
 
 
-# --- files ------------------------------------------------------------------------------------------------------
+def _good(records: Iterable[Fact | BadRecord], on_bad: Literal["raise", "skip"]) -> Iterator[Fact]:
+    for record in records:
+        if isinstance(record, Fact):
+            yield record
+        elif on_bad == "raise":
+            raise BadFactError(str(record))
+        else:
+            logger.warning("skipped: %s", record)
 
 
 def _scan(path: Path, *, only_rephrased: bool = False) -> Iterator[Fact | BadRecord]:
@@ -144,7 +137,9 @@ def _scan(path: Path, *, only_rephrased: bool = False) -> Iterator[Fact | BadRec
                 logger.info("%s: facts in the format %s (%s)", path, found.name, found.source)
             fact = _read(found, record)
         except ValueError as error:
-            yield BadRecord(str(path), number, line, _printable(_problem(error)))
+            problem = _invalid(error) if isinstance(error, ValidationError) else str(error)
+            printable = problem.encode("utf-8", "backslashreplace").decode("utf-8")  # half of a surrogate pair too
+            yield BadRecord(str(path), number, line, printable)
             continue
         yield fact if found.rephrased or not only_rephrased else fact.model_copy(update={"paraphrases": ()})
 
@@ -174,7 +169,9 @@ def _records(path: Path) -> Iterator[tuple[int | None, Any]]:
 
 def _format(record: Any) -> Format:
     if isinstance(record, json.JSONDecodeError):
-        raise record
+        raise ValueError(
+            f"not JSON at column {record.colno} ({record.msg}): write one object a line, or one JSON array"
+        )
     if not isinstance(record, dict):
         raise ValueError(f"{json.dumps(record)[:60]} is not a JSON object: write {{'subject': …, 'prompt': …, …}}")
     return recognise(record)
@@ -187,21 +184,8 @@ def _read(found: Format, record: Record) -> Fact:
     except KeyError as error:
         raise ValueError(f"field {error.args[0]!r} is missing: every record of {found.name} has it; add it") from None
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"a field has not the shape it has in {found.name} ({error}): compare the record with a published one"
-        ) from None
-
-
-def _problem(error: ValueError) -> str:
-    """One line: what is wrong with the record, the rule, the remedy."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON at column {error.colno} ({error.msg}): write one object a line, or one JSON array"
-    return _invalid(error) if isinstance(error, ValidationError) else str(error)
-
-
-def _printable(text: str) -> str:
-    """A text that every terminal takes: half of a surrogate pair is written as its escape."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+        rule = f"a field has not the shape it has in {found.name} ({error}): compare the record with a published one"
+        raise ValueError(rule) from None
 
 
 def _invalid(error: ValidationError) -> str:

@@ -50,6 +50,22 @@ def _fact(**fields: Any) -> Fact:
     return Fact(**{**fields, "id": None if number is None else str(number)})
 
 
+def _flat(record: Record, *names: str) -> Fact:
+    """The fact of a record whose prompt has the subject filled in already, its fields called by these names ("" for
+    one it does not have). Of several true answers the first is taken."""
+    subject, prompt, new, true, paraphrases, instances, locality, answers, number = names
+    return _fact(
+        subject=record[subject],
+        prompt=template(record[prompt], record[subject]),
+        target_new=record[new],
+        target_true=next(iter(as_list(record.get(true))), None),
+        paraphrases=as_list(record.get(paraphrases)),
+        instances=as_list(record.get(instances)),
+        locality=_locality(record.get(locality), record.get(answers)),
+        id=record.get(number),
+    )
+
+
 def _own(record: Record) -> Fact:
     """An item of `locality` may be a bare prompt."""
     fields = {key: value for key, value in record.items() if value is not None}
@@ -74,43 +90,20 @@ def _counterfact(record: Record) -> Fact:
 
 
 def _counterfact_flat(record: Record) -> Fact:
-    """The subject is filled in already."""
-    return _fact(
-        subject=record["subject"],
-        prompt=template(record["prompt"], record["subject"]),
-        target_new=record["target_new"],
-        target_true=record.get("ground_truth"),
-        paraphrases=as_list(record.get("rephrase_prompt")),
-        locality=_locality(record.get("locality_prompt"), record.get("locality_ground_truth")),
-        id=record.get("case_id"),
-    )
+    names = ("ground_truth", "rephrase_prompt", "", "locality_prompt", "locality_ground_truth", "case_id")
+    return _flat(record, "subject", "prompt", "target_new", *names)
 
 
 def _zsre(record: Record) -> Fact:
     """`alt` is what the edit wants, `answers` are true. `loc` stays as published ("nq question: …"): MEND, ROME and
     EasyEdit all evaluate with that beginning (ROME alone adds a question mark)."""
-    true = as_list(record.get("answers"))
-    return _fact(
-        subject=record["subject"],
-        prompt=template(record["src"], record["subject"]),
-        target_new=record["alt"],
-        target_true=true[0] if true else None,
-        paraphrases=as_list(record.get("rephrase")),
-        locality=_locality(record.get("loc"), record.get("loc_ans")),
-        id=record.get("case_id"),
-    )
+    return _flat(record, "subject", "src", "alt", "answers", "rephrase", "", "loc", "loc_ans", "case_id")
 
 
 def _concept_final(record: Record) -> Fact:
     """A concept's new definition, and questions about its instances."""
-    return _fact(
-        subject=record["label"],
-        prompt=template(record["prompt"], record["label"]),
-        target_new=record["target_new_desc"],
-        paraphrases=as_list(record.get("phrase_prompt")),
-        locality=_locality(record.get("locality_prompt"), record.get("locality_answer")),
-        instances=as_list(record.get("instance_prompt")),
-    )
+    names = ("", "phrase_prompt", "instance_prompt", "locality_prompt", "locality_answer", "")
+    return _flat(record, "label", "prompt", "target_new_desc", *names)
 
 
 def _concept_data(record: Record) -> Fact:
@@ -130,17 +123,10 @@ ZSRE = Format("zsRE", has("src", "alt"), _zsre, "MEND, arXiv:2110.11309")
 CONCEPT_FINAL = Format(
     "ConceptEdit final", has("target_new_desc"), _concept_final, "ConceptEdit's final_*.json, arXiv:2403.06259"
 )
-CONCEPT_DATA = Format(
-    "ConceptEdit concepts",
-    has("concept_name", "concept_def"),
-    _concept_data,
-    "ConceptEdit's concept_data.json, arXiv:2403.06259",
-)
+_CONCEPT_DATA_SOURCE = "ConceptEdit's concept_data.json, arXiv:2403.06259"
+CONCEPT_DATA = Format("ConceptEdit concepts", has("concept_name", "concept_def"), _concept_data, _CONCEPT_DATA_SOURCE)
+_IS_FLAT = has("ground_truth", "rephrase_prompt", "locality_prompt")
 COUNTERFACT_FLAT = Format(
-    "flat CounterFact",
-    has("ground_truth", "rephrase_prompt", "locality_prompt"),
-    _counterfact_flat,
-    "EasyEdit, arXiv:2308.07269",
-    rephrased=False,
+    "flat CounterFact", _IS_FLAT, _counterfact_flat, "EasyEdit, arXiv:2308.07269", rephrased=False
 )
 OWN = Format("tether", has("subject", "prompt", "target_new"), _own, "tether's own: the fields of Fact")

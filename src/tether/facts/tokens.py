@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tether.errors import BadFactError, WrongModelError
 
+Spans = Sequence[tuple[int, int]]  # first character of every token, and the one after its last
+
 
 @dataclass(frozen=True)
 class EncodedPrompt:
@@ -57,14 +59,13 @@ def encode(
     before, _, after = prompt.partition("{}")
     if prefix:
         before = f"{prefix}. {before}"
-    start, end = len(before), len(before) + len(subject)
     bare = before + subject + after
     text = bare if target is None else f"{bare} {target}"
     [(ids, spans)] = _tokenize(tokenizer, [text])
     target_start = _first_beyond(spans, len(bare))
     if target is not None and target_start == len(ids):
         raise BadFactError(f"target {target!r} has no token after {bare!r}: write another target")
-    subject_last = _last_over(spans, text, start, end)
+    subject_last = _last_over(spans, text, len(before), len(before) + len(subject))
     if subject_last >= target_start:
         raise BadFactError(
             f"{text!r}: one token joins subject {subject!r} and target {target!r}; put words between them"
@@ -90,10 +91,10 @@ def end_of_text(special: Sequence[int], at_least: int = 0) -> int:
     return length
 
 
-def _tokenize(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
-) -> Iterator[tuple[tuple[int, ...], list[tuple[int, int]]]]:
+def _tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Iterator[tuple[tuple[int, ...], Spans]]:
     """Ids and character spans of every text, (0, 0) for special tokens; those after the text are cut off."""
+    if not texts:
+        return
     if not getattr(tokenizer, "is_fast", False):
         raise WrongModelError(
             f"{type(tokenizer).__name__} gives no character offsets: load a fast tokenizer (a tokenizer.json)"
@@ -102,13 +103,11 @@ def _tokenize(
     columns = (encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"])
     for ids, spans, special in zip(*columns, strict=True):
         length = end_of_text(special)
-        yield tuple(ids[:length]), [(start, stop) for start, stop in spans[:length]]
+        yield tuple(ids[:length]), spans[:length]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> list[Continuation]:
     """Every "prompt continuation" as ids, with the index of the continuation's first token."""
-    if not pairs:
-        return []
     found = []
     texts = [f"{prompt} {continuation}" for prompt, continuation in pairs]
     for (prompt, continuation), (ids, spans) in zip(pairs, _tokenize(tokenizer, texts), strict=True):
@@ -121,12 +120,12 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]
     return found
 
 
-def _first_beyond(spans: Sequence[tuple[int, int]], end: int) -> int:
+def _first_beyond(spans: Spans, end: int) -> int:
     """Index of the first token that reaches beyond character `end`; the number of tokens where none does."""
     return next((i for i, (_, stop) in enumerate(spans) if stop > end), len(spans))
 
 
-def _last_over(spans: list[tuple[int, int]], text: str, start: int, end: int) -> int:
+def _last_over(spans: Spans, text: str, start: int, end: int) -> int:
     if not 0 <= start < end <= len(text):
         raise BadFactError(
             f"characters {start} to {end} are no part of {text!r}: a subject needs at least one character"

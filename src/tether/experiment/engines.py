@@ -13,14 +13,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, MissingExtraError, TetherError
 from tether.experiment.plan import Job
 from tether.experiment.run import Analyse, ProgressCallback, Step, do_run, load_for
 from tether.experiment.spec import GridSpec
@@ -29,20 +27,13 @@ from tether.models import EditableModel
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A run that ended: `reason` says on one line why it failed, None that it did not."""
-
-    job: Job
-    reason: str | None = None
-
-
-Engine = Callable[[GridSpec, Sequence[Job], Path, ProgressCallback, "Analyse | None"], Iterator[Ended]]
+# Yields every run that ended, with why it failed, on one line, or None.
+Engine = Callable[[GridSpec, Sequence[Job], Path, ProgressCallback, Analyse | None], Iterator[tuple[Job, str | None]]]
 
 
 def local(
     spec: GridSpec, jobs: Sequence[Job], out: Path, tell: ProgressCallback, analyse: Analyse | None
-) -> Iterator[Ended]:
+) -> Iterator[tuple[Job, str | None]]:
     """One after another in this process; a model stays loaded while the next run has it too."""
     held: dict[str, EditableModel] = {}
 
@@ -53,8 +44,7 @@ def local(
         return held[job.model.name]
 
     for job in jobs:
-        work = partial(do_run, job, out, partial(model, job), tell=tell, analyse=analyse)
-        yield Ended(job, reason_of(work))
+        yield job, reason_of(partial(do_run, job, out, partial(model, job), tell, analyse))
 
 
 def reason_of(work: Callable[[], object]) -> str | None:
@@ -71,17 +61,15 @@ def reason_of(work: Callable[[], object]) -> str | None:
 
 def ray(
     spec: GridSpec, jobs: Sequence[Job], out: Path, tell: ProgressCallback, analyse: Analyse | None
-) -> Iterator[Ended]:
+) -> Iterator[tuple[Job, str | None]]:
     """As many at a time as the cluster's resources allow, each in a worker of its own. A run whose worker dies is
     started again on another, where it goes on."""
-    try:
-        version("ray")
-    except PackageNotFoundError:
-        raise TetherError("--engine ray needs Ray, which is not installed: pip install 'tether[ray]'") from None
     if spec.ray_address is None:  # read at import: a cluster of this machine alone listens on the loopback
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    import ray as cluster
-
+    try:
+        import ray as cluster
+    except ImportError:
+        raise MissingExtraError("--engine ray needs Ray, which is not installed: pip install 'tether[ray]'") from None
     wanted = spec.resources
     with _connected(cluster, spec.ray_address):
         work = cluster.remote(num_cpus=wanted.num_cpus, num_gpus=wanted.num_gpus, max_retries=wanted.retries)(
@@ -98,7 +86,7 @@ def ray(
                     reason = f"its worker died, {wanted.retries} retries included ({type(error).__name__})"
                 if reason is None:
                     tell(Step(job.run, "done"))
-                yield Ended(job, reason)
+                yield job, reason
         finally:
             for left in pending:
                 cluster.cancel(left, force=True)
@@ -108,7 +96,7 @@ def _in_worker(job: str, out: str, analyse: Analyse | None) -> str | None:
     """A run in a worker; the reason why it failed, or None. Progress goes to the worker's stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     found = Job.model_validate_json(job)
-    return reason_of(lambda: do_run(found, Path(out), lambda: load_for(found), analyse=analyse))
+    return reason_of(partial(do_run, found, Path(out), partial(load_for, found), lambda step: None, analyse))
 
 
 @contextmanager
@@ -152,5 +140,5 @@ ENGINES: Mapping[str, Engine] = MappingProxyType({"local": local, "ray": ray})
 def engine(name: str) -> Engine:
     """An engine by its name."""
     if name not in ENGINES:
-        raise TetherError(f"engine {name!r} is none: choose one of {', '.join(ENGINES)}")
+        raise BadSettingsError(f"engine {name!r} is none: choose one of {', '.join(ENGINES)}")
     return ENGINES[name]

@@ -6,8 +6,6 @@ outcome = run_grid("my-grid.yaml", "out", resume=True)      # goes on: nothing d
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +14,10 @@ from tether.experiment.engines import engine as engine_of
 from tether.experiment.parquet import write_grid
 from tether.experiment.plan import Plan, make_plan
 from tether.experiment.results import StoredGrid, StoredRun
-from tether.experiment.run import Analyse, Step, finished, note_failure, run_folder
+from tether.experiment.run import Analyse, ProgressCallback, Step, finished, note_failure, run_folder
 from tether.experiment.spec import grid_text, read_spec
 from tether.ledger import writing
 from tether.storage.atomic import write_atomically
-
-logger = logging.getLogger(__name__)
 
 GRID = "grid.yaml"
 
@@ -36,14 +32,9 @@ class Outcome:
 
 
 def run_grid(
-    source: str | Path,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    engine: str = "local",
-    progress: Callable[[Step], None] | None = None,
-    analyse: Analyse | None = None,
-) -> Outcome:
+    source: str | Path, out: str | Path, *, resume: bool = False, engine: str = "local",
+    progress: ProgressCallback | None = None, analyse: Analyse | None = None,
+) -> Outcome:  # fmt: skip
     """Do every run of a grid (a file, or a name of `grid_names`) that is not done, and keep what they found in `out`:
     results.parquet, analyses.json and grid.yaml, written after every run, and the runs' own folders.
 
@@ -53,7 +44,7 @@ def run_grid(
 
     Raises TetherError for a fault in the grid, for missing files, and while another process writes there.
     """
-    start = engine_of(engine)
+    start, say = engine_of(engine), progress or (lambda step: None)
     out = Path(out)
     plan = make_plan(read_spec(source))
     if plan.missing:
@@ -64,29 +55,22 @@ def run_grid(
     if (out / GRID).exists() and not resume:
         raise TetherError(f"{out} holds runs of a grid already: add --resume to go on, or name another folder")
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    say = progress or (lambda step: None)
     with writing(out):
         write_atomically(out / GRID, grid_text(source).encode())
-        done: dict[str, StoredRun] = {}
+        done = {job.run.id: stored for job in plan.jobs if (stored := finished(job, out)) is not None}
+        todo = [job for job in plan.jobs if job.run.id not in done]
         failed: dict[str, str] = {}
-        for job in plan.jobs:
-            stored = finished(job, out)
+        grid = _store(plan, f"tether grid {source}", done, out)
+        for job, reason in start(plan.spec, todo, out, say, analyse):
+            stored = finished(job, out) if reason is None else None
             if stored is not None:
                 done[job.run.id] = stored
-        todo = [job for job in plan.jobs if job.run.id not in done]
-        grid = _store(plan, f"tether grid {source}", done, out)
-        for ended in start(plan.spec, todo, out, say, analyse):
-            reason = ended.reason
-            if reason is None:
-                stored = finished(ended.job, out)
-                if stored is not None:
-                    done[ended.job.run.id] = stored
-                    grid = _store(plan, grid.command, done, out)
-                    continue
-                reason = f"{run_folder(out, ended.job)} holds no finished run: do its workers see the same folder?"
-            note_failure(ended.job, out, reason)
-            failed[ended.job.run.id] = reason
-            say(Step(ended.job.run, "failed", reason=reason))
+                grid = _store(plan, grid.command, done, out)
+                continue
+            reason = reason or f"{run_folder(out, job)} holds no finished run: do its workers see the same folder?"
+            note_failure(job, out, reason)
+            failed[job.run.id] = reason
+            say(Step(job.run, "failed", reason=reason))
     return Outcome(plan, grid, failed)
 
 

@@ -24,71 +24,40 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from tether.analyses.points import Analyses
-from tether.errors import TetherError
+from tether.errors import TetherError, pydantic_line
 from tether.evaluation.results import Ability, Number, Row, Singular
-from tether.experiment.results import Run, StoredGrid, StoredRun
+from tether.experiment.results import StoredGrid, StoredRun
 from tether.storage.atomic import write_atomically
 
 ROWS, REST = "results.parquet", "analyses.json"
 
 Line = dict[str, Any]
-_SINGULAR = tuple(Singular.model_fields)
 _OF_A_RUN = {"id": "run", "edits": "total_edits", "restrain": "schedule"}  # Run's fields under other names here
-
-
-class _Rest(BaseModel):
-    """A run without its rows."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    run: Run
-    analyses: Analyses
-    counts: dict[str, int]
-    versions: dict[str, str]
-    hashes: dict[str, str]
-
-
-class _File(BaseModel):
-    """analyses.json. `rows_sha256` is of results.parquet, `checksum` of everything else here."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: int
-    name: str
-    title: str
-    command: str
-    runs: list[_Rest]
-    rows_sha256: str
-    checksum: str = ""
 
 
 def write_grid(grid: StoredGrid, folder: str | Path) -> None:
     """Write both files, each whole or not at all, the one that knows the other last. Raises TetherError where an id
     stands twice."""
     pa, parquet = _arrow()
-    ids = [stored.run.id for stored in grid.runs]
-    twice = next((name for name in ids if ids.count(name) > 1), None)
-    if twice is not None:
-        raise TetherError(f"run {twice!r} stands twice in the grid {grid.name}: every run has an id of its own")
+    ids = Counter(stored.run.id for stored in grid.runs)
+    for name, count in ids.items():
+        if count > 1:
+            raise TetherError(f"run {name!r} stands twice in the grid {grid.name}: every run has an id of its own")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = [line for stored in grid.runs for line in _lines(stored)]
     buffer = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(lines, schema=_schema(pa)), buffer, compression="zstd")
     data = buffer.getvalue()
-    rest = _File(
-        format=1, name=grid.name, title=grid.title, command=grid.command,
-        runs=[_Rest(**{name: getattr(stored, name) for name in _Rest.model_fields}) for stored in grid.runs],
-        rows_sha256=hashlib.sha256(data).hexdigest(),
-    )  # fmt: skip
-    body = rest.model_dump(mode="json", exclude={"checksum"})
+    rest = grid.model_dump(mode="json", exclude={"runs": {"__all__": {"rows"}}})
+    body = {"format": 1, **rest, "rows_sha256": hashlib.sha256(data).hexdigest()}
     write_atomically(folder / ROWS, data)
     text = json.dumps({**body, "checksum": _seal(body)}, ensure_ascii=False, separators=(",", ":"))
     write_atomically(folder / REST, (text + "\n").encode())
@@ -102,35 +71,26 @@ def read_grid(folder: str | Path) -> StoredGrid:
     remedy = "run tether grid again with --resume, or take both files from a copy"
     try:
         body = json.loads(file.read_bytes())
-        rest = _File.model_validate(body)
         data = (folder / ROWS).read_bytes()
+        checksum, number = body.pop("checksum"), body.pop("format")
+        if number != 1:
+            raise TetherError(f"{file} has format {number}: open it with a newer tether")
+        if _seal({"format": number, **body}) != checksum:
+            raise TetherError(f"{file} does not match its checksum: {remedy}")
+        if hashlib.sha256(data).hexdigest() != body.pop("rows_sha256"):
+            raise TetherError(f"{folder / ROWS} does not match the sha256 in {REST}: {remedy}")
+        rows = _rows(parquet.read_table(io.BytesIO(data)).to_pylist())
+        for stored in body["runs"]:
+            stored["rows"] = rows.get(stored["run"]["id"], [])
+        return StoredGrid.model_validate(body)
     except OSError as error:
         raise TetherError(
             f"{error.filename} cannot be read ({error.strerror}): name the folder of a grid, with {ROWS} and {REST}"
         ) from None
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"])) or "the file"
-        raise TetherError(f"{file} is damaged ({where}: {error.errors()[0]['msg']}): {remedy}") from None
-    except ValueError as error:
+        raise TetherError(f"{file} is damaged ({pydantic_line(error)}): {remedy}") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise TetherError(f"{file} is damaged ({error}): {remedy}") from None
-    checksum = body.pop("checksum", "")
-    if rest.format != 1:
-        raise TetherError(f"{file} has format {rest.format}: open it with a newer tether")
-    if _seal(body) != checksum:
-        raise TetherError(f"{file} does not match its checksum: {remedy}")
-    if hashlib.sha256(data).hexdigest() != rest.rows_sha256:
-        raise TetherError(f"{folder / ROWS} does not match the sha256 in {REST}: {remedy}")
-    by_run: dict[str, list[Line]] = {}
-    for line in parquet.read_table(io.BytesIO(data)).to_pylist():
-        by_run.setdefault(line["run"], []).append(line)
-    runs = [
-        StoredRun(
-            run=one.run, rows=_rows(by_run.get(one.run.id, [])), analyses=one.analyses, counts=one.counts,
-            versions=one.versions, hashes=one.hashes,
-        )
-        for one in rest.runs
-    ]  # fmt: skip
-    return StoredGrid(name=rest.name, title=rest.title, command=rest.command, runs=runs)
 
 
 def _arrow() -> tuple[Any, Any]:
@@ -184,12 +144,15 @@ def _numbers(row: Row) -> Iterator[Line]:
             yield {"what": "spectrum", "metric": metric, "part": weight, "value": value}
 
 
-def _rows(lines: Sequence[Line]) -> list[Row]:
-    """The rows of one run."""
-    by_row: dict[int, list[Line]] = {}
+def _rows(lines: Sequence[Line]) -> dict[str, list[Row]]:
+    """The rows of every run, by its id."""
+    grouped: dict[tuple[str, int], list[Line]] = {}
     for line in lines:
-        by_row.setdefault(line["row"], []).append(line)
-    return [_row(its) for its in by_row.values()]
+        grouped.setdefault((line["run"], line["row"]), []).append(line)
+    rows: dict[str, list[Row]] = {}
+    for (run, _), its in grouped.items():
+        rows.setdefault(run, []).append(_row(its))
+    return rows
 
 
 def _row(lines: Sequence[Line]) -> Row:
@@ -213,5 +176,5 @@ def _row(lines: Sequence[Line]) -> Row:
     return Row(
         edits=first["edits"], restraint=first["restraint"], replayed=first["replayed"], editing=editing,
         retention=retention, abilities=abilities,
-        spectrum={weight: Singular(**{name: its[name] for name in _SINGULAR}) for weight, its in spectrum.items()},
+        spectrum={weight: Singular.model_validate(its) for weight, its in spectrum.items()},
     )  # fmt: skip

@@ -10,19 +10,21 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tether.constraints.base import parse
 from tether.editing.plan import EditPlan, Schedule
 from tether.editors.corpus import SELF
 from tether.editors.registry import EDITORS
-from tether.errors import BadSettingsError, TetherError
+from tether.editors.settings import read_settings
+from tether.errors import BadFactError, BadSettingsError, TetherError
 from tether.evaluation.abilities.data import HUB, TEXT_FILE, ability_data
 from tether.evaluation.abilities.harness import named_tasks
 from tether.evaluation.abilities.run import ABILITIES, PERPLEXITY
@@ -36,15 +38,13 @@ from tether.facts import Fact, read_facts
 _MISSING = "missing"  # stands for the sha256 of a file that is not there
 
 
-class Job(BaseModel):
+class Job(BaseModel, frozen=True, extra="forbid"):
     """A run with all that it takes; what another process needs to do it.
 
     `restraints` are applied once, to the ledger's sum; empty where the ledger is restrained every K edits and replayed.
     `at`: the numbers of edits with a row. `files` are the sha256 of what it reads; `wanted` is one of all that is
     measured, so that a finished run is known to be what the grid asks for now.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: Run
     model: ModelSpec
@@ -102,19 +102,14 @@ def make_plan(spec: GridSpec) -> Plan:
                     notes[f"{what}: {why}"] = None
                     continue
                 checks.cell(cell)
-                jobs += _jobs(spec, cell, seed, checks)
+                once = [("none", None)] if cell.once else []  # the ledger of all restraints applied once
+                jobs += [_job(spec, cell, seed, restrain, every, checks) for restrain, every in (*once, *cell.every)]
     checks.abilities(spec)
     return Plan(spec, tuple(jobs), tuple(checks.missing), tuple(notes))
 
 
 def _depends_on_the_seed(cell: Cell) -> bool:
     return cell.dataset.shuffle or bool(EDITORS[cell.method].needs & {"prefixes", "moments"})
-
-
-def _jobs(spec: GridSpec, cell: Cell, seed: int, checks: FileChecks) -> list[Job]:
-    """The ledger of what is restrained once, then one for every schedule."""
-    schedules: list[tuple[str, int | None]] = [("none", None)] if cell.once else []
-    return [_job(spec, cell, seed, restrain, every, checks) for restrain, every in [*schedules, *cell.every]]
 
 
 def _job(spec: GridSpec, cell: Cell, seed: int, restrain: str, every: int | None, checks: FileChecks) -> Job:
@@ -193,7 +188,15 @@ class FileChecks:
 
     missing: dict[str, None] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
-    counted: dict[tuple[str, int], None] = field(default_factory=dict)
+    counted: set[tuple[str, int]] = field(default_factory=set)
+
+    @contextmanager
+    def _noting(self, key: str) -> Iterator[None]:
+        """What is refused inside the block is missing."""
+        try:
+            yield
+        except TetherError as error:
+            self.missing[f"{key}: {error}"] = None
 
     def sha256(self, key: str, path: str) -> str:
         if path not in self.hashes:
@@ -214,27 +217,20 @@ class FileChecks:
         self._facts(cell)
 
     def _settings(self, file: str, method: str) -> None:
-        try:
-            content = json.loads(Path(file).read_bytes())
-            unknown = [key for key in content if key not in EDITORS[method].settings.model_fields]
-        except (ValueError, TypeError) as error:
-            self.missing[f"settings: {file} is no JSON object ({error})"] = None
-            return
-        if unknown:
-            self.missing[f"settings: {file} has {', '.join(unknown)}, which {method} does not know"] = None
+        with self._noting("settings"):
+            unknown = read_settings(Path(file)).keys() - EDITORS[method].settings.model_fields
+            if unknown:
+                raise BadSettingsError(f"{file} has {', '.join(sorted(unknown))}, which {method} does not know")
 
     def _facts(self, cell: Cell) -> None:
         name, file, wanted = cell.dataset.name, cell.dataset.facts, cell.edits[-1]
         if (name, wanted) in self.counted or self.sha256("datasets", file) == _MISSING:
             return
-        self.counted[name, wanted] = None
-        try:
+        self.counted.add((name, wanted))
+        with self._noting(f"datasets {name}"):
             found = len(_facts(cell.dataset, 0, wanted))
-        except TetherError as error:
-            self.missing[f"datasets {name}: {error}"] = None
-            return
-        if found < wanted:
-            self.missing[f"datasets {name}: {file} gives {found} facts, {wanted} edits are wanted"] = None
+            if found < wanted:
+                raise BadFactError(f"{file} gives {found} facts, {wanted} edits are wanted")
 
     def data(self, spec: GridSpec) -> dict[str, str]:
         """The sha256 of the abilities' files."""
@@ -250,16 +246,12 @@ class FileChecks:
         """That the data of the abilities are there and can be read."""
         if spec.abilities_data == HUB:
             return
-        try:
+        folder = None
+        with self._noting("abilities_data"):
             folder = ability_data(spec.abilities_data).folder
-        except TetherError as error:
-            self.missing[f"abilities_data: {error}"] = None
-            return
         if set(spec.abilities) - {PERPLEXITY} and find_spec("lm_eval") is None:
             self.missing["abilities: lm-evaluation-harness is not installed: pip install 'tether[abilities]'"] = None
         kinds = (task_file(name).kind for name in spec.abilities if name in ABILITIES and name != PERPLEXITY)
         for kind in dict.fromkeys(kinds):
-            try:
+            with self._noting("abilities_data"):
                 read(kind, folder)
-            except TetherError as error:
-                self.missing[f"abilities_data: {error}"] = None

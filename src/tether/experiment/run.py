@@ -9,15 +9,12 @@ Killed at any moment and started again, a run goes on where it was.
 
 from __future__ import annotations
 
-import itertools
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -30,9 +27,8 @@ from tether.editing.run import Progress, edit
 from tether.editors.corpus import Corpus
 from tether.editors.registry import EDITORS
 from tether.editors.settings import settings_for
-from tether.errors import TetherError
+from tether.errors import TetherError, pydantic_line
 from tether.evaluation import Results, evaluate_ledger
-from tether.evaluation.results import Row
 from tether.evaluation.results import read as read_results
 from tether.experiment.plan import Job
 from tether.experiment.results import Run, StoredRun
@@ -42,10 +38,7 @@ from tether.models import EditableModel, load
 from tether.storage.atomic import write_atomically
 from tether.storage.cache import locked
 
-logger = logging.getLogger(__name__)
-
 Stage = Literal["load", "edit", "evaluate", "analyse", "done", "failed"]
-_COUNTED = ("edit", "failed", "skipped")
 
 
 @dataclass(frozen=True)
@@ -61,13 +54,7 @@ class Step:
 ProgressCallback = Callable[[Step], None]
 
 
-class Analyse(Protocol):
-    """`tether.analyses.analyse.analyse`."""
-
-    def __call__(
-        self, model: EditableModel, ledger: Ledger, wanted: Sequence[str], *, restraints: Sequence[str],
-        at: Sequence[int], results: Results,
-    ) -> Analyses: ...  # fmt: skip
+Analyse = Callable[..., Analyses]  # called as tether.analyses.analyse.analyse
 
 
 def run_folder(out: Path, job: Job) -> Path:
@@ -79,13 +66,12 @@ def finished(job: Job, out: Path) -> StoredRun | None:
     """What a done run found, where it is what is asked for now. Raises TetherError for a damaged file."""
     file = run_folder(out, job) / "run.json"
     try:
-        stored = StoredRun.model_validate(json.loads(file.read_bytes()))
+        stored = StoredRun.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, ValidationError) as error:
-        raise TetherError(
-            f"{file} is damaged ({_line(error)}): remove it, the run is then put together again"
-        ) from None
+    except (OSError, ValidationError) as error:
+        why = pydantic_line(error) if isinstance(error, ValidationError) else error
+        raise TetherError(f"{file} is damaged ({why}): remove it, the run is then put together again") from None
     return stored if stored.run == job.run and stored.hashes.get("wanted") == job.wanted else None
 
 
@@ -102,18 +88,12 @@ def load_for(job: Job) -> EditableModel:
 
 
 def do_run(
-    job: Job,
-    out: Path,
-    model: Callable[[], EditableModel],
-    *,
-    tell: ProgressCallback | None = None,
-    analyse: Analyse | None = None,
+    job: Job, out: Path, model: Callable[[], EditableModel], say: ProgressCallback, analyse: Analyse | None = None
 ) -> StoredRun:
     """Do a run, or what is left of it. `model` gives the unedited model, only where something is left to do.
 
     Waits while another process does the same run. Raises TetherError for a ledger in its place that is not its own.
     """
-    say = tell or (lambda step: None)
     folder = run_folder(out, job)
     with locked(folder / "run"):
         done = finished(job, out)
@@ -129,12 +109,12 @@ def do_run(
         analyses = Analyses()
         if job.analyses:
             say(Step(job.run, "analyse"))
-            work: Analyse = analyse or import_module("tether.analyses.analyse").analyse
+            work = analyse or import_module("tether.analyses.analyse").analyse
             restraints = job.restraints or (AS_RECORDED,)
             analyses = work(loaded, ledger, job.analyses, restraints=restraints, at=job.at, results=results)
         loaded.clear_updates()
         stored = _stored(job, ledger, results, analyses)
-        data = json.dumps(stored.model_dump(mode="json"), ensure_ascii=False, indent=1)
+        data = json.dumps(stored.model_dump(mode="json"), ensure_ascii=False, indent=1)  # keeps infinity
         write_atomically(folder / "run.json", data.encode())
     say(Step(job.run, "done"))
     return stored
@@ -151,41 +131,29 @@ def _edited(job: Job, folder: Path, model: EditableModel, say: ProgressCallback)
     facts = job.facts()
     if len(facts) < job.run.edits:
         raise TetherError(f"{job.dataset.facts} gives {len(facts)} facts, {job.run.edits} edits are wanted")
-    plan, schedule = job.plan, job.schedule
-
-    def progress(at: Progress) -> None:
-        say(Step(job.run, "edit", at))
-
-    if not (folder / "ledger.json").exists():
-        return edit(model, facts, out=folder, plan=plan, schedule=schedule, resume=True, progress=progress)
-    ledger = Ledger.open(folder, model)
-    _check(job, ledger, facts, model)
-    plan = EditPlan(method=plan.method, seed=plan.seed, editor=plan.editor)  # the ledger keeps the rest
-    with _threads(ledger.header.threads):
-        return edit(model, facts, out=folder, plan=plan, schedule=schedule, resume=True, progress=progress)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """As many threads as the ledger was made with, so that its further factors have the same bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    plan, threads = job.plan, torch.get_num_threads()
     try:
-        yield
+        if (folder / "ledger.json").exists():
+            ledger = Ledger.open(folder, model)
+            _check(job, ledger, facts, model)
+            plan = EditPlan(method=plan.method, seed=plan.seed, editor=plan.editor)  # the ledger keeps the rest
+            torch.set_num_threads(ledger.header.threads)  # further factors have the same bits
+        return edit(
+            model, facts, out=folder, plan=plan, schedule=job.schedule, resume=True,
+            progress=lambda at: say(Step(job.run, "edit", at)),
+        )  # fmt: skip
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel) -> None:
     """Raise TetherError unless the ledger there is one that `edit` made, or is making, with the run's arguments."""
     header, plan = ledger.header, job.plan
     pairs: dict[str, tuple[Any, Any]] = {
-        "method": (header.method, plan.method),
-        "seed": (header.seed, job.run.seed),
-        "restrain": (header.restrain, job.run.restrain),
-        "every": (header.every, job.run.every),
+        "method": (header.method, plan.method), "seed": (header.seed, job.run.seed),
+        "restrain": (header.restrain, job.run.restrain), "every": (header.every, job.run.every),
         "dtype": (header.dtype, str(model.dtype).removeprefix("torch.")),
-    }
+    }  # fmt: skip
     trained = trained_editor(model, plan)
     if trained is None:
         expected = settings_for(plan.method or header.method, model, given=plan.settings, layers=plan.layers)[0]
@@ -205,16 +173,12 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
             )
     tried = [event for event in ledger.events if event.kind in ATTEMPTS and event.fact is not None]
     size, total = job.run.batch_size, len(facts)
-    expected_sizes = [
-        min(size, total - start) for start in range(0, total, size) for _ in range(min(size, total - start))
-    ]
-    for number, (event, fact, together) in enumerate(
-        itertools.zip_longest(tried, facts[: len(tried)], expected_sizes[: len(tried)]), start=1
-    ):
-        same = event.fact is not None and fact is not None and event.fact.sha256 == fact.sha256
-        if not same or (1 if event.batch is None else event.batch[1]) != together:
+    for place, event in enumerate(tried):
+        together = min(size, total - place // size * size)
+        same = place < total and event.fact is not None and event.fact.sha256 == facts[place].sha256
+        if not same or (event.batch or (1, 1))[1] != together:
             raise TetherError(
-                f"{ledger.path}: edit {number} is not the grid's (another fact, or another batch size): remove the "
+                f"{ledger.path}: edit {place + 1} is not the grid's (another fact, or another batch size): remove the "
                 "ledger, or make it with the grid's arguments"
             )
     if any(event.kind in ("undo", "guard") for event in ledger.events):
@@ -243,24 +207,11 @@ def _measured(job: Job, file: Path, ledger: Ledger, model: EditableModel) -> Res
 
 
 def _stored(job: Job, ledger: Ledger, results: Results, analyses: Analyses) -> StoredRun:
-    rows: list[Row] = results.rows
-    abilities = results.settings["abilities"]
+    hashes = {"journal": ledger.head, "model": ledger.header.fingerprint, "facts": results.facts_sha256}
+    hashes |= {f"{name} file": digest for name, digest in job.files.items()}
+    hashes |= {f"data of {name}": about["data_sha256"] for name, about in results.settings["abilities"].items()}
+    counts = {kind: sum(event.kind == kind for event in ledger.events) for kind in ATTEMPTS}
     return StoredRun(
-        run=job.run,
-        rows=rows,
-        analyses=analyses,
-        counts={kind: sum(event.kind == kind for event in ledger.events) for kind in _COUNTED},
-        versions=results.versions,
-        hashes={
-            "journal": ledger.head,
-            "model": ledger.header.fingerprint,
-            "facts": results.facts_sha256,
-            **{f"{name} file": digest for name, digest in job.files.items()},
-            **{f"data of {name}": about["data_sha256"] for name, about in abilities.items()},
-            "wanted": job.wanted,
-        },
-    )
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        run=job.run, rows=results.rows, analyses=analyses, counts=counts, versions=results.versions,
+        hashes={**hashes, "wanted": job.wanted},
+    )  # fmt: skip

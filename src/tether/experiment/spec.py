@@ -11,35 +11,26 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from tether.constraints.base import parse
 from tether.editing.plan import EditPlan
 from tether.editors import BatchEditor, editor
 from tether.editors.corpus import SELF
 from tether.editors.registry import EDITORS
-from tether.errors import BadSettingsError, TetherError
+from tether.errors import BadSettingsError, TetherError, pydantic_line
 from tether.evaluation.abilities.data import HUB
 from tether.evaluation.measurement import Measurement
 from tether.evaluation.metrics.base import check_metrics, default_metrics
 
-ALPHA = "alpha"  # in a restraint, as in log:alpha, it stands for the cell's own
+_ALPHA = re.compile(r":\s*alpha(?=\s*(\+|$))")  # a restraint's parameter, as in log:alpha: the cell's own stands there
 _PATH_KEYS = ("facts", "corpus", "load", "settings", "editor", "anatomy", "abilities_data")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -51,6 +42,14 @@ def _path(text: str, info: ValidationInfo) -> str:
 
 def _path_unless(*words: str) -> Callable[[str, ValidationInfo], str]:
     return lambda text, info: text if text in words else _path(text, info)
+
+
+def _source(text: str, info: ValidationInfo) -> str:
+    """A model's name by default. A folder or file beside the grid by its path, anything else as it is."""
+    text = text or str(info.data.get("name", ""))
+    path = _path(text, info)
+    beside = info.context is not None and Path(path).is_dir()
+    return path if beside or text.startswith((".", "/", "~")) or text.endswith(".gguf") else text
 
 
 def _name(text: str) -> str:
@@ -70,8 +69,14 @@ def _checked(check: Callable[[str], object], text: str) -> str:
 
 def _restraint(text: str) -> str:
     """Written as the rows of results write it; one with `alpha` stays as it is."""
-    _checked(parse, text.replace(ALPHA, "2"))
-    return text if ALPHA in text else str(parse(text))
+    _checked(parse, _ALPHA.sub(":2", text))
+    return text if _ALPHA.search(text) else str(parse(text))
+
+
+def _acting(text: str) -> str:
+    if text == "none":
+        raise ValueError("none restrains nothing; write it under once")
+    return text
 
 
 def _numbers(edits: tuple[int, ...]) -> tuple[int, ...]:
@@ -98,53 +103,31 @@ Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isi
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = {"frozen": True, "extra": "forbid", "validate_default": True}
 
 
 class ModelSpec(_Strict):
     """A model. `load` (default: the name) is what `tether.load` takes. `parameters` is of older grids, and not used."""
 
     name: Name
-    load: str = ""
+    load: Annotated[str, AfterValidator(_source)] = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     device: str | None = None
     anatomy: FilePath | None = None
     corpus: CorpusPath | None = None
     parameters: float | None = Field(default=None, gt=0)
 
-    @field_validator("load")
-    @classmethod
-    def _source(cls, text: str, info: ValidationInfo) -> str:
-        """A folder or file beside the grid by its path, anything else (a bundled name, a hub id) as it is."""
-        text = text or str(info.data.get("name", ""))
-        written = text.startswith((".", "/", "~")) or text.endswith(".gguf")
-        path = _path(text, info)
-        return path if written or (info.context is not None and Path(path).is_dir()) else text
-
 
 class EditorSpec(_Strict):
     """A method with its settings. `editor` is the file of a trained one; `edits` replaces the grid's."""
 
     method: Method
-    name: str = ""
+    name: Annotated[str, AfterValidator(lambda text, info: _name(text or info.data.get("method", "unknown")))] = ""
     settings: FilePath | None = None
     layers: tuple[int, ...] | None = None
     editor: FilePath | None = None
     batch_size: int = Field(default=1, ge=1)
     edits: Edits | None = None
-
-    @field_validator("name")
-    @classmethod
-    def _by_method(cls, text: str, info: ValidationInfo) -> str:
-        return _name(text or str(info.data.get("method", "unknown")))
-
-    @field_validator("batch_size")
-    @classmethod
-    def _can(cls, size: int, info: ValidationInfo) -> int:
-        method = info.data.get("method")
-        if size > 1 and method and not isinstance(editor(method), BatchEditor):
-            raise ValueError(f"{method} edits one fact at a time; use 1")
-        return size
 
 
 class DatasetSpec(_Strict):
@@ -164,15 +147,8 @@ class DatasetSpec(_Strict):
 class EverySpec(_Strict):
     """A restraint on the running sum after every `every` edits."""
 
-    restrain: RestraintText
+    restrain: Annotated[RestraintText, AfterValidator(_acting)]
     every: int = Field(ge=1)
-
-    @field_validator("restrain")
-    @classmethod
-    def _acts(cls, text: str) -> str:
-        if text == "none":
-            raise ValueError("none restrains nothing; write it under once")
-        return text
 
 
 class When(_Strict):
@@ -283,7 +259,7 @@ class GridSpec(_Strict):
         if needed and holds["editor"] is None:
             raise ValueError(
                 f"editor is missing for {where}: {chosen.method} edits with a trained editor; name its file "
-                f"(tether train-{chosen.method} makes it)"
+                "(tether train-mend makes MEND's)"
             )
         if not needed and holds["editor"] is not None:
             raise ValueError(f"editor is given for {where}: {chosen.method} needs no trained one; name none")
@@ -295,11 +271,9 @@ class GridSpec(_Strict):
         )
 
 
-class Cell(BaseModel):
+class Cell(BaseModel, frozen=True):
     """One model × editor × dataset, with what holds there after the overrides. `corpus` is None for a method without
     moments."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: ModelSpec
     method: str
@@ -316,24 +290,22 @@ class Cell(BaseModel):
 
     def plan(self, seed: int) -> EditPlan:
         """What the cell's ledgers depend on."""
-        fields = {key: getattr(self, key) for key in ("method", "settings", "layers", "corpus", "editor")}
+        fields = self.model_dump(include={"method", "settings", "layers", "corpus", "editor"})
         return EditPlan.model_validate({**fields, "seed": seed})
 
 
 def _with_alpha(text: str, alpha: float | str | None, where: str) -> str:
-    if ALPHA not in text:
+    if not _ALPHA.search(text):
         return text
     if alpha is None:
         raise ValueError(f"alpha is missing for {where}, whose restraint is {text!r}: give the grid an alpha")
-    return _restraint(text.replace(ALPHA, str(alpha)))
+    return _restraint(_ALPHA.sub(f":{alpha}", text))
 
 
 def _once(key: str, names: Iterable[object]) -> None:
-    seen: set[object] = set()
-    for name in names:
-        if name in seen:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise ValueError(f"{key}: {name!r} is given twice; give every one a name of its own")
-        seen.add(name)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -378,10 +350,9 @@ class _Loader(yaml.SafeLoader):
     """YAML in which a key stands once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [str(key.value) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
+        for key, count in Counter(str(key.value) for key, _ in node.value).items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
         found: dict[Any, Any] = super().construct_mapping(node, deep)
         return found
 
@@ -426,6 +397,6 @@ def _complaint(error: ValidationError) -> str:
         return f"key {key} is unknown: the keys there are {', '.join(fields)}"
     if first["type"] == "missing":
         return f"key {key} is missing"
-    if first["type"] == "value_error":
-        return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
-    return f"{key} = {first.get('input')!r}: {first['msg'].lower()}"
+    if first["type"] == "value_error" and key:
+        return f"{key}: {first['ctx']['error']}"
+    return pydantic_line(error)

@@ -34,14 +34,14 @@ from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.facts.tokens import EncodedPrompt, encode
 from tether.models import EditableModel, frozen_prefix
-from tether.models.frozen_prefix import Rows, Run, align, full_forward
+from tether.models.frozen_prefix import AlignedPrompts, PrefixRun, align, full_forward
 from tether.models.upper_blocks import UpperCopy
 
 FACT = FACTS[0]
 LAYOUTS = ["llama", "gpt2"]  # Linear without bias, Conv1D with one
 
 
-def prepared(model: EditableModel, layer: int) -> tuple[list[EncodedPrompt], Rows, Run]:
+def prepared(model: EditableModel, layer: int) -> tuple[list[EncodedPrompt], AlignedPrompts, PrefixRun]:
     prompts = [
         encode(model.tokenizer, FACT.prompt, FACT.subject, prefix=prefix, target=FACT.target_new)
         for prefix in ("", *PREFIXES)

@@ -6,7 +6,7 @@ padded batch from which a fact is dropped as soon as it is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from tether.editors.settings import LatentHparams
 from tether.facts.tokens import EncodedPrompt
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import Plain, Rows, Run, Suffix, align, full_forward, head_logits, is_residual
+from tether.models.frozen_prefix import AlignedPrompts, PrefixRun, Steps, align, full_forward, head_logits
 
 _PADDED, _PADDED_SHARE = 32, 0.25  # tokens of padding (a step's own cost is about as much), and their share, in a batch
 Group = Sequence[EncodedPrompt]  # one fact's prompts: its contexts, each with the target, the bare one first; then KL's
@@ -123,8 +123,8 @@ class _Adam:
 def optimise(
     model: EditableModel,
     groups: Sequence[Group],
-    rows: Rows,
-    run: Run,
+    rows: AlignedPrompts,
+    run: PrefixRun,
     start: Float[Tensor, "f p"],
     hparams: LatentHparams,
     *,
@@ -139,9 +139,8 @@ def optimise(
     model is not changed.
     """
     stepper = arithmetic or model
-    make_step = _stepper(model, stepper, run.layer, frozen=hparams.frozen_prefix)
     objective = Objective.of(groups, hparams.kl_position, rows.ids.device)
-    step = make_step(rows, run, objective.columns)
+    step = Steps(stepper, rows, run, objective.columns, frozen=hparams.frozen_prefix)
     with torch.no_grad():
         _, before = objective.log_probabilities(model, run.last)  # P₀
     norms = start.float().norm(dim=1)
@@ -173,21 +172,12 @@ def optimise(
             active = [active[i] for i in kept.tolist()]
             rows, run = rows.select(row_index), run.select(row_index)
             objective = Objective.of([groups[i] for i in active], hparams.kl_position, rows.ids.device)
-            step = make_step(rows, run, objective.columns)
+            step = Steps(stepper, rows, run, objective.columns, frozen=hparams.frozen_prefix)
             delta, gradient, before, norms = delta[kept], gradient[kept], before[kept.to(before.device)], norms[kept]
             adam.keep(kept)
         delta += adam.update(gradient)
         delta *= (hparams.clamp_norm_factor * norms / delta.norm(dim=1)).clamp(max=1)[:, None]
     return [OptimisedDelta(found[i], tuple(losses[i])) for i in range(len(groups))]
-
-
-def _stepper(
-    model: EditableModel, stepper: EditableModel, layer: int, *, frozen: bool
-) -> Callable[[Rows, Run, int], Callable[[Tensor], Tensor]]:
-    adds = is_residual(model, layer)
-    if not frozen or (layer == 0 and not adds):
-        return lambda rows, run, columns: Plain(stepper, rows, run)
-    return lambda rows, run, columns: Suffix(stepper, rows, run, adds=adds, columns=columns)
 
 
 def within_memory(
@@ -239,7 +229,7 @@ def _bytes_of_a_step(model: EditableModel, group: Group, layer: int, hparams: La
         return tensor.detach()  # an output that its own node keeps would never be freed
 
     objective = Objective.of([group], hparams.kl_position, model.device)
-    step = _stepper(model, model, layer, frozen=hparams.frozen_prefix)(rows, run, objective.columns)
+    step = Steps(model, rows, run, objective.columns, frozen=hparams.frozen_prefix)
     delta = torch.zeros(1, model.hidden_size, device=model.device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
         log_p, log_kl = objective.log_probabilities(model, step(delta[objective.fact_of_row]))

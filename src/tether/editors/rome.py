@@ -83,10 +83,7 @@ class Rome:
         (found,) = optimise(
             model, [prompts], rows, run, run.values[:1], hparams, arithmetic=self._arithmetic(model, hparams)
         )
-        record = {
-            **found.record(),
-            "v0_norm": float(run.values[0].float().norm()),
-        }
+        record = {**found.record(), "v0_norm": float(run.values[0].float().norm())}
         refused = why_not_edited(fact, found, hparams, record)
         if refused is not None:
             raise refused

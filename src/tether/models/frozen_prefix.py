@@ -4,9 +4,9 @@ A vector δ added after block L at one token changes no block ≤ L and no earli
 (the output of block L from that token on; keys and values of the earlier tokens), and each further step runs the blocks
 above L on the remaining tokens alone, with those keys and values as a read-only cache:
 
-    rows = align(prompts, model)                      # the anchor token of every row in one column
+    rows = align(prompts, model.device)               # the anchor token of every row in one column
     run = full_forward(model, rows, layer)
-    step = Suffix(model, rows, run)
+    step = Steps(model, rows, run)
     hidden = step(delta)                              # final hidden states from the anchor on
 
 It uses only modules of the model: blocks that need no work pass their input through, the rest runs as always, so
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from tether.models.editable import EditableModel
 
 
 @dataclass(frozen=True)
-class Rows:
+class AlignedPrompts:
     """Prompts as one batch with every row's anchor (the subject's last token) in the same column.
 
     Padded on both sides: `mask` is 1 on tokens; `positions` count from each row's first token.
@@ -42,12 +42,21 @@ class Rows:
     positions: Int[Tensor, "n t"]
     anchor: int
 
-    def select(self, index: Int[Tensor, " k"]) -> Rows:
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What a forward of the whole rows takes."""
+        return {"input_ids": self.ids, "attention_mask": self.mask, "position_ids": self.positions}
+
+    def at_anchor(self, values: Tensor) -> Tensor:
+        """Of one value a token, those at the anchor. Some layouts flatten rows and tokens before the projection."""
+        return values.reshape(*self.ids.shape, -1)[:, self.anchor].clone()
+
+    def select(self, index: Int[Tensor, " k"]) -> AlignedPrompts:
         """Some of the rows."""
-        return Rows(self.ids[index], self.mask[index], self.positions[index], self.anchor)
+        return AlignedPrompts(self.ids[index], self.mask[index], self.positions[index], self.anchor)
 
 
-def align(prompts: Sequence[EncodedPrompt], device: torch.device) -> Rows:
+def align(prompts: Sequence[EncodedPrompt], device: torch.device) -> AlignedPrompts:
     """Batch prompts around their subjects' last tokens."""
     anchor = max(p.subject_last for p in prompts)
     width = anchor + max(len(p.ids) - p.subject_last for p in prompts)
@@ -58,11 +67,11 @@ def align(prompts: Sequence[EncodedPrompt], device: torch.device) -> Rows:
         ids[row, start : start + len(prompt.ids)] = torch.tensor(prompt.ids)
         mask[row, start : start + len(prompt.ids)] = 1
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    return Rows(ids.to(device), mask.to(device), positions.to(device), anchor)
+    return AlignedPrompts(ids.to(device), mask.to(device), positions.to(device), anchor)
 
 
 @dataclass(frozen=True)
-class Run:
+class PrefixRun:
     """What one full forward leaves for the steps after it (n rows, s columns from the anchor on, hidden size d)."""
 
     layer: int
@@ -72,23 +81,17 @@ class Run:
     inputs: Float[Tensor, "n s d"]  # input of block `layer` from the anchor on
     last: Float[Tensor, "n s d"]  # final hidden states from the anchor on
     cache: Cache  # keys and values before the anchor, read-only
-    returns_tuple: bool
+    residual: bool  # as `is_residual` says of the layer
+    returns_tuple: bool  # whether a block returns one
 
-    def select(self, index: Int[Tensor, " k"]) -> Run:
+    def select(self, index: Int[Tensor, " k"]) -> PrefixRun:
         """The run of some of its rows."""
-        cache = DynamicCache()
-        cache.layers = [
-            _ReadOnly(kept.keys[index.to(kept.keys.device)], kept.values[index.to(kept.values.device)])
-            for kept in self.cache.layers
-        ]
 
         def some(tensor: Tensor) -> Tensor:
             return tensor[index.to(tensor.device)]
 
-        return Run(
-            self.layer, some(self.keys), some(self.values), some(self.hidden), some(self.inputs), some(self.last),
-            cache, self.returns_tuple,
-        )  # fmt: skip
+        tensors: dict[str, Any] = {name: some(kept) for name, kept in vars(self).items() if isinstance(kept, Tensor)}
+        return replace(self, cache=_read_only(self.cache, some), **tensors)
 
 
 class _ReadOnly(DynamicLayer):
@@ -99,13 +102,16 @@ class _ReadOnly(DynamicLayer):
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
-        self.length = keys.shape[-2]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
-    def get_seq_length(self) -> int:
-        return self.length
+
+def _read_only(cache: Cache, change: Callable[[Tensor], Tensor]) -> Cache:
+    """The cache with its keys and values as `change` gives them."""
+    frozen = DynamicCache()
+    frozen.layers = [_ReadOnly(change(layer.keys), change(layer.values)) for layer in cache.layers]
+    return frozen
 
 
 @contextmanager
@@ -136,46 +142,28 @@ def _first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def full_forward(model: EditableModel, rows: Rows, layer: int) -> Run:
-    """One forward of the whole model, no gradient: keys, values, and everything `Suffix` needs."""
+def full_forward(model: EditableModel, rows: AlignedPrompts, layer: int) -> PrefixRun:
+    """One forward of the whole model, no gradient: keys, values, and everything `Steps` needs."""
     seen: dict[str, Any] = {}
 
     def see_projection(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        # Some layouts flatten batch and tokens before the projection.
-        shape = (*rows.ids.shape, -1)
-        seen["keys"] = args[0].reshape(shape)[:, rows.anchor].clone()
-        seen["values"] = output.reshape(shape)[:, rows.anchor].clone()
+        seen["keys"], seen["values"] = rows.at_anchor(args[0]), rows.at_anchor(output)
 
     def see_block(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         inputs = args[0] if args else kwargs["hidden_states"]
         seen["inputs"] = inputs[:, rows.anchor :].clone()
         seen["hidden"] = _first(output)[:, rows.anchor :].clone()
-        seen["tuple"] = isinstance(output, tuple)
+        seen["returns_tuple"] = isinstance(output, tuple)
 
     cache = DynamicCache()
-    with (
-        torch.no_grad(),
-        hooks(
-            model.projection(layer).register_forward_hook(see_projection),
-            model.block(layer).register_forward_hook(see_block, with_kwargs=True),
-        ),
-    ):
-        last = model.base(
-            input_ids=rows.ids,
-            attention_mask=rows.mask,
-            position_ids=rows.positions,
-            past_key_values=cache,
-            use_cache=True,
-        )[0]
-    frozen = DynamicCache()
-    frozen.layers = [
-        _ReadOnly(kept.keys[..., : rows.anchor, :].clone(), kept.values[..., : rows.anchor, :].clone())
-        for kept in cache.layers
-    ]
-    return Run(
-        layer, seen["keys"], seen["values"], seen["hidden"], seen["inputs"], last[:, rows.anchor :], frozen,
-        seen["tuple"],
-    )  # fmt: skip
+    handles = (
+        model.projection(layer).register_forward_hook(see_projection),
+        model.block(layer).register_forward_hook(see_block, with_kwargs=True),
+    )
+    with torch.no_grad(), hooks(*handles):
+        last = model.base(**rows.arguments, past_key_values=cache, use_cache=True)[0][:, rows.anchor :]
+    before = _read_only(cache, lambda kept: kept[..., : rows.anchor, :].clone())
+    return PrefixRun(layer=layer, last=last, cache=before, residual=is_residual(model, layer), **seen)
 
 
 class _Seen(Exception):  # noqa: N818 - no error: the modules after it need not run
@@ -218,107 +206,81 @@ def _measure_residual(model: EditableModel, layer: int) -> bool:
 
 
 def keys_and_states(
-    model: EditableModel, rows: Rows, layer: int, last: int
+    model: EditableModel, rows: AlignedPrompts, layer: int, last: int
 ) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n d"]]:
     """Inputs of the projection of `layer` and outputs of the block `last` (≥ layer), both at the anchor. Runs no block
     after `last`, takes no gradient, changes nothing."""
     seen: dict[str, Tensor] = {}
 
     def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen["keys"] = args[0].reshape(*rows.ids.shape, -1)[:, rows.anchor].clone()
+        seen["keys"] = rows.at_anchor(args[0])
 
     with hooks(model.projection(layer).register_forward_pre_hook(see)):
-        output = forward_until(
-            model, model.block(last), input_ids=rows.ids, attention_mask=rows.mask, position_ids=rows.positions
-        )
+        output = forward_until(model, model.block(last), **rows.arguments)
     return seen["keys"], output[:, rows.anchor]
 
 
-class Suffix:
+class Steps:
     """The steps after a full forward: `step(δ)` is the final hidden states from the anchor on, δ ∈ R^p (one for
     all rows, or n×p, one a row; float, any dtype) added to the projection's output at the anchor of every row,
     differentiable in δ. The model is unchanged.
 
     Blocks up to the edited one are skipped. Where the block passes its projection through a norm, the edited block runs
-    as well (block 0 with a norm leaves nothing to skip: use `Plain`). `model` may be a copy of the run's model in
-    another dtype. `columns` is how many columns from the anchor on are wanted (None: all); those after
-    them change none of them and are not computed.
+    as well. `frozen` false, or nothing to skip (block 0 with a norm): the whole model on whole rows, the reference.
+    `model` may be a copy of the run's model in another dtype. `columns` is how many columns from the anchor on are
+    wanted (None: all); those after them change none of them and are not computed.
     """
 
-    def __init__(self, model: EditableModel, rows: Rows, run: Run, *, adds: bool, columns: int | None = None) -> None:
-        self.model, self.run, self.adds = model, run, adds
-        end = rows.ids.shape[1] if columns is None else rows.anchor + columns
-        self.mask = rows.mask[:, :end]
-        self.ids, self.positions = rows.ids[:, rows.anchor : end], rows.positions[:, rows.anchor : end]
-        entry = run.hidden if adds else run.inputs
-        self.entry = entry[:, : self.ids.shape[1]].to(model.dtype)
-        self.cache = _cast(run.cache, model.dtype)
+    def __init__(
+        self, model: EditableModel, rows: AlignedPrompts, run: PrefixRun, columns: int | None = None, *,
+        frozen: bool = True,
+    ) -> None:  # fmt: skip
+        self.model, self.run = model, run
+        self.skipped = run.layer + run.residual if frozen else 0
+        self.arguments: dict[str, Any] = {**rows.arguments, "use_cache": False}
+        self.anchor, self.entry = rows.anchor, run.hidden if run.residual else run.inputs
+        if self.skipped:
+            end = rows.ids.shape[1] if columns is None else rows.anchor + columns
+            self.arguments = {name: kept[:, rows.anchor : end] for name, kept in rows.arguments.items()}
+            self.arguments |= {"attention_mask": rows.mask[:, :end], "use_cache": True}
+            self.arguments["past_key_values"] = _read_only(run.cache, lambda kept: kept.to(model.dtype))
+            self.anchor, self.entry = 0, self.entry[:, : end - rows.anchor].to(model.dtype)
 
     def __call__(self, delta: Float[Tensor, "*n p"]) -> Float[Tensor, "n s d"]:
-        run, entry = self.run, self.entry
-        skipped = run.layer + 1 if self.adds else run.layer
-        if self.adds:
-            entry = torch.cat([entry[:, :1] + delta.to(entry).unsqueeze(-2), entry[:, 1:]], dim=1)
+        entry, layer = self.entry, self.run.layer
         with ExitStack() as stack:
-            for index in range(skipped):
-                last = index == skipped - 1
-                stack.enter_context(
-                    replaced_forward(self.model.block(index), pass_through(entry if last else None, run.returns_tuple))
-                )
-            if not self.adds:
-                stack.enter_context(hooks(_add_at(self.model.projection(run.layer), delta, 0, len(self.ids))))
-            return self.model.base(
-                input_ids=self.ids,
-                attention_mask=self.mask,
-                position_ids=self.positions,
-                past_key_values=self.cache,
-                use_cache=True,
-            )[0]
+            if self.skipped > layer:
+                entry = torch.cat([entry[:, :1] + delta.to(entry).unsqueeze(-2), entry[:, 1:]], dim=1)
+            else:
+                stack.enter_context(hooks(self.model.projection(layer).register_forward_hook(self._adding(delta))))
+            stack.enter_context(entered_at(self.model, entry, self.skipped, self.run.returns_tuple))
+            return self.model.base(**self.arguments)[0][:, self.anchor :]
+
+    def _adding(self, delta: Tensor) -> Callable[..., Tensor]:
+        """A hook that adds δ to a module's output at the anchor of every row."""
+
+        def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            shaped = output.reshape(len(self.entry), -1, output.shape[-1])
+            at = torch.zeros(1, shaped.shape[1], 1, dtype=output.dtype, device=output.device)
+            at[:, self.anchor] = 1
+            return (shaped + at * delta.to(output).unsqueeze(-2)).reshape(output.shape)
+
+        return add
 
 
-class Plain:
-    """The same steps by the whole model on whole rows: the reference, and the way for blocks no cache can serve."""
+@contextmanager
+def entered_at(model: EditableModel, entry: Float[Tensor, "n t d"], first: int, as_tuple: bool) -> Iterator[None]:
+    """Forwards of the model inside the block begin at block `first`, which takes `entry`; at 0 they run as always.
+    `as_tuple` says whether a block returns a tuple."""
 
-    def __init__(self, model: EditableModel, rows: Rows, run: Run) -> None:
-        self.model, self.rows, self.run = model, rows, run
-
-    def __call__(self, delta: Float[Tensor, "*n p"]) -> Float[Tensor, "n s d"]:
-        rows = self.rows
-        with hooks(_add_at(self.model.projection(self.run.layer), delta, rows.anchor, len(rows.ids))):
-            hidden = self.model.base(
-                input_ids=rows.ids, attention_mask=rows.mask, position_ids=rows.positions, use_cache=False
-            )[0]
-        return hidden[:, rows.anchor :]
-
-
-def _add_at(projection: nn.Module, delta: Tensor, column: int, n_rows: int) -> Any:
-    """A hook that adds δ to the projection's output at one column of every row."""
-
-    def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        shaped = output.reshape(n_rows, -1, output.shape[-1])
-        at = torch.zeros(1, shaped.shape[1], 1, dtype=output.dtype, device=output.device)
-        at[:, column] = 1
-        return (shaped + at * delta.to(output).unsqueeze(-2)).reshape(output.shape)
-
-    return projection.register_forward_hook(add)
-
-
-def pass_through(entry: Tensor | None, as_tuple: bool) -> Callable[..., Any]:
-    """A block that does nothing but pass its input through, or `entry` in its place."""
-
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        output = hidden_states if entry is None else entry.to(hidden_states.device)
+    def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = entry.to(hidden_states.device)
         return (output,) if as_tuple else output
 
-    return forward
-
-
-def _cast(cache: Cache, dtype: torch.dtype) -> Cache:
-    if all(layer.keys.dtype == dtype for layer in cache.layers):
-        return cache
-    cast = DynamicCache()
-    cast.layers = [_ReadOnly(layer.keys.to(dtype), layer.values.to(dtype)) for layer in cache.layers]
-    return cast
+    with ExitStack() as stack:
+        for block in model.blocks[:first]:
+            stack.enter_context(replaced_forward(block, skip))
+        yield
 
 
 def head_logits(model: EditableModel, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n vocab"]:

@@ -1,19 +1,15 @@
 """The upper blocks alone: where nothing below block `first` ever changes, its input is computed once and kept.
 
-    entry = lower_states(model, ids, first)                  # once
-    with entered_at(model, entry, first, as_tuple):           # any number of times
-        hidden = final_hidden(model, ids, mask, updates)     # with any updates on top of the model's weights
-
-It uses nothing but the model's own modules: the blocks below pass their input through, and the first
-edited one gets `entry`.
+entry = lower_states(model, ids, first)                  # once
+with entered_at(model, entry, first, as_tuple):           # any number of times
+    hidden = final_hidden(model, ids, mask, updates)     # with any updates on top of the model's weights
 """
 
 from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,7 +18,7 @@ from torch import Tensor, nn
 
 from tether.algebra.lowrank import LowRank
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import forward_until, hooks, pass_through, replaced_forward
+from tether.models.frozen_prefix import forward_until, hooks
 
 
 def lower_states(model: EditableModel, ids: Int[Tensor, "n t"], first: int) -> Float[Tensor, "n t d"]:
@@ -41,16 +37,6 @@ def blocks_return_tuples(model: EditableModel) -> bool:
     with hooks(model.block(0).register_forward_hook(see)):
         forward_until(model, model.block(0), input_ids=ids)
     return seen[0]
-
-
-@contextmanager
-def entered_at(model: EditableModel, entry: Float[Tensor, "n t d"], first: int, as_tuple: bool) -> Iterator[None]:
-    """Forwards of the model inside the block begin at block `first` (at least 1), which takes `entry`."""
-    with ExitStack() as stack:
-        for index in range(first):
-            replacement = pass_through(entry if index == first - 1 else None, as_tuple)
-            stack.enter_context(replaced_forward(model.block(index), replacement))
-        yield
 
 
 def final_hidden(
@@ -80,7 +66,7 @@ class UpperCopy:
     """A copy, in another dtype, of all of a model but its blocks up to a layer; one at a time, kept until the model or
     its upper weights change.
 
-    The lower blocks of the copy hold no weights: use it only where they are replaced (`Suffix`, `entered_at`).
+    The lower blocks of the copy hold no weights: use it only where they are replaced (`Steps`, `entered_at`).
     """
 
     def __init__(self) -> None:

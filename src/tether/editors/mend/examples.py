@@ -24,8 +24,8 @@ from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.facts.tokens import Continuation, encode, padded, tokenize, too_long
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import head_logits
-from tether.models.upper_blocks import blocks_return_tuples, entered_at, final_hidden, lower_states
+from tether.models.frozen_prefix import entered_at, head_logits
+from tether.models.upper_blocks import blocks_return_tuples, final_hidden, lower_states
 from tether.storage.cache import built_folder, cache_dir
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tether.facts.tokens import EncodedPrompt, encode
 from tether.models import EditableModel
-from tether.models.frozen_prefix import Plain, Rows, Run, Suffix, align, full_forward, head_logits, is_residual
+from tether.models.frozen_prefix import AlignedPrompts, PrefixRun, Steps, align, full_forward, head_logits, is_residual
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in FAMILIES},
@@ -61,7 +61,7 @@ def assert_untouched(model: EditableModel, before: dict[str, Tensor]) -> None:
         assert "forward" not in module.__dict__, name
 
 
-def hidden_and_gradient(step: Callable[[Tensor], Tensor], rows: Rows, size: int) -> tuple[Tensor, Tensor]:
+def hidden_and_gradient(step: Callable[[Tensor], Tensor], rows: AlignedPrompts, size: int) -> tuple[Tensor, Tensor]:
     """The final hidden states of real tokens, and the gradient in δ of a loss that reads all of them."""
     generator = torch.Generator().manual_seed(1)
     delta = (0.5 * torch.randn(size, generator=generator)).requires_grad_()
@@ -83,12 +83,9 @@ def test_a_step_equals_the_whole_model(
     before = state(model)
     rows = align(prompts_of(model), model.device)
     for layer in (0, 1, 3):
-        adds = is_residual(model, layer)
-        assert adds == (variant not in NORM_BEHIND)
         run = full_forward(model, rows, layer)
-        if layer == 0 and not adds:
-            continue  # nothing to skip: the editors use Plain there
-        suffix, plain = Suffix(model, rows, run, adds=adds), Plain(model, rows, run)
+        assert run.residual == (variant not in NORM_BEHIND)
+        suffix, plain = Steps(model, rows, run), Steps(model, rows, run, frozen=False)
         for _ in range(2):  # the cache serves every call anew
             hidden, gradient = hidden_and_gradient(suffix, rows, model.hidden_size)
             expected, expected_gradient = hidden_and_gradient(plain, rows, model.hidden_size)
@@ -158,9 +155,8 @@ def test_the_model_is_as_before_after_an_interruption(variant: str) -> None:
     before = state(model)
     rows = align(middle(model), model.device)
     run = full_forward(model, rows, 1)
-    adds = is_residual(model, 1)
     delta = torch.zeros(model.hidden_size)
-    suffix, plain = Suffix(model, rows, run, adds=adds), Plain(model, rows, run)
+    suffix, plain = Steps(model, rows, run), Steps(model, rows, run, frozen=False)
     expected = suffix(delta)
     for call in (
         lambda: suffix(delta),
@@ -181,18 +177,17 @@ def test_bfloat16(variant: str) -> None:
     """A bfloat16 model, and a bfloat16 copy that steps behind a float32 model's run."""
     model = build(variant, dtype=torch.bfloat16)
     rows = align(middle(model), model.device)
-    adds = is_residual(model, 2)
-    assert adds == (variant not in NORM_BEHIND)
     run = full_forward(model, rows, 2)
-    hidden, gradient = hidden_and_gradient(Suffix(model, rows, run, adds=adds), rows, model.hidden_size)
-    expected, expected_gradient = hidden_and_gradient(Plain(model, rows, run), rows, model.hidden_size)
+    assert run.residual == (variant not in NORM_BEHIND)
+    hidden, gradient = hidden_and_gradient(Steps(model, rows, run), rows, model.hidden_size)
+    expected, expected_gradient = hidden_and_gradient(Steps(model, rows, run, frozen=False), rows, model.hidden_size)
     assert difference(hidden, expected) < 0.03
     assert difference(gradient, expected_gradient) < 0.05
 
     single = build(variant)
     run = full_forward(single, rows, 2)
-    mixed, _ = hidden_and_gradient(Suffix(model, rows, run, adds=adds), rows, model.hidden_size)
-    exact, _ = hidden_and_gradient(Plain(single, rows, run), rows, model.hidden_size)
+    mixed, _ = hidden_and_gradient(Steps(model, rows, run), rows, model.hidden_size)
+    exact, _ = hidden_and_gradient(Steps(single, rows, run, frozen=False), rows, model.hidden_size)
     assert difference(mixed, exact) < 0.05
 
 
@@ -210,10 +205,10 @@ def test_a_norm_behind_the_projection_is_seen_however_large_the_activations(
 def test_what_a_run_keeps_is_not_changed_by_its_steps() -> None:
     model = build("llama")
     rows = align(middle(model), model.device)
-    run: Run = full_forward(model, rows, 1)
+    run: PrefixRun = full_forward(model, rows, 1)
     kept = [(layer.keys.clone(), layer.values.clone()) for layer in run.cache.layers]
     hidden, last = run.hidden.clone(), run.last.clone()
-    suffix = Suffix(model, rows, run, adds=True)
+    suffix = Steps(model, rows, run)
     for _ in range(3):
         hidden_and_gradient(suffix, rows, model.hidden_size)
     for layer, (keys, values) in zip(run.cache.layers, kept, strict=True):

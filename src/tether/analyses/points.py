@@ -51,7 +51,7 @@ class Values(_Strict):
 
 
 class CopiesPoint(_Strict):
-    """Section 4 of the paper: N copies of one update. σ̂_max of their sum, σ̂_max of one (δ_max), κ of the weight carrying
+    """Section 4 of the paper: N copies of one update. σ̂_max of their sum and of one (δ_max), κ of the weight carrying
     them, and how much of the edit's own prompt is still said (`match_tokens` efficacy, percent)."""
 
     copies: int

@@ -50,7 +50,7 @@ def analyse(
         raise TetherError(f"{', '.join(unknown)}: no such analysis; choose from {', '.join(WANTED)}")
     ledger.check_model(model)
     chosen = list(dict.fromkeys(None if name == AS_RECORDED else parse(name) for name in restraints))
-    # Every one is computed only if wanted; the names are those of the fields.
+    # By the names of the fields.
     work: dict[str, Callable[[], object]] = {
         "spectrum": lambda: spectrum(model, ledger, chosen, at),
         "values": lambda: values(model, ledger, chosen),

@@ -41,9 +41,8 @@ class ValuePoint(_Strict):
 
 
 class Values(_Strict):
-    """Figure 5 of the paper. `explained`: share of the variance in each of the two components. `shift`: mean distance,
-    in the full space, from the value when edited, relative to the mean norm of those values, for "end" under "none"
-    and "restrained" under each restraint."""
+    """Figure 5 of the paper. `explained`: share of the variance in each of the two components. `shift`, by restraint:
+    mean distance, in the full space, from the value when edited, relative to the mean norm of those values."""
 
     weight: str
     points: list[ValuePoint]
@@ -52,8 +51,8 @@ class Values(_Strict):
 
 
 class CopiesPoint(_Strict):
-    """Section 4 of the paper: N copies of one update. σ̂_max of their sum against N times that of one (δ_max), κ of the
-    weight carrying them, and how much of the edit's own prompt is still said (`match_tokens` efficacy, percent)."""
+    """Section 4 of the paper: N copies of one update. σ̂_max of their sum and of one (δ_max), κ of the weight carrying
+    them, and how much of the edit's own prompt is still said (`match_tokens` efficacy, percent)."""
 
     copies: int
     restraint: str

@@ -34,7 +34,8 @@ def values(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
     read off a forward. None where there is no live edit, or a value is not finite. The model is left carrying some of
     these states.
     """
-    layer = _last_block(model, ledger)
+    blocks = [f"{model.anatomy.blocks}.{layer}." for layer in range(model.n_layers)]
+    layer = max(i for i, block in enumerate(blocks) if any(name.startswith(block) for name in ledger.header.weights))
     numbered: list[tuple[int, Fact]] = []
     found: list[Vectors] = []
     for events, sums in ledger.replay().solves():
@@ -68,15 +69,6 @@ def values(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
     size = np.linalg.norm(edited, axis=1).mean()
     shift = {label: float(np.linalg.norm(one - edited, axis=1).mean() / size) for label, one in after.items()}
     return Values(weight=model.weight_name(layer), points=points, explained=explained, shift=shift)
-
-
-def _last_block(model: EditableModel, ledger: Ledger) -> int:
-    """The last block with an edited weight."""
-    return max(
-        layer
-        for layer in range(model.n_layers)
-        if any(name.startswith(f"{model.anatomy.blocks}.{layer}.") for name in ledger.header.weights)
-    )
 
 
 def _outputs(model: EditableModel, layer: int, facts: Sequence[Fact]) -> Vectors:

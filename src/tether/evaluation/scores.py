@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
 from tether.errors import TetherError
 from tether.facts.tokens import Continuation, end_of_text, padded, tokenize
@@ -84,10 +83,8 @@ def score_ids(
 
 
 def _shared_rows(continuations: Sequence[Continuation]) -> list[_Row]:
-    """The fewest input rows that serve all.
-
-    In lexicographic order whatever starts with a row follows it at once, so comparing neighbours finds every prefix.
-    """
+    """The fewest input rows that serve all. In lexicographic order whatever starts with a row follows it at once, so
+    comparing neighbours finds every prefix."""
     served: dict[tuple[int, ...], list[int]] = {}
     for index, text in enumerate(continuations):
         served.setdefault(text.ids[:-1], []).append(index)
@@ -142,9 +139,14 @@ def greedy(
     The tokenizer's special tokens stand before the prompt as in `score`; none are in the result. The checkpoint's own
     generation settings (sampling, penalties, lengths) play no part; they are the model's again afterwards.
     """
-    unique = list(dict.fromkeys(prompts))
-    rows = dict(zip(unique, _prompt_ids(model.tokenizer, unique), strict=True))
-    order = sorted(unique, key=lambda prompt: len(rows[prompt]), reverse=True)
+    rows: dict[str, list[int]] = {}
+    for prompt in dict.fromkeys(prompts):
+        encoding = model.tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
+        length = end_of_text(encoding["special_tokens_mask"], at_least=1)
+        if not length:
+            raise TetherError(f"prompt {prompt!r} has no token: write a prompt")
+        rows[prompt] = encoding["input_ids"][:length]
+    order = sorted(rows, key=lambda prompt: len(rows[prompt]), reverse=True)
     texts: dict[str, str] = {}
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "eos_token_id": end_tokens(model)}
     with plain_generation(model, **settings) as plain:
@@ -156,17 +158,3 @@ def greedy(
             new = model.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             texts.update(zip(batch, new, strict=True))
     return [texts[prompt] for prompt in prompts]
-
-
-def _prompt_ids(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Ids of each prompt, special tokens after the text cut off."""
-    if not prompts:
-        return []
-    encoding = tokenizer(list(prompts), return_special_tokens_mask=True, verbose=False)
-    rows = []
-    for prompt, ids, special in zip(prompts, encoding["input_ids"], encoding["special_tokens_mask"], strict=True):
-        length = end_of_text(special, at_least=1)
-        if not length:
-            raise TetherError(f"prompt {prompt!r} has no token: write a prompt")
-        rows.append(tuple(ids[:length]))
-    return rows

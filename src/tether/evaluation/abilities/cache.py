@@ -7,6 +7,7 @@ import json
 import logging
 import weakref
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,14 +23,14 @@ class AbilityCache:
     """The measured abilities of one model, whatever edits it carries.
 
     The key of a point is the sha256 of all unedited weights as stored, that of the updates they carry now, the
-    tokenizer, the dtype, and the task's name, version, data and number of items. Only a model that came from a folder
-    is remembered: one made in memory has no identity that outlives the process.
+    tokenizer, the dtype, and what the task is. Only a model that came from a folder is remembered: one made in memory
+    has no identity that outlives the process.
     """
 
     def __init__(self, model: EditableModel) -> None:
         self._model = model
         self._folder = cache_dir() / "abilities"
-        self._base: dict[str, str | int] | None = None
+        self._base: dict[str, Any] | None = None
         self._digests: dict[str, tuple[weakref.ref[Tensor], str]] = {}  # weight -> its update, which it is of
 
     def get(self, task: AbilityTask) -> AbilityResult | None:
@@ -55,13 +56,8 @@ class AbilityCache:
         with locked(file):
             write_atomically(file, json.dumps({"key": key, **result.model_dump()}, ensure_ascii=False).encode())
 
-    def _place(self, task: AbilityTask) -> tuple[dict[str, str | int], Path]:
+    def _place(self, task: AbilityTask) -> tuple[dict[str, Any], Path]:
         """The key of a task for the model as it is now, and its file."""
-        key = self._key(task)
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return key, self._folder / f"{digest}.json"
-
-    def _key(self, task: AbilityTask) -> dict[str, str | int]:
         if self._base is None:
             tokenizer = self._model.tokenizer.backend_tokenizer.to_str()
             self._base = {
@@ -69,14 +65,10 @@ class AbilityCache:
                 "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
                 "dtype": str(self._model.dtype).removeprefix("torch."),
             }
-        return {
-            **self._base,
-            "updates": self._updates_sha256(),
-            "task": task.name,
-            "version": task.version,
-            "data": task.data_sha256,
-            "items": task.items,
-        }
+        of_task = {"task": task.name, "version": task.version, "data": task.data_sha256, "items": task.items}
+        key = {**self._base, "updates": self._updates_sha256(), **of_task}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return key, self._folder / f"{digest}.json"
 
     def _updates_sha256(self) -> str:
         """Of what the weights carry: names and sha256 of the float32 bytes. An update is read once, however many tasks

@@ -36,7 +36,11 @@ def probe(model: EditableModel) -> Speed:
     score_ids(model, [Continuation(ids[:16], 1)])  # the first forward is slower than any other
     read = _timed(lambda: score_ids(model, [Continuation(ids, 1)])) / len(ids)
     starts = [text[40 * row : 40 * row + 30] for row in range(_ROWS)]
-    one, many = (_step(model, rows) for rows in (starts[:1], starts))
+    # The seconds one more token takes for all prompts of a batch together.
+    one, many = (
+        (_timed(partial(greedy, model, rows, _STEPS + 1)) - _timed(partial(greedy, model, rows, 1))) / _STEPS
+        for rows in (starts[:1], starts)
+    )
     row = max(0.0, (many - one) / (_ROWS - 1))
     return Speed(read, max(0.0, one - row), row)
 
@@ -48,12 +52,6 @@ def in_words(seconds: float) -> str:
     if seconds < 5400:
         return f"about {round(seconds / 60)} min"
     return f"about {seconds / 3600:.1f} h"
-
-
-def _step(model: EditableModel, prompts: list[str]) -> float:
-    """Seconds one more token takes for all prompts together."""
-    long, short = (_timed(partial(greedy, model, prompts, new)) for new in (_STEPS + 1, 1))
-    return (long - short) / _STEPS
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -39,7 +39,11 @@ class HarnessTask(AbilityTask):
     def __init__(
         self, name: str, version: str, documents: Sequence[Mapping[str, Any]], limit: int, load: Callable[[], Any]
     ) -> None:
-        super().__init__(name, f"{version}-{_harness_version()}", _sha256(documents), min(limit, len(documents)))
+        digest = hashlib.sha256()
+        for document in documents:
+            digest.update(json.dumps(document, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+        version = f"{version}-{_harness_version()}"
+        super().__init__(name, version, digest.hexdigest(), min(limit, len(documents)))
         self._load = load
 
     @cached_property
@@ -223,10 +227,3 @@ def _harness_version() -> str:
             "the general abilities need lm-evaluation-harness, which is not installed: pip install 'tether[abilities]'"
         ) from None
     return f"lm-eval {harness}-{VERSION}"
-
-
-def _sha256(documents: Iterable[Mapping[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for document in documents:
-        digest.update(json.dumps(document, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
-    return digest.hexdigest()

@@ -1,7 +1,7 @@
 """What an editing metric is, and the names of those that can be measured.
 
-A metric asks prompts of the edited facts and gives a record an item. Everything else that is to be known of it (what it
-reports, what is tested and shown of it) stands in its class, so a metric is one file and one registration.
+A metric asks prompts of the edited facts and gives a record an item. Its class says all else that is to be known of it,
+so a metric is one file and one registration.
 """
 
 from __future__ import annotations
@@ -95,13 +95,11 @@ class Metric(ABC):
 
     def summary(self, records: Sequence[Record], kinds: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Number]]:
         """The mean of every reported name and kind in `kinds`, from this metric's own records."""
-        return {
-            name: {
-                kind: measure(record for record in records if record["metric"] == name and record["kind"] == kind)
-                for kind in its
-            }
-            for name, its in kinds.items()
-        }
+        found: dict[str, dict[str, Number]] = {}
+        for name, kind in ((name, kind) for name, its in kinds.items() for kind in its):
+            own = (record for record in records if record["metric"] == name and record["kind"] == kind)
+            found.setdefault(name, {})[kind] = measure(own)
+        return found
 
     def note(self, numbers: Mapping[str, Mapping[str, Number]]) -> str | None:
         """What a reader of a row's numbers must know besides (by reported name and kind); None for nothing."""

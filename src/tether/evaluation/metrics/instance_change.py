@@ -53,13 +53,11 @@ class InstanceChange(Metric):
         if asked.unedited is None:
             return []
         answers, records = self.answers(asked.model, self.questions(asked.items)), []
-        for item in asked.items:
-            if item.kind == INSTANCE:
-                before, after = asked.unedited[item.prompt], answers[item.prompt]
-                said = {"before": before, "after": after}
-                neither = {f"neither_{when}": word(answer) is None for when, answer in said.items()}
-                change = _yes(before) - _yes(after)
-                records.append(item.record(INSTANCE_CHANGE, change, kind="change", **said, **neither))
+        for item in (item for item in asked.items if item.kind == INSTANCE):
+            said = {"before": asked.unedited[item.prompt], "after": answers[item.prompt]}
+            neither = {f"neither_{when}": word(answer) is None for when, answer in said.items()}
+            change = _yes(said["before"]) - _yes(said["after"])
+            records.append(item.record(INSTANCE_CHANGE, change, kind="change", **said, **neither))
         return records
 
     def summary(self, records: Sequence[Record], kinds: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Number]]:

@@ -61,11 +61,12 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """One sentence."""
-        (edits, restraint), (other_edits, other_restraint) = self.row, self.baseline
-        if edits == other_edits:
-            where, names = f"{edits} edits", (_restraint(restraint), _restraint(other_restraint))
+        restraints = ["unrestrained" if key[1] == "none" else key[1] for key in (self.row, self.baseline)]
+        if self.row[0] == self.baseline[0]:
+            where, names = f"{self.row[0]} edits", restraints
         else:
-            where, names = _restraint(restraint), (_checkpoint(edits), _checkpoint(other_edits))
+            counts = self.row[0], self.baseline[0]
+            where, names = restraints[0], [f"the {n}-edit model" if n else "the unedited model" for n in counts]
         first = self._side(names[0], self.value, self.kept, told=False)
         second = self._side(names[1], self.baseline_value, self.baseline_kept, told=self.kept is not None)
         return f"{self.ability}, {where}: {first}; {second}; {self._chance()}"
@@ -118,9 +119,7 @@ def compare(results: Results, baseline: str = "none", *, editing: bool = False) 
     )
 
 
-def compare_rows(
-    results: Results, pairs: Iterable[tuple[RowKey, RowKey]], *, editing: bool = False
-) -> list[Comparison]:
+def compare_rows(results: Results, pairs: Iterable[tuple[RowKey, RowKey]], *, editing: bool) -> list[Comparison]:
     """`compare` for any pairs of (row, baseline row), by their keys: one family under Holm's correction. Empty where no
     pair has an item in common."""
     metrics = reported_by(name for row in results.rows for name in row.editing) if editing else {}
@@ -133,8 +132,8 @@ def compare_rows(
     for row, baseline in pairs:
         for name, (unit, value) in measured[row].items():
             mine, theirs = items.get((row, name), {}), items.get((baseline, name), {})
-            shared = sorted(mine.keys() & theirs.keys())
-            if not shared:
+            shared = _shared(mine, theirs)
+            if not shared[0]:
                 continue
             # Edits can only cost the unedited model some of an ability and of locality; the other metrics they raise.
             keeps = name in abilities or name.endswith(" locality")
@@ -147,7 +146,7 @@ def compare_rows(
                     baseline=baseline,
                     value=value,
                     baseline_value=measured[baseline][name][1],
-                    test=paired([mine[item] for item in shared], [theirs[item] for item in shared]),
+                    test=paired(*shared),
                     p_holm=None,
                     kept=_kept(mine, start, unit),
                     baseline_kept=_kept(theirs, start, unit) if baseline[0] else None,
@@ -181,16 +180,21 @@ def _pairs(rows: Sequence[Row], baseline: str) -> Iterator[tuple[RowKey, RowKey]
 
 def _kept(values: Values, before: Values, unit: str) -> Kept | None:
     """`before` is the unedited model's, empty where it was not measured."""
-    shared = sorted(values.keys() & before.keys())
-    mine, theirs = [values[item] for item in shared], [before[item] for item in shared]
+    mine, theirs = _shared(values, before)
     if unit == "percent":
         found = kept(mine, theirs)
         return None if found is None else Kept(100 * found[0], 100 * found[1])
-    if len(shared) < 2:
+    if len(mine) < 2:
         return None
     test = paired(mine, theirs)
     ratio = 100 * math.exp(min(test.difference, _LARGEST))
     return Kept(ratio, ratio * (test.stderr or 0.0))
+
+
+def _shared(first: Values, second: Values) -> tuple[list[float], list[float]]:
+    """The values of the items that both have, in one order."""
+    items = sorted(first.keys() & second.keys())
+    return [first[item] for item in items], [second[item] for item in items]
 
 
 def _values(records: Iterable[Record], tested: Sequence[str]) -> Items:
@@ -217,11 +221,3 @@ def _values(records: Iterable[Record], tested: Sequence[str]) -> Items:
 
 def _unedited(rows: Iterable[Row]) -> RowKey | None:
     return next((row.key for row in rows if row.unedited), None)
-
-
-def _checkpoint(edits: int) -> str:
-    return f"the {edits}-edit model" if edits else "the unedited model"
-
-
-def _restraint(name: str) -> str:
-    return "unrestrained" if name == "none" else name

@@ -44,8 +44,7 @@ def task_file(name: str) -> TaskFile:
     """What is known of a packaged task. `name` must be one of `task_names()`."""
     content = read_yaml(FOLDER / f"{name}.yaml")
     about = content["metadata"]
-    version = f"{about['version']}.{VERSION}"
-    return TaskFile(name, about["kind"], about["size"], content["output_type"], version)
+    return TaskFile(name, about["kind"], about["size"], content["output_type"], f"{about['version']}.{VERSION}")
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

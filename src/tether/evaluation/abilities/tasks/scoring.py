@@ -41,8 +41,8 @@ def true_or_false(document: Document, results: Sequence[str]) -> Scored:
 
 def contains_an_answer(document: Document, results: Sequence[str]) -> Scored:
     """Whether some words in a row are an accepted answer, without case, articles and punctuation."""
-    said = _words(results[0])
-    return _scored(any(_stands_in(_words(answer), said) for answer in document["answers"]))
+    said = f" {' '.join(_words(results[0]))} "
+    return _scored(any(f" {' '.join(_words(answer))} " in said for answer in document["answers"]))
 
 
 def rouge(document: Document, results: Sequence[str]) -> Scored:
@@ -69,10 +69,8 @@ def solution_likelihood(document: Document, results: Sequence[tuple[float, bool]
 
 def answer_likelihood(document: Document, results: Sequence[tuple[float, bool]]) -> Scored:
     """`_per_character` of the likeliest accepted answer."""
-    likelihoods = (found[0] for found in results)
-    return {
-        "score": max(_per_character(ll, f" {text}") for ll, text in zip(likelihoods, document["answers"], strict=True))
-    }
+    pairs = zip(results, document["answers"], strict=True)
+    return {"score": max(_per_character(found[0], f" {text}") for found, text in pairs)}
 
 
 def likelier_label(document: Document, results: Sequence[tuple[float, bool]]) -> Scored:
@@ -82,13 +80,9 @@ def likelier_label(document: Document, results: Sequence[tuple[float, bool]]) ->
 
 
 def _per_character(log_likelihood: float, text: str) -> float:
-    """The geometric mean of the probabilities of the characters of a text, p(text) to the power of 1/characters.
-
-    It lies between 0 and 1 whatever the length, long and short answers weigh alike in a mean over items, and it does
-    not depend on the tokenizer; 1 bit a character is 0.5."""
-    if math.isnan(log_likelihood):
-        return 0.0
-    return math.exp(min(0.0, log_likelihood) / len(text))
+    """The geometric mean of the probabilities of the characters of a text, p(text) to the power of 1/characters: from 0
+    to 1 whatever the length, and not dependent on the tokenizer; 1 bit a character is 0.5."""
+    return 0.0 if math.isnan(log_likelihood) else math.exp(min(0.0, log_likelihood) / len(text))
 
 
 def _scored(right: bool) -> Scored:
@@ -103,8 +97,3 @@ def _words(text: str) -> list[str]:
     """Lower-case words without articles and punctuation; where nothing else is there, the articles stay."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation)).split()
     return [word for word in bare if word not in ("a", "an", "the")] or bare or text.split()
-
-
-def _stands_in(answer: Sequence[str], said: Sequence[str]) -> bool:
-    size = len(answer)
-    return any(said[first : first + size] == answer for first in range(len(said) - size + 1))

@@ -30,17 +30,9 @@ class Provenance:
     head: str = ""
 
     def manifest(self) -> dict[str, Any]:
-        return {
-            "base_model": self.base_model,
-            "fingerprint": self.fingerprint,
-            "method": self.method,
-            "settings": dict(self.settings),
-            "restraint": self.restraint,
-            "edits": [edit for edit, _ in self.facts],
-            "weights": list(self.weights),
-            "journal": self.head,
-            "versions": dict(self.versions),
-        }
+        """For tether.json: of the facts, the numbers of the edits alone."""
+        fields = {**vars(self), "edits": [edit for edit, _ in self.facts], "journal": self.head}
+        return {name: value for name, value in fields.items() if name not in ("facts", "head")}
 
 
 def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, library: str = "transformers") -> str:
@@ -57,33 +49,23 @@ def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, l
         "`tether evaluate` measures both.",
         **(details or {}),
     }
-    front = [
-        "---",
-        f"base_model: {json.dumps(base)}",
-        f"library_name: {library}",
-        "tags:",
-        "- model-editing",
-        "- tether",
-        *(["- lora"] if library == "peft" else []),
-        "---",
-    ]
+    front = f"---\nbase_model: {json.dumps(base)}\nlibrary_name: {library}\ntags:\n- model-editing\n- tether\n"
+    front += "- lora\n---" if library == "peft" else "---"
     body = [f"# {escape(base)}, edited"]
     if facts:
         head = ("edit", "subject", "prompt", "new answer", "answer before")
         rows = [(n, f.subject, f.prompt, f.target_new, f.target_true or "not given") for n, f in facts]
         count = "1 fact" if len(facts) == 1 else f"{len(facts)} facts"
         body += [f"{count} of {escape(base)} changed with tether.", "## Edited facts", table(head, rows)]
-    body += [
-        "## Method",
-        f"Method: {escape(about.method)}. Restraint on the sum of the updates: {escape(about.restraint)}.",
-    ]
+    how = f"Method: {escape(about.method)}. Restraint on the sum of the updates: {escape(about.restraint)}."
+    body += ["## Method", how]
     if about.settings:
         body.append(f"```json\n{json.dumps(dict(about.settings), indent=2, ensure_ascii=False, default=str)}\n```")
     body += ["## Weights changed", "\n".join(f"- `{name}`" for name in about.weights) or "None."]
     body += [part for title, text in sections.items() for part in (f"## {title}", text)]
     body += ["## Versions", ", ".join(f"{name} {version}" for name, version in about.versions.items()) + "."]
     body += ["## Misuse", misuse()]
-    return "\n".join(front) + "\n\n" + "\n\n".join(body) + "\n"
+    return "\n\n".join([front, *body]) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

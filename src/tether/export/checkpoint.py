@@ -6,11 +6,10 @@ report.table()
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -62,7 +61,7 @@ class CheckpointReport:
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 def restrain_checkpoint(
@@ -89,11 +88,16 @@ def restrain_checkpoint(
     """
     restraint, base, edited, out = parse_restraint(restrain), Path(base), Path(edited), Path(out)
     originals, tensors = stored_tensors(base), stored_tensors(edited)
-    for inside in (base, edited):
-        _refuse_quantised_config(inside)
+    configs = [_config(base), _config(edited)]
+    for inside, config in zip((base, edited), configs, strict=True):
+        if config.get("quantization_config"):
+            rule = "is quantised (its config.json says so): dequantise it, or give the checkpoint before it"
+            raise WrongModelError(f"{inside} {rule}")
         if inside.resolve() in (out.resolve(), *out.resolve().parents):
             raise BadSettingsError(f"{out} lies in {inside}, which is left as it is: give a destination outside it")
-    _refuse_other_architecture(base, edited)
+    a, b = (config.get("model_type") for config in configs)
+    if a and b and a != b:
+        raise WrongModelError(f"{base} is of type {a} and {edited} of type {b}: give a checkpoint and its own base")
     _refuse_links_out(edited)
     originals = _renamed(originals, tensors)
     if not any(n in tensors and tensors[n].shape == o.shape and len(o.shape) == 2 for n, o in originals.items()):
@@ -102,18 +106,16 @@ def restrain_checkpoint(
         )
 
     with new_folder(out) as folder:
-        shutil.copytree(
-            edited, folder, dirs_exist_ok=True, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns(".git")
-        )
+        without_git = shutil.ignore_patterns(".git")
+        shutil.copytree(edited, folder, dirs_exist_ok=True, copy_function=shutil.copyfile, ignore=without_git)
         matrices: list[MatrixReport] = []
         copied: dict[str, str] = {}
         for name, stored in tensors.items():
             original = originals.get(name)
             if original is not None and same_bytes(original, stored):
                 continue
-            reason = _not_comparable(name, original, stored)
-            if reason or original is None:
-                copied[name] = reason
+            if original is None or (reason := _not_comparable(name, original, stored)):
+                copied[name] = "only in the edited checkpoint" if original is None else reason
                 continue
             report, W = _restrain(name, original, stored, restraint, torch.device(device))
             if W is not None:
@@ -122,9 +124,8 @@ def restrain_checkpoint(
                 copied[name] = "zero in the base, which leaves nothing to measure against"
             elif report.update_norm > 0:
                 matrices.append(report)
-                logger.info(
-                    "%s: m %.4g, ‖D‖_F %.4g, %d above m", name, report.sigma_max, report.update_norm, report.above
-                )
+                numbers = (report.sigma_max, report.update_norm, report.above)
+                logger.info("%s: m %.4g, ‖D‖_F %.4g, %d above m", name, *numbers)
         only = tuple(name for name in originals if name not in tensors)
         equal = len(tensors) - len(matrices) - len(copied)
         result = CheckpointReport(str(restraint), tuple(matrices), copied, only, equal)
@@ -164,10 +165,8 @@ def _restrain(
     return report, B.float().addmm_(u.float(), excess, alpha=-1)
 
 
-def _not_comparable(name: str, original: Stored | None, stored: Stored) -> str:
+def _not_comparable(name: str, original: Stored, stored: Stored) -> str:
     """Why a tensor that differs is copied as it is; empty for a matrix to restrain."""
-    if original is None:
-        return "only in the edited checkpoint"
     if original.shape != stored.shape:
         return f"shape {list(stored.shape)}, in the base {list(original.shape)}"
     if len(stored.shape) != 2:
@@ -203,19 +202,6 @@ def _config(folder: Path) -> dict[str, object]:
     except ValueError as error:
         raise WrongModelError(f"{file} is no JSON ({error}): fetch it again") from error
     return config if isinstance(config, dict) else {}
-
-
-def _refuse_quantised_config(folder: Path) -> None:
-    if _config(folder).get("quantization_config"):
-        raise WrongModelError(
-            f"{folder} is quantised (its config.json says so): dequantise it, or give the checkpoint before it"
-        )
-
-
-def _refuse_other_architecture(base: Path, edited: Path) -> None:
-    a, b = _config(base).get("model_type"), _config(edited).get("model_type")
-    if a and b and a != b:
-        raise WrongModelError(f"{base} is of type {a} and {edited} of type {b}: give a checkpoint and its own base")
 
 
 def _refuse_links_out(folder: Path) -> None:
@@ -257,28 +243,16 @@ def _write_card_and_manifest(folder: Path, base: Path, edited: Path, report: Che
         "Changed matrices": f"{names['edited']} against {names['base']}.\n\n{report.table()}",
         "Copied as they are": card.table(("tensor", "why"), list(report.copied.items())) if report.copied else "None.",
     }
-    about = card.Provenance(
-        base_model=names["base"],
-        method="the edited checkpoint's own, with the singular values of its differences to the base restrained",
-        settings={},
-        restraint=report.restraint,
-        facts=[],
-        weights=[matrix.name for matrix in report.matrices],
-        versions=versions(),
-    )
-    text = card.model_card(about, details=details)
-    write_card_and_manifest(
-        folder, text, {"kind": "restrained checkpoint", **names, **report.to_dict(), "versions": versions()}
-    )
+    method = "the edited checkpoint's own, with the singular values of its differences to the base restrained"
+    weights = [matrix.name for matrix in report.matrices]
+    about = card.Provenance(names["base"], method, {}, report.restraint, [], weights, versions())
+    manifest = {"kind": "restrained checkpoint", **names, **report.to_dict(), "versions": versions()}
+    write_card_and_manifest(folder, card.model_card(about, details=details), manifest)
 
 
 def _row(matrix: MatrixReport) -> tuple[object, ...]:
     top, after = matrix.update_sigma_max, matrix.update_sigma_max_after
-    return (
-        matrix.name,
-        f"{matrix.shape[0]}×{matrix.shape[1]}",
-        f"{matrix.sigma_max:.4g}",
-        f"at most {matrix.update_norm:.4g}" if top is None else f"{top:.4g}",
-        matrix.above,
-        "unchanged" if top is None or after == top else f"{after:.4g}",
-    )
+    largest = f"at most {matrix.update_norm:.4g}" if top is None else f"{top:.4g}"
+    last = "unchanged" if top is None or after == top else f"{after:.4g}"
+    shape = "×".join(map(str, matrix.shape))
+    return matrix.name, shape, f"{matrix.sigma_max:.4g}", largest, matrix.above, last

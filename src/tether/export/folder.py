@@ -17,8 +17,8 @@ CARD, MANIFEST = "README.md", "tether.json"
 
 @contextmanager
 def new_folder(to: str | Path) -> Iterator[Path]:
-    """A temporary sibling of `to` to write into. It becomes `to` when the block ends, durably; an
-    error or Ctrl-C deletes it.
+    """A temporary sibling of `to` to write into. It becomes `to` when the block ends, durably; an error or Ctrl-C
+    deletes it.
 
     Raises BadSettingsError, before anything is written, where `to` is a file or a folder with something in it, and
     TetherError for any file that the disk refuses inside the block.
@@ -26,7 +26,7 @@ def new_folder(to: str | Path) -> Iterator[Path]:
     to = Path(to).absolute()
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise BadSettingsError(
-            f"{to} exists and is not an empty folder: an export never overwrites; give another destination"
+            f"{to} exists and is not an empty folder: exports never overwrite; give another destination"
         )
     temporary = to.with_name(f".{to.name}.{uuid4().hex[:8]}.partial")
     try:

@@ -71,9 +71,7 @@ def export_lora(
     for name, update in updates.items():
         module = name.removesuffix(".weight")
         if not (model.is_transposed(name) or isinstance(model.hf.get_submodule(module), nn.Linear)):
-            raise TetherError(
-                f"{name} is no weight of a linear layer: an adapter cannot hold its update; export merged"
-            )
+            raise TetherError(f"{name} is no weight of a linear layer: no adapter can hold its update; export merged")
         if update.shape != tuple(model.weight(name).shape):
             raise ValueError(f"update {update.shape} does not fit {name}, which is {tuple(model.weight(name).shape)}")
         weight, factors = _compress(name, update, rank)
@@ -94,19 +92,11 @@ def export_lora(
     unequal = {module: weight.rank for module, weight in kept.items() if weight.rank != common}
     base = model.hf.name_or_path or model.id  # what transformers loads, where a bundled model's id is not
     config = LoraConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
+        task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True,
         revision=model.id.removeprefix(f"{base}@") if model.id.startswith(f"{base}@") else None,
-        r=common,
-        lora_alpha=common,
-        rank_pattern=unequal,
-        alpha_pattern=dict(unequal),
-        target_modules=list(kept),
+        r=common, lora_alpha=common, rank_pattern=unequal, alpha_pattern=dict(unequal), target_modules=list(kept),
         fan_in_fan_out=any(model.is_transposed(weight.name) for weight in kept.values()),
-        lora_dropout=0.0,
-        bias="none",
-        inference_mode=True,
-    )
+    )  # fmt: skip
     with new_folder(to) as folder:
         config.save_pretrained(folder)
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

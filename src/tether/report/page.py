@@ -7,39 +7,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 from pathlib import Path
 
 from tether.errors import BadSettingsError
 from tether.report.drawing import Chart, Style
 from tether.storage.atomic import write_atomically
 
-_CSS = """
-html { -webkit-text-size-adjust: 100%; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 1.5rem auto; padding: 0 1rem;
-  overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin-bottom: .2rem; }
-h2 { font-size: 1.3rem; margin-top: 2.6rem; border-top: 1px solid #ddd; padding-top: 1rem; }
-h3 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; }
-p, ul, dl { max-width: 46rem; } .note { color: #555; } a { color: #0059a0; }
-nav ol { columns: 20rem; max-width: none; padding-left: 1.6rem; }
-figure { margin: .6rem 0; } figcaption { font-size: 14px; color: #555; }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: .5rem; }
-.panels svg { width: 100%; height: auto; max-width: 430px; }
-ul.legend { list-style: none; padding: 0; margin: .2rem 0; display: flex; flex-wrap: wrap; gap: 0 1.2rem;
-  font-size: 14px; max-width: none; }
-.wide { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-size: 14px; overflow-wrap: normal; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid #999; } td.long { min-width: 14rem; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.warn { background: #fdf1d8; } .alarm, .failed { background: #fbe0d6; } .skipped, .undone { color: #666; }
-.rule { font-size: 13px; color: #555; margin: .3rem 0; }
-.verdict { margin: .4rem 0; }
-.verdict b, td b { display: inline-block; padding: 0 .45rem; border-radius: .3rem; font-weight: 600; }
-b.yes { background: #d8f0e4; color: #00543d; } b.no { background: #fbe0d6; color: #7a2e00; }
-b.open { background: #e8e8e8; color: #333; }
-details { margin: .3rem 0; } summary { cursor: pointer; color: #0059a0; font-size: 14px; }
-"""
 _GENERATOR = '<meta name="generator" content="tether">'
 _HEAD = (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -82,7 +56,8 @@ def write_page(to: Path, title: str, top: Iterable[str], sections: Sequence[Sect
         *(section.html() for section in sections),
         "</main>",
     ]
-    page = "\n".join([*_HEAD, f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>",
+    css = (resources.files(__package__) / "page.css").read_text(encoding="utf-8")
+    page = "\n".join([*_HEAD, f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>",
                       *filter(None, parts), "</body>\n</html>\n"])  # fmt: skip
     to.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(to, page.encode())

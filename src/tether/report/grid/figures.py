@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,20 +21,12 @@ from tether.report.drawing import (
     restraint_name,
     scale,
 )
-from tether.report.grid.pick import (
-    copies,
-    kappa_and_abilities,
-    linear,
-    locality_and_abilities,
-    prune,
-    worst,
-    worst_bound,
-)
 from tether.report.grid.series import Editor, rank_correlation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_Places = Sequence[tuple[float, float]]
 _SILENT = Style("black", "x", "")
 _WEIGHTS = 9  # curves of weights in one panel, as many as MEND edits; of more the worst ones are drawn
 
@@ -50,76 +42,73 @@ class Drawn:
 def singular_values(editor: Editor) -> Drawn | None:
     """Figure 2: κ, σ_max and σ_min of the edited weights without a restraint."""
     fields = {"kappa": "κ", "sigma_max": "σ_max", "sigma_min": "σ_min"}
-    found = {field: {w: curves["none"] for w, curves in editor.spectra(field).items() if "none" in curves}
-             for field in fields}  # fmt: skip
-    weights = sorted(found["kappa"], key=lambda weight: -found["kappa"][weight][-1].value)[:_WEIGHTS]
-    names = {
-        weight: f"{weight} (the worst)" if i == 0 and len(weights) > 1 else weight for i, weight in enumerate(weights)
-    }
-    panels = {
-        title: {names[w]: found[field][w] for w in weights if w in found[field]} for field, title in fields.items()
-    }
+    found = {title: {w: curves["none"] for w, curves in editor.spectra(field).items() if "none" in curves}
+             for field, title in fields.items()}  # fmt: skip
+    weights = sorted(found["κ"], key=lambda weight: -found["κ"][weight][-1].value)[:_WEIGHTS]
+    names = {weight: weight for weight in weights}
+    if len(weights) > 1:
+        names[weights[0]] += " (the worst)"
+    panels = {title: {names[w]: curves[w] for w in weights if w in curves} for title, curves in found.items()}
     styles = {name: Style(RED) if i == 0 else numbered_style(i - 1) for i, name in enumerate(names.values())}
     return _curves(editor, "spectrum", "κ, σ_max and σ_min against the number of edits", panels, styles)
 
 
 def update_sizes(editor: Editor) -> list[tuple[int, float, float]]:
     """Table 1: (N, largest σ̂_max over weights relative to m, that σ̂_max) without a restraint."""
-    weight = worst(editor, "update_sigma_max")
-    if weight is None:
-        return []
-    points = editor.spectra("update_sigma_max")[weight]["none"]
-    return [(p.edits, p.value / editor.m[weight], p.value) for p in points if p.edits]
+    weight, curves = editor.worst("update_sigma_max")
+    return [(p.edits, p.value / editor.m[weight], p.value) for p in curves.get("none", []) if p.edits]
 
 
 def tasks(editor: Editor) -> Drawn | None:
     """Figures 3, 7-9: general abilities against edits, without a restraint and with PRUNE."""
-    return _measured(editor, "tasks", "General abilities against the number of edits", editor.tasks, _plain_and_prune)
+    label = "General abilities against the number of edits"
+    return _measured(editor, "tasks", label, editor.tasks, _plain_and_prune(editor))
 
 
 def editing(editor: Editor) -> Drawn | None:
     """Figures 4, 10-12: editing scores against edits, without a restraint and with PRUNE."""
-    return _measured(editor, "editing", "Editing scores against the number of edits", editor.kinds, _plain_and_prune)
+    label = "Editing scores against the number of edits"
+    return _measured(editor, "editing", label, editor.kinds, _plain_and_prune(editor))
 
 
 def log_and_linear(editor: Editor) -> Drawn | None:
     """Figures 13, 14: abilities and editing scores under all restraints applied once; None without a linear one."""
-    if linear(editor) is None:
+    if editor.linear is None:
         return None
-    measures = [*editor.tasks, *editor.kinds]
-    return _measured(editor, "linear", "Restraints applied once, against the number of edits", measures, _once)
+    once = [name for name in editor.restraints if " every " not in name]
+    label = "Restraints applied once, against the number of edits"
+    return _measured(editor, "linear", label, [*editor.tasks, *editor.kinds], once)
 
 
 def multiple(editor: Editor) -> Drawn | None:
     """Table 6 as curves: a restraint applied once and every so many edits."""
-    if not any(" every " in name for name in editor.restraints):
+    every = [name for name in editor.restraints if " every " in name]
+    if not every:
         return None
-    measures = [*editor.tasks, *editor.kinds]
+    chosen = ["none", *(once for name in every if (once := name.split(" every ")[0]) != "none"), *every]
     label = "Restraints applied once and every so many edits, against the number of edits"
-    return _measured(editor, "multiple", label, measures, _repeated)
+    return _measured(editor, "multiple", label, [*editor.tasks, *editor.kinds], chosen)
 
 
 def restrained_kappa(editor: Editor) -> Drawn | None:
     """Figure 15: κ of the worst weight under every restraint."""
-    weight = worst(editor, "kappa")
-    curves = {} if weight is None else editor.spectra("kappa")[weight]
+    weight, curves = editor.worst("kappa")
     if not any(name != "none" for name in curves):
         return None
-    return _curves(
-        editor, "kappa", "κ with and without restraints", {f"κ of {weight}": curves}, curve_styles(editor.restraints)
-    )
+    styles = curve_styles(editor.restraints)
+    return _curves(editor, "kappa", "κ with and without restraints", {f"κ of {weight}": curves}, styles)
 
 
 def kappa_abilities(editor: Editor) -> Drawn | None:
     """Figure 16: κ against the share of the abilities that is left."""
-    label, x = "κ of the worst weight against general abilities kept", "κ"
-    return _scatter(editor, "kappa-abilities", label, x, kappa_and_abilities(editor))
+    label = "κ of the worst weight against general abilities kept"
+    return _scatter(editor, "kappa-abilities", label, "κ", editor.kappa_and_abilities())
 
 
 def locality_abilities(editor: Editor) -> Drawn | None:
     """Section 5.5: locality against the share of the abilities that is left."""
-    label, x = "Locality against general abilities kept", "locality, percent"
-    return _scatter(editor, "locality-abilities", label, x, locality_and_abilities(editor))
+    label = "Locality against general abilities kept"
+    return _scatter(editor, "locality-abilities", label, "locality, percent", editor.locality_and_abilities())
 
 
 def values(editor: Editor) -> Drawn | None:
@@ -159,12 +148,10 @@ def repeated_update(editor: Editor) -> Drawn | None:
     fields = {"update_sigma_max": "σ̂_max", "kappa": "κ", "efficacy": "efficacy, percent", "perplexity": "perplexity"}
     panels = []
     for field, title in fields.items():
-        lines = [
-            (styles[name], [(p.copies, v) for p in copies(editor, name) if (v := getattr(p, field)) is not None])
-            for name in names
-        ]
+        points = {name: [(p.copies, getattr(p, field)) for p in editor.copies(name)] for name in names}
+        lines = [(styles[name], [(x, y) for x, y in found if y is not None]) for name, found in points.items()]
         if field == "update_sigma_max":
-            line = [(p.copies, p.copies * p.delta_max) for p in copies(editor, next(iter(names)))]
+            line = [(p.copies, p.copies * p.delta_max) for p in editor.copies(next(iter(names)))]
             lines.append((styles["N·δ_max"], line))
         if any(points for _, points in lines):
             panels.append(Panel(title, partial(_lines, lines, "copies", "", field == "perplexity")))
@@ -174,17 +161,13 @@ def repeated_update(editor: Editor) -> Drawn | None:
 
 def perturbation_bound(editor: Editor) -> Drawn | None:
     """Section 3: the bound and the largest actual relative error; where γ ≤ 0 theorem 3.2 says nothing."""
-    weight = worst_bound(editor)
-    if weight is None:
-        return None
+    weight = editor.worst_bound()
     styles, drawn = curve_styles(editor.restraints), {}
     panels: list[Panel] = []
     for of, title in (("sum", "A = W₀, E = ΣΔW"), ("edit", "A = W_(j-1), E = ΔW_j")):
         lines = []
         bound, error, gamma = (editor.bounds(of, field).get(weight, {}) for field in ("bound", "error_max", "gamma"))
-        for name in _plain_and_prune(editor):
-            if name not in bound:
-                continue
+        for name in filter(bound.__contains__, _plain_and_prune(editor)):
             style, silent = styles[name], {p.edits for p in gamma.get(name, []) if p.value <= 0}
             points = [(p.edits, p.value) for p in bound[name]]
             for label, one, line in (
@@ -205,28 +188,12 @@ def perturbation_bound(editor: Editor) -> Drawn | None:
     return Drawn(Chart(f"bound-{editor.id}", label, panels, legend), {})
 
 
-# Which curves, and how they are drawn.
-
-
 def _plain_and_prune(editor: Editor) -> list[str]:
     """No restraint and PRUNE; where no log restraint was measured, whatever was."""
-    name = prune(editor)
-    return ["none", name] if name is not None else editor.restraints
+    return editor.restraints if editor.prune is None else ["none", editor.prune]
 
 
-def _once(editor: Editor) -> list[str]:
-    return [name for name in editor.restraints if " every " not in name]
-
-
-def _repeated(editor: Editor) -> list[str]:
-    every = [name for name in editor.restraints if " every " in name]
-    return ["none", *(once for name in every if (once := name.split(" every ")[0]) != "none"), *every]
-
-
-def _measured(
-    editor: Editor, kind: str, label: str, measures: Iterable[str], choose: Callable[[Editor], Sequence[str]]
-) -> Drawn | None:
-    chosen = choose(editor)
+def _measured(editor: Editor, kind: str, label: str, measures: Iterable[str], chosen: Sequence[str]) -> Drawn | None:
     found = {measure: editor.measured(measure) for measure in measures}
     panels = {m: {name: curves[name] for name in chosen if name in curves} for m, curves in found.items()}
     return _curves(editor, kind, label, panels, curve_styles(editor.restraints))
@@ -243,9 +210,7 @@ def _curves(
     return Drawn(Chart(f"{kind}-{editor.id}", label, curve_panels(panels, styles, units), names), panels)
 
 
-def _lines(
-    lines: Sequence[tuple[Style, Sequence[tuple[int, float]]]], x: str, y: str, logarithmic: bool, axes: Axes
-) -> None:
+def _lines(lines: Sequence[tuple[Style, _Places]], x: str, y: str, logarithmic: bool, axes: Axes) -> None:
     for style, points in lines:
         plot(axes, [a for a, _ in points], [b for _, b in points], style)
     if logarithmic:
@@ -253,24 +218,21 @@ def _lines(
     axes.set(xlabel=x, ylabel=y)
 
 
-def _plane(
-    groups: Sequence[tuple[Style, Sequence[tuple[float, float]]]], explained: tuple[float, float], axes: Axes
-) -> None:
+def _plane(groups: Sequence[tuple[Style, _Places]], explained: tuple[float, float], axes: Axes) -> None:
     for style, points in groups:
-        axes.scatter([x for x, _ in points], [y for _, y in points], s=14, color=style.colour, marker=style.mark,
-                     alpha=0.7, linewidths=0)  # fmt: skip
+        x, y = zip(*points, strict=True) if points else ((), ())
+        axes.scatter(x, y, s=14, color=style.colour, marker=style.mark, alpha=0.7, linewidths=0)
     axes.set(xlabel=f"component 1 ({explained[0]:.0%})", ylabel=f"component 2 ({explained[1]:.0%})")
 
 
-def _scatter(editor: Editor, kind: str, label: str, x: str, pairs: Sequence[tuple[float, float]]) -> Drawn | None:
+def _scatter(editor: Editor, kind: str, label: str, x: str, pairs: _Places) -> Drawn | None:
     if not pairs:
         return None
     found = rank_correlation([a for a, _ in pairs], [b for _, b in pairs])
     title = f"Spearman's {found}" if found is not None else f"n = {len(pairs)}"
 
     def draw(axes: Axes) -> None:
-        style = curve_styles(())["none"]
-        axes.scatter([a for a, _ in pairs], [b for _, b in pairs], s=26, color=style.colour)
+        axes.scatter([a for a, _ in pairs], [b for _, b in pairs], s=26, color=RED)
         if x == "κ":
             scale(axes, [a for a, _ in pairs], "x")
         axes.set(xlabel=x, ylabel="abilities kept, percent")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from tether.evaluation.statistics.compare import LEVEL
@@ -25,21 +26,8 @@ _PRUNE = "PRUNE: log:1.2 applied once, or the first log restraint measured; afte
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What the paper found, where it says so, and whether one editor's data show it, by which rule."""
-
-    key: str
-    name: str
-    place: str
-    rule: str
-    editor: str
-    verdict: Word
-    sentence: str
-
-
-@dataclass(frozen=True)
 class Claim:
-    """A finding of the paper, the rule that decides on it, and the function that applies the rule."""
+    """A finding of the paper, where it says so, the rule that decides on it, and the function that applies the rule."""
 
     key: str
     name: str
@@ -54,8 +42,20 @@ class Claim:
             verdict = "seen" if seen else "not seen"
         except CannotSay as reason:
             verdict, numbers = "cannot say", str(reason)
-        sentence = f"{verdict.capitalize()} for {editor.name}: {numbers}."
-        return Finding(self.key, self.name, self.place, self.rule, editor.name, verdict, sentence)
+        return Finding(**vars(self), editor=editor.name, verdict=verdict, numbers=numbers)
+
+
+@dataclass(frozen=True)
+class Finding(Claim):
+    """A claim, and whether one editor's data show it."""
+
+    editor: str
+    verdict: Word
+    numbers: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.verdict.capitalize()} for {self.editor}: {self.numbers}."
 
 
 def findings(grid: StoredGrid) -> list[Finding]:
@@ -104,10 +104,10 @@ CLAIMS: tuple[Claim, ...] = (
           f"{_CHANCE} {_IDLE}", rules.abilities_kept),
     Claim("forgotten", "Earlier edits are forgotten as edits add up", "Section 5.5, figures 4, 10-12",
           f"No restraint: efficacy on all edits so far is lower after the most edits than after the fewest, by more "
-          f"than chance. {_CHANCE}", rules.forgotten),
+          f"than chance. {_CHANCE}", partial(rules.falls, kind="efficacy", from_unedited=False)),
     Claim("locality-falls", "Unrelated facts are perturbed as edits add up", "Section 5.5, figures 4, 10-12",
           f"No restraint: locality is lower after the most edits than at the first checkpoint, by more than chance. "
-          f"{_CHANCE}", rules.locality_falls),
+          f"{_CHANCE}", partial(rules.falls, kind="locality", from_unedited=True)),
     Claim("editing-kept", "PRUNE keeps the editing performance", "Section 5.5, figures 4, 10-12",
           f"{_PRUNE} Neither efficacy, generalization nor locality is worse than without a restraint by more than "
           f"chance, and none by more than {LOSS:.0f} points. {_CHANCE} {_IDLE}", rules.editing_kept),

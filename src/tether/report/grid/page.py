@@ -11,8 +11,7 @@ from tether.experiment.results import StoredGrid
 from tether.report.curves import at, last_shared
 from tether.report.grid import figures
 from tether.report.grid.figures import Drawn
-from tether.report.grid.findings import CLAIMS, Claim, Finding, findings
-from tether.report.grid.pick import instance_changes, once_and_multiple
+from tether.report.grid.findings import CLAIMS, Finding, findings
 from tether.report.grid.series import Editor, editors
 from tether.report.page import Cell, Section, check_own, details, figure, n, note, plain, table, write_page
 
@@ -58,19 +57,20 @@ def write_grid_report(grid: StoredGrid, to: str | Path) -> Path:
 def _about(grid: StoredGrid, found: Sequence[Editor]) -> str:
     models = ", ".join(dict.fromkeys(stored.run.model for stored in grid.runs))
     runs = f"{len(grid.runs)} run{'' if len(grid.runs) == 1 else 's'}"
-    about = (
-        f"Grid {grid.name}: {runs} of {len(found)} editors on {models}." if grid.runs else f"Grid {grid.name}: no run."
-    )
+    held = f"{runs} of {len(found)} editors on {models}" if grid.runs else "no run"
     return (
-        f"{about} Each finding of the paper is held against a stated rule for every editor. Points are means, bars one "
-        "standard error: over seeds where there are several, else over items."
+        f"Grid {grid.name}: {held}. Each finding of the paper is held against a stated rule for every editor. Points "
+        "are means, bars one standard error: over seeds where there are several, else over items."
     )
 
 
 def _section(part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding], drawn: list[Drawn]) -> Section:
     """A section's HTML; its charts are added to `drawn`."""
     claims = [claim for claim in CLAIMS if claim.key in part.claims]
-    body = [_rule(claim) for claim in claims]
+    body = [
+        f'<p class="rule"><strong>{escape(c.name)}</strong> ({escape(c.place)}). Rule: {escape(c.rule)}</p>'
+        for c in claims
+    ]
     if part.shared is not None:
         body.append(part.shared(all_editors))
     for editor in all_editors:
@@ -82,7 +82,9 @@ def _section(part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding
                 body.append(note("Not measured."))
             else:
                 drawn.append(one)
-                body += [figure(one.chart, _files(one.chart.name)), _numbers(one)]
+                files = "figures/" + one.chart.name
+                links = f' (<a href="{files}.svg">SVG</a>, <a href="{files}.png">PNG</a>)'
+                body += [figure(one.chart, links), _numbers(one)]
         if part.own is not None:
             body.append(part.own(editor))
         mine = [f for f in found if f.editor == editor.name and f.key in part.claims]
@@ -90,10 +92,6 @@ def _section(part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding
     if not all_editors:
         body.append(note("Not measured."))
     return Section(part.id, part.title, body)
-
-
-def _files(name: str) -> str:
-    return f' (<a href="figures/{name}.svg">SVG</a>, <a href="figures/{name}.png">PNG</a>)'
 
 
 def _numbers(drawn: Drawn) -> str:
@@ -104,12 +102,6 @@ def _numbers(drawn: Drawn) -> str:
     ]  # fmt: skip
     head = ["measure", "curve", "edits", "value", "standard error", "seeds"]
     return details("The numbers", table(head, lines)) if lines else ""
-
-
-def _rule(claim: Claim) -> str:
-    return (
-        f'<p class="rule"><strong>{escape(claim.name)}</strong> ({escape(claim.place)}). Rule: {escape(claim.rule)}</p>'
-    )
 
 
 def _verdict(found: Finding, *, named: bool) -> str:
@@ -165,33 +157,24 @@ def _provenance(grid: StoredGrid) -> list[str]:
     ]
 
 
-# Tables.
-
-
 def _sizes(all_editors: Sequence[Editor]) -> str:
     """Table 1, at the numbers of edits that have rows (the figures have more)."""
     rows = {e.name: {row.edits for _, _, row in e.rows()} for e in all_editors}
-    found = {
-        e.name: {edits: (ratio, size) for edits, ratio, size in figures.update_sizes(e) if edits in rows[e.name]}
-        for e in all_editors
-    }
-    found = {name: sizes for name, sizes in found.items() if sizes}
-    lines: list[list[Cell]] = [
-        [n(edits), *(n(_size(sizes.get(edits))) for sizes in found.values())]
-        for edits in sorted({edits for sizes in found.values() for edits in sizes})
-    ]  # fmt: skip
+    found: dict[str, dict[int, str]] = {}
+    for e in all_editors:
+        for edits, ratio, size in figures.update_sizes(e):
+            if edits in rows[e.name]:
+                found.setdefault(e.name, {})[edits] = f"{size:.2f} ({ratio:.2f} m)"
+    every = sorted({edits for sizes in found.values() for edits in sizes})
+    lines = [[n(edits), *(n(sizes.get(edits, "–")) for sizes in found.values())] for edits in every]
     return table(["N", *found], lines) + (
         note("σ̂_max of the sum of N updates, and how many m that is.") if lines else ""
     )
 
 
-def _size(found: tuple[float, float] | None) -> str:
-    return "–" if found is None else f"{found[1]:.2f} ({found[0]:.2f} m)"
-
-
 def _once_against_multiple(editor: Editor) -> str:
     """Table 6."""
-    both = once_and_multiple(editor)
+    both = editor.once_and_multiple
     if both is None:
         return ""
     names = ["none", *both, *(r for r in editor.restraints if r.startswith(f"{both[0]} every ") and r != both[1])]
@@ -219,8 +202,8 @@ def _shifts(editor: Editor) -> str:
 def _bound_table(editor: Editor) -> str:
     points = [(stored.run.seed, p) for stored in editor.runs for p in stored.analyses.bound]
     lines: list[list[Cell]] = [
-        [n(seed), n(p.edits), p.restraint, p.weight, {"sum": "all edits", "edit": "this edit"}[p.of], n(plain(p.gamma)),
-         n(plain(p.kappa)), n(plain(p.error_median)), n(plain(p.error_max)), n(plain(p.bound)),
+        [n(seed), n(p.edits), p.restraint, p.weight, {"sum": "all edits", "edit": "this edit"}[p.of],
+         *(n(plain(value)) for value in (p.gamma, p.kappa, p.error_median, p.error_max, p.bound)),
          n("γ ≤ 0" if p.bound_from_kappa is None else plain(p.bound_from_kappa)), "yes" if p.holds else "no"]
         for seed, p in points
     ]  # fmt: skip
@@ -234,7 +217,7 @@ def _concepts(all_editors: Sequence[Editor]) -> str:
     """Table 2."""
     lines: list[list[Cell]] = []
     for editor in all_editors:
-        changes = instance_changes(editor)
+        changes = editor.instance_changes()
         scores = [editor.measured(kind) for kind in editor.kinds]
         for restraint, points in changes.items():
             for p in points:
@@ -255,8 +238,7 @@ _PARTS = (
     _Part("linear", "Linear against log (figures 13, 14)", ("log-beats-linear",), figures.log_and_linear),
     _Part("multiple", "PRUNE once and several times (table 6)", ("multiple-beats-once",), figures.multiple,
           own=_once_against_multiple),
-    _Part("restrained", "Condition number with PRUNE (figure 15)", ("kappa-restrained",),
-          figures.restrained_kappa),
+    _Part("restrained", "Condition number with PRUNE (figure 15)", ("kappa-restrained",), figures.restrained_kappa),
     _Part("kappa-abilities", "Condition number and abilities (figure 16)", ("kappa-abilities",),
           figures.kappa_abilities),
     _Part("values", "Values of edited facts (figure 5)", ("values-closer",), figures.values, own=_shifts),

@@ -11,17 +11,6 @@ from collections.abc import Callable, Sequence
 
 from tether.evaluation.statistics.compare import LEVEL
 from tether.report.curves import Curves, Point, at, last_shared
-from tether.report.grid.pick import (
-    copies,
-    instance_changes,
-    kappa_and_abilities,
-    linear,
-    locality_and_abilities,
-    once_and_multiple,
-    prune,
-    worst,
-    worst_bound,
-)
 from tether.report.grid.row_difference import Contrast, contrast, contrasts, listed
 from tether.report.grid.series import Correlation, Editor, rank_correlation
 
@@ -39,26 +28,22 @@ class CannotSay(Exception):  # noqa: N818 - no error: an answer
     """What is missing for a judgement."""
 
 
-# Section 3.3, figure 2, table 1: singular values.
-
-
 def kappa_climbs(editor: Editor) -> Judgement:
-    weight = worst(editor, "kappa")
-    if weight is None:
+    weight, curves = editor.worst("kappa")
+    if not curves:
         raise CannotSay("κ was not measured")
-    kappa, largest = (editor.spectra(field)[weight].get("none", []) for field in ("kappa", "sigma_max"))
+    kappa, largest = curves["none"], editor.spectra("sigma_max")[weight].get("none", [])
     if len(kappa) < 3 or kappa[0].edits:
         raise CannotSay(f"{len(kappa)} checkpoints of κ, three with the unedited weight are needed")
-    told = (
+    return _grows(kappa) and _grows(largest), (
         f"κ {_range(kappa)} (ρ with the edits {_trend(kappa):.2f}), σ_max {_range(largest)} "
         f"(ρ {_trend(largest):.2f}), 0 → {kappa[-1].edits} edits, {weight}"
     )
-    return _grows(kappa) and _grows(largest), told
 
 
 def sigma_min_stays(editor: Editor) -> Judgement:
-    weight = worst(editor, "kappa")
-    points = [] if weight is None else editor.spectra("sigma_min")[weight].get("none", [])
+    weight, _ = editor.worst("kappa")
+    points = editor.spectra("sigma_min").get(weight, {}).get("none", [])
     if len(points) < 2 or points[0].edits or points[0].value <= 0:
         raise CannotSay("σ_min was not measured before and after")
     furthest = max((p.value / points[0].value - 1 for p in points), key=abs)
@@ -67,30 +52,23 @@ def sigma_min_stays(editor: Editor) -> Judgement:
 
 
 def update_grows(editor: Editor) -> Judgement:
-    weight = worst(editor, "update_sigma_max")
-    points = [] if weight is None else [p for p in editor.spectra("update_sigma_max")[weight]["none"] if p.edits]
-    if weight is None or len(points) < 2:
+    weight, curves = editor.worst("update_sigma_max")
+    points = [p for p in curves.get("none", []) if p.edits]
+    if len(points) < 2:
         raise CannotSay("σ̂_max was measured at fewer than two numbers of edits")
     m = editor.m[weight]
-    told = (
+    return _grows(points) and points[-1].value > m, (
         f"σ̂_max {_range(points)} for N = {points[0].edits} → {points[-1].edits} (ρ {_trend(points):.2f}), "
         f"{points[-1].value / m:.2f} m, {weight}"
     )
-    return _grows(points) and points[-1].value > m, told
 
 
 def kappa_restrained(editor: Editor) -> Judgement:
-    name, weight = _prune(editor), worst(editor, "kappa")
-    curves = {} if weight is None else editor.spectra("kappa")[weight]
+    name = _prune(editor)
+    weight, curves = editor.worst("kappa")
     a, b = _free_and_held(curves, name, "κ")
-    told = (
-        f"κ {curves['none'][0].value:.3g} unedited, {a.value:.3g} after {a.edits} edits, {b.value:.3g} with {name}, "
-        f"{weight}"
-    )
-    return b.value * RISE < a.value, told
-
-
-# Section 3: the bound.
+    told = f"κ {curves['none'][0].value:.3g} unedited, {a.value:.3g} after {a.edits} edits, {b.value:.3g} with {name}"
+    return b.value * RISE < a.value, f"{told}, {weight}"
 
 
 def bound_holds(editor: Editor) -> Judgement:
@@ -98,19 +76,18 @@ def bound_holds(editor: Editor) -> Judgement:
     if not points:
         raise CannotSay("the bound was not measured")
     broken, silent = sum(not p.holds for p in points), sum(p.bound_from_kappa is None for p in points)
-    told = (
+    return not broken, (
         f"no actual error above the bound of theorem 3.1 in {len(points) - broken} of {len(points)} cases; γ ≤ 0 in "
         f"{silent}, where theorem 3.2 says nothing"
     )
-    return not broken, told
 
 
 def bound_grows(of: str) -> Callable[[Editor], Judgement]:
     """The rule for the bound of the "sum" of the edits or of a single "edit"."""
 
     def judge(editor: Editor) -> Judgement:
-        weight = worst_bound(editor)
-        points = editor.bounds(of).get(weight or "", {}).get("none", [])
+        weight = editor.worst_bound()
+        points = editor.bounds(of).get(weight, {}).get("none", [])
         if len(points) < CHECKPOINTS:
             raise CannotSay(f"the bound was measured at {len(points)} edits; {CHECKPOINTS} are needed")
         seen, told = _significant(rank_correlation([p.edits for p in points], [p.value for p in points]), 1)
@@ -120,33 +97,29 @@ def bound_grows(of: str) -> Callable[[Editor], Judgement]:
 
 
 def bound_restrained(editor: Editor) -> Judgement:
-    name, weight = _prune(editor), worst_bound(editor)
-    a, b = _free_and_held(editor.bounds("sum").get(weight or "", {}), name, "the bound")
+    name, weight = _prune(editor), editor.worst_bound()
+    a, b = _free_and_held(editor.bounds("sum").get(weight, {}), name, "the bound")
     told = f"bound of the sum of {a.edits} edits {a.value:.3g}, {b.value:.3g} with {name}, {weight}"
     return b.value * RISE < a.value, told
 
 
-# Section 4: copies of one update.
-
-
 def copies_add_up(editor: Editor) -> Judgement:
-    points = copies(editor, "none")
+    points = editor.copies("none")
     if len(points) < 2:
         raise CannotSay("copies of one update were not measured")
     furthest = max(abs(p.update_sigma_max / (p.copies * p.delta_max) - 1) for p in points)
     last = points[-1]
-    told = (
+    return furthest <= EXACT, (
         f"σ̂_max = {last.update_sigma_max:.4g} for N = {last.copies}, N·δ_max = {last.copies * last.delta_max:.4g}; "
         f"at most {100 * furthest:.2g} % apart"
     )
-    return furthest <= EXACT, told
 
 
 def copies_restrained(editor: Editor) -> Judgement:
     names = sorted({p.restraint for s in editor.runs for p in s.analyses.copies})
     logs = [name for name in names if name.startswith("log:")]
     name = "log:1.2" if "log:1.2" in logs else next(iter(logs), "")
-    free, held = ({p.copies: p for p in copies(editor, restraint)} for restraint in ("none", name))
+    free, held = ({p.copies: p for p in editor.copies(restraint)} for restraint in ("none", name))
     most = max(free.keys() & held.keys(), default=None)
     if most is None:
         raise CannotSay("copies of one update were not measured under a log restraint")
@@ -162,9 +135,6 @@ def copies_restrained(editor: Editor) -> Judgement:
         seen = seen and b.perplexity <= a.perplexity
         told += f", perplexity {a.perplexity:.4g} → {b.perplexity:.4g}"
     return seen, told
-
-
-# Sections 5.4 to 5.7: abilities, editing scores, instances, values.
 
 
 def abilities_fall(editor: Editor) -> Judgement:
@@ -186,14 +156,6 @@ def abilities_kept(editor: Editor) -> Judgement:
     return _better(*contrasts(editor, editor.tasks, _prune(editor), "none"))
 
 
-def forgotten(editor: Editor) -> Judgement:
-    return _falls(editor, "efficacy", from_unedited=False)
-
-
-def locality_falls(editor: Editor) -> Judgement:
-    return _falls(editor, "locality", from_unedited=True)
-
-
 def editing_kept(editor: Editor) -> Judgement:
     edits, found = contrasts(editor, editor.kinds, _prune(editor), "none")
     if not found:
@@ -207,11 +169,11 @@ def editing_improved(editor: Editor) -> Judgement:
 
 
 def locality_with_abilities(editor: Editor) -> Judgement:
-    return _correlated(locality_and_abilities(editor), 1)
+    return _correlated(editor.locality_and_abilities(), 1)
 
 
 def instances_stay(editor: Editor) -> Judgement:
-    points = [p for p in instance_changes(editor).get("none", []) if p.edits]
+    points = [p for p in editor.instance_changes().get("none", []) if p.edits]
     if not points:
         raise CannotSay("instance change was not measured")
     highest = max(points, key=lambda p: p.value)
@@ -230,38 +192,31 @@ def values_closer(editor: Editor) -> Judgement:
     return held * RISE < free, told
 
 
-# Appendix C: other restraints.
-
-
 def log_beats_linear(editor: Editor) -> Judgement:
-    name, other = _prune(editor), linear(editor)
+    name, other = _prune(editor), editor.linear
     if other is None:
         raise CannotSay("no linear restraint was measured")
     return _better(*contrasts(editor, [*editor.tasks, *editor.kinds], name, other))
 
 
 def kappa_with_abilities(editor: Editor) -> Judgement:
-    return _correlated(kappa_and_abilities(editor), -1)
+    return _correlated(editor.kappa_and_abilities(), -1)
 
 
 def multiple_beats_once(editor: Editor) -> Judgement:
-    both = once_and_multiple(editor)
+    both = editor.once_and_multiple
     if both is None:
         raise CannotSay("no restraint was applied both once and every so many edits")
     _check_that_prune_acts(editor)
     return _better(*contrasts(editor, [*editor.tasks, *editor.kinds], both[1], both[0]))
 
 
-# What the rules share.
-
-
 def _prune(editor: Editor) -> str:
     """The curve of PRUNE."""
-    name = prune(editor)
-    if name is None:
+    if editor.prune is None:
         raise CannotSay("no log restraint was measured")
     _check_that_prune_acts(editor)
-    return name
+    return editor.prune
 
 
 def _check_that_prune_acts(editor: Editor) -> None:
@@ -307,7 +262,7 @@ def _better(edits: int, found: Sequence[Contrast]) -> Judgement:
     return better > 0 and not worse, told
 
 
-def _falls(editor: Editor, kind: str, *, from_unedited: bool) -> Judgement:
+def falls(editor: Editor, kind: str, *, from_unedited: bool) -> Judgement:
     """A kind of score is lower after the most edits than at the first checkpoint, by more than chance."""
     measure = next((measure for measure in editor.kinds if measure.endswith(kind)), "")
     points = [p for p in editor.measured(measure).get("none", []) if p.edits or from_unedited]

@@ -17,12 +17,13 @@ from itertools import permutations
 import numpy as np
 from scipy import stats
 
-from tether.analyses.points import BoundPoint, SpectrumPoint
+from tether.analyses.points import BoundPoint, CopiesPoint, SpectrumPoint
 from tether.constraints.base import AS_RECORDED
 from tether.evaluation.metrics.base import KINDS, reported_by
+from tether.evaluation.metrics.instance_change import INSTANCE_CHANGE
 from tether.evaluation.results import Ability, Row
 from tether.experiment.results import Run, StoredGrid, StoredRun
-from tether.report.curves import UNEDITED, Curves, Estimate, Sample, gather
+from tether.report.curves import UNEDITED, Curves, Estimate, Point, Sample, at, gather
 
 _EXACT = 7  # points up to which a rank correlation's p counts every order
 
@@ -48,11 +49,6 @@ class Editor:
                 name = UNEDITED if row.edits == 0 else curve_name(stored.run, row.restraint)
                 if name is not None:
                     yield stored.run, name, row
-
-    def curves(self, value: Callable[[Row], Estimate | None]) -> Curves:
-        """What `value` says of the rows; rows of which it says nothing are left out."""
-        found = ((name, row.edits, run.seed, value(row)) for run, name, row in self.rows())
-        return gather((name, edits, seed, v) for name, edits, seed, v in found if v is not None)
 
     def spectra(self, field: str) -> dict[str, Curves]:
         """weight -> curves of a field of SpectrumPoint."""
@@ -102,7 +98,8 @@ class Editor:
 
     def measured(self, measure: str) -> Curves:
         """Curves of an ability's name, or of a metric and kind (`compare locality`)."""
-        return self.curves(lambda row: estimate(row, measure))
+        found = ((name, row.edits, run.seed, estimate(row, measure)) for run, name, row in self.rows())
+        return gather((name, edits, seed, v) for name, edits, seed, v in found if v is not None)
 
     def kept(self) -> Curves:
         """The mean over abilities of the share of the unedited model's score that is left, in percent (for the
@@ -112,11 +109,60 @@ class Editor:
         for run, name, row in self.rows():
             if name == UNEDITED and row.abilities:
                 starts.setdefault(run.seed, row)
-        found = (
-            (name, row.edits, run.seed, _kept(row, starts[run.seed])) for run, name, row in self.rows()
-            if run.seed in starts
-        )  # fmt: skip
+        rows = [(name, run.seed, row) for run, name, row in self.rows() if run.seed in starts]
+        found = ((name, row.edits, seed, _kept(row, starts[seed])) for name, seed, row in rows)
         return gather((name, edits, seed, v) for name, edits, seed, v in found if v is not None)
+
+    def instance_changes(self) -> Curves:
+        """Instance change (ConceptEdit), in points of percent."""
+        return self.measured(f"{INSTANCE_CHANGE} change")
+
+    @property
+    def prune(self) -> str | None:
+        """The curve that stands for PRUNE: log:1.2, else the first log restraint applied once."""
+        once = [name for name in self.restraints if name.startswith("log:") and " " not in name]
+        return "log:1.2" if "log:1.2" in once else next(iter(once), None)
+
+    @property
+    def linear(self) -> str | None:
+        """The linear restraint applied once."""
+        return next((name for name in self.restraints if name.startswith("linear:") and " " not in name), None)
+
+    @property
+    def once_and_multiple(self) -> tuple[str, str] | None:
+        """A restraint applied once, and the same every so many edits."""
+        names = self.restraints
+        pairs = ((name.split(" every ")[0], name) for name in names)
+        return next(((once, name) for once, name in pairs if once in names and once != name), None)
+
+    def worst(self, field: str) -> tuple[str, Curves]:
+        """The weight whose field (`kappa`, or `update_sigma_max` against its m) is largest after the most edits,
+        without a restraint, and its curves; ("", {}) where nothing was measured."""
+        found = {weight: curves for weight, curves in self.spectra(field).items() if "none" in curves}
+        m = self.m if field == "update_sigma_max" else {}
+        return max(found.items(), key=lambda one: one[1]["none"][-1].value / m.get(one[0], 1.0), default=("", {}))
+
+    def worst_bound(self) -> str:
+        """The weight whose bound of the sum, or else of its last edit, is largest; "" where nothing was measured."""
+        found = self.bounds("sum") or self.bounds("edit")
+        return max(found, key=lambda w: found[w].get("none", [Point(0, 0, None)])[-1].value, default="")
+
+    def kappa_and_abilities(self) -> list[tuple[float, float]]:
+        """(κ of the worst weight, share of the abilities kept) of every unrestrained checkpoint."""
+        return self._beside_abilities(self.worst("kappa")[1])
+
+    def locality_and_abilities(self) -> list[tuple[float, float]]:
+        """(locality, share of the abilities kept) of every unrestrained checkpoint."""
+        return self._beside_abilities(self.measured(f"{self.metric} locality"))
+
+    def _beside_abilities(self, curves: Curves) -> list[tuple[float, float]]:
+        kept = self.kept().get("none", [])
+        return [(p.value, q.value) for p in curves.get("none", []) if (q := at(kept, p.edits)) is not None]
+
+    def copies(self, restraint: str) -> list[CopiesPoint]:
+        """The copies of one update under a restraint, of the first run that has them."""
+        measured = next((stored.analyses.copies for stored in self.runs if stored.analyses.copies), [])
+        return sorted((p for p in measured if p.restraint == restraint), key=lambda p: p.copies)
 
 
 @dataclass(frozen=True)
@@ -198,10 +244,8 @@ def p_text(p: float) -> str:
 
 
 def _kept(row: Row, start: Row) -> Estimate | None:
-    shares = [
-        share for task, before in start.abilities.items()
-        if task in row.abilities and (share := _share(row.abilities[task], before)) is not None
-    ]  # fmt: skip
+    both = [(row.abilities[task], before) for task, before in start.abilities.items() if task in row.abilities]
+    shares = [share for now, before in both if (share := _share(now, before)) is not None]
     if not shares:
         return None
     return statistics.fmean(v for v, _ in shares), math.hypot(*(error for _, error in shares)) / len(shares)

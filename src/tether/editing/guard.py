@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import logging
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,10 +140,9 @@ class Guard:
 
 def _parse(rule: str) -> tuple[str, float]:
     ability, _, text = rule.rpartition(":")
-    try:
+    limit = math.nan
+    with suppress(ValueError):
         limit = float(text)
-    except ValueError:
-        limit = math.nan
     sound = 1 < limit < math.inf if ability == PERPLEXITY else 0 < limit <= 1
     if not ability or not sound:
         raise TetherError(
@@ -153,10 +154,5 @@ def _parse(rule: str) -> tuple[str, float]:
 
 def first_failing(good: int, bad: int, holds: Callable[[int], bool]) -> int:
     """The first number in (good, bad] whose prefix fails, by bisection: `good` holds, `bad` does not."""
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        if holds(middle):
-            good = middle
-        else:
-            bad = middle
-    return bad
+    numbers = range(good + 1, bad)
+    return good + 1 + bisect_left(numbers, True, key=lambda number: not holds(number))

@@ -84,10 +84,7 @@ class Health:
         self._spectra = {
             name: RunningSpectrum(model.original(name), sigma_min_every=sigma_min_every) for name in weights
         }
-        self._kappa = {
-            name: self._unedited_kappa(name) if weight.kappa is None else weight.kappa
-            for name, weight in weights.items()
-        }
+        self._kappa = {name: weight.kappa or self._unedited_kappa(name) for name, weight in weights.items()}
         self._kappa_then: float | None = None  # κ/κ₀ when it was last measured of what went in
         self._looked: tuple[dict[str, LowRank], float | None] = {}, None  # the last proposal, and its κ/κ₀
         self.reset({name: held for name, held in sums.items() if held.rank})

@@ -115,7 +115,7 @@ class Guard:
         if reading.holds:
             self._note(ledger, reading)
             return
-        now, shares = ledger.attempts, {ledger.attempts: reading.share}
+        now = ledger.attempts
         edits = [event.edit for event in ledger.live() if event.edit is not None]
         readings: dict[int, GuardReading] = {}
 
@@ -123,13 +123,13 @@ class Guard:
             """What the ledger will say with the edits up to `last` alone."""
             ledger.sums(without={edit for edit in edits if edit > last}).show(model)
             readings[last] = self.read()
-            shares[last] = readings[last].share
             return readings[last].holds
 
         first = first_failing(self._held(ledger), now, holds)
         undone = [edit for edit in edits if edit >= first]
         if first - 1 not in readings:
             holds(first - 1)
+        shares = {now: reading.share, **{last: one.share for last, one in readings.items()}}
         self._note(ledger, readings[first - 1], undone, first_failing=first, shares=shares)
         raise GuardStopError(
             f"guard {self.rule}: {reading.share:.3f} of the unedited model's after edit {now}, under {restraint}; edit "

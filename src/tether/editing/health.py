@@ -57,15 +57,15 @@ class Reading:
 
     def record(self) -> dict[str, Any]:
         """For the journal: what was measured, and nothing else; with several weights, each is reported."""
-        record: dict[str, Any] = {"health": self.level, "reasons": list(self.reasons), **self.worst.to_dict()}
-        record["update_sigma_max"] = max(one.update_sigma_max for one in self.extremes.values())
-        record["update_ratio"] = self.update_ratio
-        for name, ratio in (("kappa_ratio", self.kappa_ratio), ("perplexity_ratio", self.perplexity_ratio)):
-            if ratio is not None:
-                record[name] = ratio
+        record: dict[str, Any] = {
+            "health": self.level, "reasons": list(self.reasons), **self.worst.to_dict(),
+            "update_sigma_max": max(one.update_sigma_max for one in self.extremes.values()),
+            "update_ratio": self.update_ratio, "kappa_ratio": self.kappa_ratio,
+            "perplexity_ratio": self.perplexity_ratio,
+        }  # fmt: skip
         if len(self.extremes) > 1:
             record["weights"] = {name: one.to_dict() for name, one in self.extremes.items()}
-        return record
+        return {name: value for name, value in record.items() if value is not None}
 
 
 class Health:

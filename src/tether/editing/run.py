@@ -86,7 +86,7 @@ def edit(
         trained = trained_editor(model, plan)
         ledger = Ledger.create(out, new_header(model, plan, schedule, trained))
     with ledger.writing():
-        loop = Loop(model, ledger, schedule, trained=trained, guard=guard, strict=strict, progress=progress)
+        loop = Loop(model, ledger, schedule, trained, guard, strict, progress)
         loop.go(facts, skip=_already_done(ledger, facts) if resume else 0)
     return ledger
 

@@ -104,12 +104,19 @@ def tune(
     moments(model, sorted({*start.layers, *itertools.chain(*layers)}), Corpus.parse(corpus or SELF, seed=seed))
     plan = EditPlan(method=method, corpus=corpus or SELF, seed=seed)
     probe = _Probe(model, facts, plan, schedule, progress)
+    values: Mapping[str, Callable[[Any], Sequence[Any]]] = {  # what to try beside a setting's value so far
+        "layers": lambda now: layers,
+        "mom2_update_weight": lambda now: WEIGHTS,
+        "v_num_grad_steps": lambda now: [round(factor * now) for factor in STEPS],
+        "clamp_norm_factor": lambda now: [factor * now for factor in CLAMPS],
+    }
     verdicts: list[str] = []
     try:  # one setting after another, each with those chosen so far
         best = probe.run(f"start: {origin}", json.loads(start.model_dump_json()))
-        for setting in ("layers", "mom2_update_weight", "v_num_grad_steps", "clamp_norm_factor"):
-            changes = [value for value in _values(setting, best.settings, layers) if value != best.settings[setting]]
-            tried = [probe.run(f"{setting} {_written(value)}", {**best.settings, setting: value}) for value in changes]
+        for setting in [name for name in values if name in best.settings]:
+            now = best.settings[setting]
+            others = [value for value in values[setting](now) if value != now]
+            tried = [probe.run(f"{setting} {_written(value)}", {**best.settings, setting: value}) for value in others]
             if not tried:
                 continue
             leader = max(tried, key=lambda trial: trial.score)
@@ -128,19 +135,6 @@ def _layers(start: LatentHparams, n_layers: int) -> list[list[int]]:
     width = len(start.layers)
     lasts = sorted({min(max(width - 1, round(depth * n_layers)), max(0, n_layers - 2)) for depth in DEPTHS})
     return [list(range(max(0, last - width + 1), last + 1)) for last in lasts]
-
-
-def _values(setting: str, chosen: Mapping[str, Any], layers: list[list[int]]) -> Sequence[Any]:
-    """What to try for a setting, given those chosen so far; nothing where the method does not have it."""
-    if setting not in chosen:
-        return ()
-    if setting == "layers":
-        return layers
-    if setting == "mom2_update_weight":
-        return WEIGHTS
-    if setting == "v_num_grad_steps":
-        return [round(factor * chosen[setting]) for factor in STEPS]
-    return [factor * chosen[setting] for factor in CLAMPS]
 
 
 def _verdict(setting: str, leader: Trial, best: Trial, against: Paired) -> str:

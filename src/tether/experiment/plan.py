@@ -210,27 +210,22 @@ class FileChecks:
 
     def cell(self, cell: Cell) -> None:
         """That the model's folder is there, the settings are some of the method, and the facts are enough."""
-        if Path(cell.model.load).is_absolute() and not Path(cell.model.load).exists():
-            self.missing[f"models {cell.model.name}: {cell.model.load} (no such file or folder)"] = None
+        model, dataset, wanted = cell.model, cell.dataset, cell.edits[-1]
+        if Path(model.load).is_absolute() and not Path(model.load).exists():
+            self.missing[f"models {model.name}: {model.load} (no such file or folder)"] = None
         if cell.settings is not None and self.sha256("settings", cell.settings) != _MISSING:
-            self._settings(cell.settings, cell.method)
-        self._facts(cell)
-
-    def _settings(self, file: str, method: str) -> None:
-        with self._noting("settings"):
-            unknown = read_settings(Path(file)).keys() - EDITORS[method].settings.model_fields
-            if unknown:
-                raise BadSettingsError(f"{file} has {', '.join(sorted(unknown))}, which {method} does not know")
-
-    def _facts(self, cell: Cell) -> None:
-        name, file, wanted = cell.dataset.name, cell.dataset.facts, cell.edits[-1]
-        if (name, wanted) in self.counted or self.sha256("datasets", file) == _MISSING:
+            with self._noting("settings"):
+                unknown = read_settings(Path(cell.settings)).keys() - EDITORS[cell.method].settings.model_fields
+                if unknown:
+                    told = f"{cell.settings} has {', '.join(sorted(unknown))}"
+                    raise BadSettingsError(f"{told}, which {cell.method} does not know")
+        if (dataset.name, wanted) in self.counted or self.sha256("datasets", dataset.facts) == _MISSING:
             return
-        self.counted.add((name, wanted))
-        with self._noting(f"datasets {name}"):
-            found = len(_facts(cell.dataset, 0, wanted))
+        self.counted.add((dataset.name, wanted))
+        with self._noting(f"datasets {dataset.name}"):
+            found = len(_facts(dataset, 0, wanted))
             if found < wanted:
-                raise BadFactError(f"{file} gives {found} facts, {wanted} edits are wanted")
+                raise BadFactError(f"{dataset.facts} gives {found} facts, {wanted} edits are wanted")
 
     def data(self, spec: GridSpec) -> dict[str, str]:
         """The sha256 of the abilities' files."""

@@ -238,9 +238,9 @@ class GridSpec(_Strict):
 
     def _cell(self, model: ModelSpec, dataset: DatasetSpec, chosen: EditorSpec) -> Cell | None:
         holds: dict[str, Any] = {
-            "alpha": self.alpha, "once": self.once, "every": self.every, "edits": chosen.edits or self.edits,
-            "settings": chosen.settings, "layers": chosen.layers, "editor": chosen.editor,
-            "batch_size": chosen.batch_size, "corpus": model.corpus or self.corpus, "leave_out": False,
+            **chosen.model_dump(include={"settings", "layers", "editor", "batch_size"}), "alpha": self.alpha,
+            "once": self.once, "every": self.every, "edits": chosen.edits or self.edits,
+            "corpus": model.corpus or self.corpus, "leave_out": False,
         }  # fmt: skip
         names = {"model": model.name, "editor": chosen.name, "dataset": dataset.name}
         for override in self.overrides:
@@ -265,10 +265,8 @@ class GridSpec(_Strict):
             raise ValueError(f"editor is given for {where}: {chosen.method} needs no trained one; name none")
         if holds["batch_size"] > 1 and not isinstance(editor(chosen.method), BatchEditor):
             raise ValueError(f"batch_size {holds['batch_size']} for {where}: {chosen.method} edits one fact at a time")
-        corpus = (holds["corpus"] or SELF) if "moments" in EDITORS[chosen.method].needs else None
-        return Cell(
-            model=model, method=chosen.method, editor_name=chosen.name, dataset=dataset, **{**holds, "corpus": corpus}
-        )
+        holds["corpus"] = (holds["corpus"] or SELF) if "moments" in EDITORS[chosen.method].needs else None
+        return Cell(model=model, method=chosen.method, editor_name=chosen.name, dataset=dataset, **holds)
 
 
 class Cell(BaseModel, frozen=True):
@@ -364,7 +362,13 @@ def _expanded(value: Any, source: str, key: str, *, path: bool = False) -> Any:
             raise BadSettingsError(
                 f"{source}: {key} = {value!r}: ${{NAME}} may stand in {', '.join(_PATH_KEYS)} alone; write the value"
             )
-        return re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], f"{source}: {key}"), value)
+        for name in re.findall(r"\$\{(\w+)\}", value):
+            if name not in os.environ:
+                raise BadSettingsError(
+                    f"{source}: {key} names ${{{name}}}, which is not set: set this environment variable"
+                )
+            value = value.replace(f"${{{name}}}", os.environ[name])
+        return value
     if isinstance(value, Mapping):
         return {
             name: _expanded(item, source, f"{key}.{name}".lstrip("."), path=name in _PATH_KEYS and key[-4:] != "when")
@@ -373,12 +377,6 @@ def _expanded(value: Any, source: str, key: str, *, path: bool = False) -> Any:
     if isinstance(value, list):
         return [_expanded(item, source, f"{key}.{place}") for place, item in enumerate(value)]
     return value
-
-
-def _variable(name: str, where: str) -> str:
-    if name not in os.environ:
-        raise BadSettingsError(f"{where} names ${{{name}}}, which is not set: set this environment variable")
-    return os.environ[name]
 
 
 _ENTRIES: Mapping[str, type[BaseModel]] = {

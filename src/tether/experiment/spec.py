@@ -13,6 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -249,47 +250,39 @@ class GridSpec(_Strict):
         if holds.pop("leave_out"):
             return None
         where = f"model {model.name}, editor {chosen.name}, dataset {dataset.name}"
-        alpha = holds.pop("alpha")
-        holds["once"] = tuple(dict.fromkeys(_with_alpha(text, alpha, where) for text in holds["once"]))
-        every = ((_with_alpha(one.restrain, alpha, where), one.every) for one in holds["every"])
-        holds["every"] = tuple(dict.fromkeys(every))
-        if not holds["once"] and not holds["every"]:
+        alpha, size, method = holds["alpha"], holds["batch_size"], EDITORS[chosen.method]
+        once = dict.fromkeys(_with_alpha(text, alpha, where) for text in holds["once"])
+        every = dict.fromkeys((_with_alpha(one.restrain, alpha, where), one.every) for one in holds["every"])
+        if not once and not every:
             raise ValueError(f"once and every are both empty for {where}: name a restraint, none at least")
-        needed = "editor" in EDITORS[chosen.method].needs
-        if needed and holds["editor"] is None:
+        if "editor" in method.needs and holds["editor"] is None:
             raise ValueError(
-                f"editor is missing for {where}: {chosen.method} edits with a trained editor; name its file "
-                "(tether train-mend makes MEND's)"
+                f"editor is missing for {where}: {method.name} edits with a trained editor; name its file (tether "
+                "train-mend makes MEND's)"
             )
-        if not needed and holds["editor"] is not None:
-            raise ValueError(f"editor is given for {where}: {chosen.method} needs no trained one; name none")
-        if holds["batch_size"] > 1 and not isinstance(editor(chosen.method), BatchEditor):
-            raise ValueError(f"batch_size {holds['batch_size']} for {where}: {chosen.method} edits one fact at a time")
-        holds["corpus"] = (holds["corpus"] or SELF) if "moments" in EDITORS[chosen.method].needs else None
-        return Cell(model=model, method=chosen.method, editor_name=chosen.name, dataset=dataset, **holds)
+        if "editor" not in method.needs and holds["editor"] is not None:
+            raise ValueError(f"editor is given for {where}: {method.name} needs no trained one; name none")
+        if size > 1 and not isinstance(method.editor(), BatchEditor):
+            raise ValueError(f"batch_size {size} for {where}: {method.name} edits one fact at a time; use 1")
+        holds["corpus"] = (holds["corpus"] or SELF) if "moments" in method.needs else None
+        planned = {key: holds[key] for key in ("settings", "layers", "editor", "corpus")}
+        plan = EditPlan.model_validate({"method": chosen.method, **planned})
+        return Cell(model, dataset, chosen.name, plan, tuple(once), tuple(every), holds["edits"], size)
 
 
-class Cell(BaseModel, frozen=True):
-    """One model × editor × dataset, with what holds there after the overrides. `corpus` is None for a method without
-    moments."""
+@dataclass(frozen=True)
+class Cell:
+    """One model × dataset × editor, with what holds there after the overrides. The plan has no seed, and no corpus for
+    a method without moments."""
 
     model: ModelSpec
-    method: str
-    editor_name: str
     dataset: DatasetSpec
+    editor_name: str
+    plan: EditPlan
     once: tuple[str, ...]
     every: tuple[tuple[str, int], ...]
     edits: tuple[int, ...]
-    settings: str | None
-    layers: tuple[int, ...] | None
-    editor: str | None
     batch_size: int
-    corpus: str | None
-
-    def plan(self, seed: int) -> EditPlan:
-        """What the cell's ledgers depend on."""
-        fields = self.model_dump(include={"method", "settings", "layers", "corpus", "editor"})
-        return EditPlan.model_validate({**fields, "seed": seed})
 
 
 def _with_alpha(text: str, alpha: float | str | None, where: str) -> str:

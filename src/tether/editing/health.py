@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tether.algebra.lowrank import LowRank
-from tether.algebra.spectrum import Extremes, Largest, RunningSpectrum
+from tether.algebra.spectrum import Extremes, Largest, RunningSpectrum, Spectrum
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
 from tether.ledger import WeightRecord
 from tether.models import EditableModel
@@ -84,19 +84,15 @@ class Health:
         self._spectra = {
             name: RunningSpectrum(model.original(name), sigma_min_every=sigma_min_every) for name in weights
         }
-        self._kappa = {name: weight.kappa or self._unedited_kappa(name) for name, weight in weights.items()}
+        self._kappa = {  # κ₀, also where an older header has none
+            name: weight.kappa or Spectrum(model.original(name)).unedited.kappa for name, weight in weights.items()
+        }
         self._kappa_then: float | None = None  # κ/κ₀ when it was last measured of what went in
         self._looked: tuple[dict[str, LowRank], float | None] = {}, None  # the last proposal, and its κ/κ₀
         self.reset({name: held for name, held in sums.items() if held.rank})
         self._text = builtin_text()
         with model.unedited():
             self._perplexity = perplexity(model, self._text).value
-
-    def _unedited_kappa(self, name: str) -> float:
-        """κ₀, for a ledger whose header has none."""
-        found = self._spectra[name].look(None, sigma_min=True)
-        assert isinstance(found, Extremes)
-        return found.kappa
 
     def reset(self, sums: Mapping[str, LowRank]) -> None:
         """The weights named carry these sums from now on, as after a restraint or an undo."""

@@ -10,7 +10,7 @@ import torch
 from core import bits, editable, random_update, same_bits
 
 from tether.algebra.lowrank import LowRank
-from tether.algebra.spectrum import Extremes, RunningSpectrum, Spectrum
+from tether.algebra.spectrum import Extremes, Spectrum
 from tether.cli.log import _line
 from tether.editing.health import ALONE, UPDATE, Health, Reading
 from tether.ledger import Event, WeightRecord

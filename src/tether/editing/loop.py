@@ -64,10 +64,8 @@ class Loop:
             logger.warning("this ledger was made with %s: new factors may differ in their last bits", threads)
         self.editor = editor_of(header.method)
         hparams = EDITORS[header.method].settings.model_validate(header.settings)
-        network = None if trained is None else trained.network
-        self.context = Context(
-            hparams, header.prefixes, recorded_moments(model, header), network, LedgerHistory(ledger)
-        )
+        moments, network = recorded_moments(model, header), trained and trained.network
+        self.context = Context(hparams, header.prefixes, moments, network, LedgerHistory(ledger))
         self.sums = ledger.checked_sums()
         self.health = Health(model, header.weights, self._factors()) if schedule.health else None
         self.level = "ok"

@@ -135,9 +135,8 @@ def recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]
     recorded corpus."""
     if not header.moments:
         return {}
-    found = cached_moments({layer: one["key"] for layer, one in header.moments.items()})
-    if found is None:
-        found = moments(model, list(header.moments), _recorded_corpus(header.corpus))
+    cached = cached_moments({layer: one["key"] for layer, one in header.moments.items()})
+    found = cached or moments(model, list(header.moments), _recorded_corpus(header.corpus))
     for layer, one in found.items():
         if _digest(one) != header.moments[layer]["sha256"]:
             logger.warning(

@@ -55,7 +55,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"resources": {"cpus": 1}}, "key resources.cpus is unknown: .*num_cpus"),
         ({"models": None}, "models = None"),
         ({"editors": ["romee"]}, "editors.0.method: 'romee' is no method: choose one of rome"),
-        ({"editors": [{"method": "rome", "batch_size": 2}]}, "batch_size 2 for model smollm2, .*: rome edits one fact at a time"),
+        (
+            {"editors": [{"method": "rome", "batch_size": 2}]},
+            "batch_size 2 for model smollm2, .*: rome edits one fact at a time",
+        ),
         ({"once": ["log1.2"]}, "once.0: 'log1.2' is no restraint: write none"),
         ({"once": ["alphabet:2"]}, "once.0: 'alphabet:2' is no restraint"),
         ({"once": ["log:0.5"]}, "once.0: log:0.5: α must be"),

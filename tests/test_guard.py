@@ -182,6 +182,17 @@ def test_what_was_taken_back_is_tried_again_and_what_holds_is_not(tmp_path: Path
     assert same.attempts == 2
 
 
+def test_what_was_taken_back_and_redone_is_not_tried_again(tmp_path: Path) -> None:
+    trained = Trained(tmp_path)
+    with pytest.raises(GuardStopError):
+        trained.run(tmp_path / "a", 1, guard="perplexity:1.00001", guard_every=1)
+    Ledger.open(tmp_path / "a").redo(1)
+    again = edit(trained.model, trained.facts[:2], out=tmp_path / "a", resume=True)
+    assert again.attempts == 2 and [e.edit for e in again.live()] == [1, 2]
+    again.undo(1)
+    assert edit(trained.model, trained.facts[:2], out=tmp_path / "a", resume=True).attempts == 2
+
+
 def test_a_resumed_run_looks_where_an_unbroken_one_does(tmp_path: Path) -> None:
     whole = Trained(tmp_path)
     expected = whole.run(tmp_path / "whole", 4, guard="perplexity:1000", guard_every=2)

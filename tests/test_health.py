@@ -10,7 +10,7 @@ import torch
 from core import bits, editable, random_update, same_bits
 
 from tether.algebra.lowrank import LowRank
-from tether.algebra.spectrum import Extremes, RunningSpectrum, Spectrum
+from tether.algebra.spectrum import Extremes, Spectrum
 from tether.cli.log import _line
 from tether.editing.health import ALONE, UPDATE, Health, Reading
 from tether.ledger import Event, WeightRecord
@@ -155,7 +155,7 @@ def test_a_kappa_beyond_the_limit_stays_an_alarm_until_it_is_measured_again() ->
 def test_the_unedited_weight_is_looked_at_once_where_the_header_has_its_kappa() -> None:
     model = editable("gpt2")
     records = weights(model, 1)
-    with mock.patch.object(RunningSpectrum, "look", side_effect=AssertionError("κ₀ is in the header")):
+    with mock.patch("tether.editing.health.Spectrum", side_effect=AssertionError("κ₀ is in the header")):
         new = Health(model, records, nothing(records))
     old = {name: record.model_copy(update={"kappa": None}) for name, record in records.items()}
     update = {name: random_update(*one.shape, 1, seed=0) for name, one in records.items()}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -303,7 +304,9 @@ def test_the_trained_editor_edits_facts_it_has_not_seen(
     model, found = training
     facts = tether.read_facts(data / "val.jsonl", 4)
     before = bits(model)
-    ledger = tether.edit(model, facts, out=tmp_path / "l", method="mend", editor=data / "trained.safetensors")
+    with mock.patch("tether.editors.mend.file.read_tensors", wraps=read_tensors) as opened:
+        ledger = tether.edit(model, facts, out=tmp_path / "l", method="mend", editor=data / "trained.safetensors")
+    assert opened.call_count == 1
     edits = [event for event in ledger.events if event.kind == "edit"]
     assert edits and ledger.header.editor is not None and ledger.header.editor.sha256 == found.trained.sha256
     assert ledger.header.prefixes == () and ledger.header.moments == {} and len(ledger.header.weights) == 6

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import logging
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,6 @@ logger = logging.getLogger(__name__)
 
 class GuardStopError(TetherError):
     """A guard's limit was passed and restraint did not help: the edits that broke it are undone in the ledger."""
-
-
-@dataclass(frozen=True)
-class GuardReading:
-    """The ability now, as a share of the unedited model's, and whether the limit allows it."""
-
-    share: float
-    holds: bool
 
 
 class Guard:
@@ -62,10 +55,13 @@ class Guard:
         (found,) = self._run.measure().values()
         return float(found.value)
 
-    def read(self) -> GuardReading:
-        """Of the model as it is now, which is not changed."""
-        share = self._value() / self.start
-        return GuardReading(share, share <= self.limit if self.ability == PERPLEXITY else share >= self.limit)
+    def read(self) -> float:
+        """The ability of the model as it is now, which is not changed, as a share of the unedited model's."""
+        return self._value() / self.start
+
+    def allows(self, share: float) -> bool:
+        """Whether the limit does."""
+        return share <= self.limit if self.ability == PERPLEXITY else share >= self.limit
 
     def due(self, ledger: Ledger, *, at_the_end: bool) -> bool:
         """Whether a K-th edit, or at the end any, came after the last look. Depends on the ledger alone, so a resumed
@@ -84,18 +80,18 @@ class Guard:
         """The first look at a ledger, whose model carries its edits. Raises TetherError where it fails already."""
         if self._held(ledger) >= 0:
             return
-        reading = self.read()
-        if not reading.holds:
+        share = self.read()
+        if not self.allows(share):
             raise TetherError(
                 f"guard {self.rule}: the {ledger.attempts} edits of {ledger.path} cost too much already "
-                f"({reading.share:.3f} of the unedited model's); undo some or loosen the guard"
+                f"({share:.3f} of the unedited model's); undo some or loosen the guard"
             )
-        self._note(ledger, reading)
+        self._note(ledger, share)
 
-    def _note(self, ledger: Ledger, reading: GuardReading, undone: Sequence[int] = (), **more: Any) -> None:
+    def _note(self, ledger: Ledger, share: float, undone: Sequence[int] = (), **more: Any) -> None:
         ledger.append_guard(
-            f"guard {self.rule}: {reading.share:.3f} of the unedited model's {self.ability}",
-            {"rule": self.rule, "edits": ledger.attempts, "share": reading.share, "holds": reading.holds, **more},
+            f"guard {self.rule}: {share:.3f} of the unedited model's {self.ability}",
+            {"rule": self.rule, "edits": ledger.attempts, "share": share, "holds": self.allows(share), **more},
             undone,
         )
 
@@ -104,33 +100,31 @@ class Guard:
     ) -> None:
         """Look at the model, which carries the ledger's edits. Where the limit is passed, `restrain` the sum with
         `restraint`; where that is not enough, take edits back and raise GuardStopError. Needs `writing`."""
-        reading = self.read()
-        if not reading.holds and ledger.sums().restrains(restraint):
-            why = f"guard {self.rule}: {reading.share:.3f} of the unedited model's after edit {ledger.attempts}"
+        share, now = self.read(), ledger.attempts
+        if not self.allows(share) and ledger.sums().restrains(restraint):
+            why = f"guard {self.rule}: {share:.3f} of the unedited model's after edit {now}"
             logger.warning("%s: restraining with %s", why, restraint)
             restrain(restraint, why)
-            reading = self.read()
-        if reading.holds:
-            self._note(ledger, reading)
+            share = self.read()
+        if self.allows(share):
+            self._note(ledger, share)
             return
-        now, shares = ledger.attempts, {ledger.attempts: reading.share}
         edits = [event.edit for event in ledger.live() if event.edit is not None]
-        readings: dict[int, GuardReading] = {}
+        shares = {now: share}
 
         def holds(last: int) -> bool:
             """What the ledger will say with the edits up to `last` alone."""
             ledger.sums(without={edit for edit in edits if edit > last}).show(model)
-            readings[last] = self.read()
-            shares[last] = readings[last].share
-            return readings[last].holds
+            shares[last] = self.read()
+            return self.allows(shares[last])
 
         first = first_failing(self._held(ledger), now, holds)
         undone = [edit for edit in edits if edit >= first]
-        if first - 1 not in readings:
+        if first - 1 not in shares:
             holds(first - 1)
-        self._note(ledger, readings[first - 1], undone, first_failing=first, shares=shares)
+        self._note(ledger, shares[first - 1], undone, first_failing=first, shares=shares)
         raise GuardStopError(
-            f"guard {self.rule}: {reading.share:.3f} of the unedited model's after edit {now}, under {restraint}; edit "
+            f"guard {self.rule}: {share:.3f} of the unedited model's after edit {now}, under {restraint}; edit "
             f"{first} is the first that fails it, so {len(undone)} edits from there on are undone in {ledger.path}; "
             "leave that fact out and --resume, or loosen the guard"
         )
@@ -138,10 +132,9 @@ class Guard:
 
 def _parse(rule: str) -> tuple[str, float]:
     ability, _, text = rule.rpartition(":")
-    try:
+    limit = math.nan
+    with suppress(ValueError):
         limit = float(text)
-    except ValueError:
-        limit = math.nan
     sound = 1 < limit < math.inf if ability == PERPLEXITY else 0 < limit <= 1
     if not ability or not sound:
         raise TetherError(
@@ -153,10 +146,5 @@ def _parse(rule: str) -> tuple[str, float]:
 
 def first_failing(good: int, bad: int, holds: Callable[[int], bool]) -> int:
     """The first number in (good, bad] whose prefix fails, by bisection: `good` holds, `bad` does not."""
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        if holds(middle):
-            good = middle
-        else:
-            bad = middle
-    return bad
+    numbers = range(good + 1, bad)
+    return good + 1 + bisect_left(numbers, True, key=lambda number: not holds(number))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tether.algebra.lowrank import LowRank
-from tether.algebra.spectrum import Extremes, Largest, RunningSpectrum
+from tether.algebra.spectrum import Extremes, Largest, RunningSpectrum, Spectrum
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
 from tether.ledger import WeightRecord
 from tether.models import EditableModel
@@ -57,15 +57,15 @@ class Reading:
 
     def record(self) -> dict[str, Any]:
         """For the journal: what was measured, and nothing else; with several weights, each is reported."""
-        record: dict[str, Any] = {"health": self.level, "reasons": list(self.reasons), **self.worst.to_dict()}
-        record["update_sigma_max"] = max(one.update_sigma_max for one in self.extremes.values())
-        record["update_ratio"] = self.update_ratio
-        for name, ratio in (("kappa_ratio", self.kappa_ratio), ("perplexity_ratio", self.perplexity_ratio)):
-            if ratio is not None:
-                record[name] = ratio
+        record: dict[str, Any] = {
+            "health": self.level, "reasons": list(self.reasons), **self.worst.to_dict(),
+            "update_sigma_max": max(one.update_sigma_max for one in self.extremes.values()),
+            "update_ratio": self.update_ratio, "kappa_ratio": self.kappa_ratio,
+            "perplexity_ratio": self.perplexity_ratio,
+        }  # fmt: skip
         if len(self.extremes) > 1:
             record["weights"] = {name: one.to_dict() for name, one in self.extremes.items()}
-        return record
+        return {name: value for name, value in record.items() if value is not None}
 
 
 class Health:
@@ -84,9 +84,8 @@ class Health:
         self._spectra = {
             name: RunningSpectrum(model.original(name), sigma_min_every=sigma_min_every) for name in weights
         }
-        self._kappa = {
-            name: self._unedited_kappa(name) if weight.kappa is None else weight.kappa
-            for name, weight in weights.items()
+        self._kappa = {  # κ₀, also where an older header has none
+            name: weight.kappa or Spectrum(model.original(name)).unedited.kappa for name, weight in weights.items()
         }
         self._kappa_then: float | None = None  # κ/κ₀ when it was last measured of what went in
         self._looked: tuple[dict[str, LowRank], float | None] = {}, None  # the last proposal, and its κ/κ₀
@@ -94,12 +93,6 @@ class Health:
         self._text = builtin_text()
         with model.unedited():
             self._perplexity = perplexity(model, self._text).value
-
-    def _unedited_kappa(self, name: str) -> float:
-        """κ₀, for a ledger whose header has none."""
-        found = self._spectra[name].look(None, sigma_min=True)
-        assert isinstance(found, Extremes)
-        return found.kappa
 
     def reset(self, sums: Mapping[str, LowRank]) -> None:
         """The weights named carry these sums from now on, as after a restraint or an undo."""

@@ -50,11 +50,10 @@ class Loop:
         model: EditableModel,
         ledger: Ledger,
         schedule: Schedule,
-        *,
-        trained: Trained | None = None,
-        guard: Guard | None = None,
-        strict: bool = False,
-        progress: Callable[[Progress], None] | None = None,
+        trained: Trained | None,
+        guard: Guard | None,
+        strict: bool,
+        progress: Callable[[Progress], None] | None,
     ) -> None:
         self.model, self.ledger, self.schedule = model, ledger, schedule
         self.guard, self.strict, self.progress = guard, strict, progress
@@ -64,57 +63,46 @@ class Loop:
             threads = f"{header.threads} threads, now there are {torch.get_num_threads()}"
             logger.warning("this ledger was made with %s: new factors may differ in their last bits", threads)
         self.editor = editor_of(header.method)
-        self.context = self._context(trained)
+        hparams = EDITORS[header.method].settings.model_validate(header.settings)
+        moments, network = recorded_moments(model, header), trained and trained.network
+        self.context = Context(hparams, header.prefixes, moments, network, LedgerHistory(ledger))
         self.sums = ledger.checked_sums()
         self.health = Health(model, header.weights, self._factors()) if schedule.health else None
         self.level = "ok"
         self.tried = ledger.attempts
         self.unrestrained = ledger.since_restraint
 
-    def _context(self, trained: Trained | None) -> Context:
-        """What the editor may look at beside the model and the facts."""
-        header = self.ledger.header
-        hparams = EDITORS[header.method].settings.model_validate(header.settings)
-        network = None if trained is None else trained.network
-        moments, history = recorded_moments(self.model, header), LedgerHistory(self.ledger)
-        return Context(hparams, header.prefixes, moments, network, history)
-
     def go(self, facts: Sequence[Fact], *, skip: int) -> None:
         """Edit the facts after the first `skip`. Afterwards the model carries what the ledger says, also on an error
         or Ctrl-C."""
-        started = time.monotonic()
-        size = self.schedule.batch_size
-        batches = [facts[i : i + size] for i in range(skip, len(facts), size)]
-        self._name_repeats(batches, skip)
-        done = skip
+        started, total = time.monotonic(), len(facts)
+        starts = range(skip, total, self.schedule.batch_size)
+        self._name_repeats(facts, starts)
         with self._carrying():
             if self.guard is not None:
                 self.guard.begin(self.ledger)
             self._restrain_if_due()
             self._guard()
-            for batch in batches:
-                events, reading = self._edit(batch)
+            for start in starts:
+                events, reading = self._edit(facts[start : start + starts.step])
                 self._restrain_if_due()
                 self._guard()
-                done += len(batch)
                 if self.progress:
-                    each = (time.monotonic() - started) / (done - skip)
-                    for at, event in enumerate(events, start=done - len(events) + 1):
-                        self.progress(Progress(at, len(facts), event, reading, each * (len(facts) - at)))
+                    each = (time.monotonic() - started) / (start + len(events) - skip)
+                    for done, event in enumerate(events, start=start + 1):
+                        self.progress(Progress(done, total, event, reading, each * (total - done)))
             if self.restraint.acts and self.unrestrained:
                 self._restrain(self.restraint)
             self._guard(at_the_end=True)
 
-    def _name_repeats(self, batches: Sequence[Sequence[Fact]], skip: int) -> None:
+    def _name_repeats(self, facts: Sequence[Fact], starts: range) -> None:
         """Facts that one solve cannot tell apart: named before the work starts, an error under `strict`."""
-        number = skip
-        for batch in batches:
-            for index, problem in repeats(batch):
-                where = f"fact {number + index + 1}, in one batch: {problem}"
+        for start in starts:
+            for index, problem in repeats(facts[start : start + starts.step]):
+                where = f"fact {start + index + 1}, in one batch: {problem}"
                 if self.strict:
                     raise BadFactError(where)
                 logger.warning("%s", where)
-            number += len(batch)
 
     @contextmanager
     def _carrying(self) -> Iterator[None]:
@@ -146,9 +134,9 @@ class Loop:
             shared |= {} if reading is None else reading.record()
         shared["seconds"] = (time.monotonic() - started) / len(facts)
         attempts = [_attempt(fact, outcome, shared) for fact, outcome in zip(facts, batch.outcomes, strict=True)]
-        refused = self._refusal(reading)
-        if refused is not None:
-            attempts = _left_out(attempts, refused)
+        refused = reading is not None and reading.level == "alarm" and self.schedule.on_alarm != "warn"
+        if reading is not None and refused:
+            attempts = _left_out(attempts, f"health alarm, {'; '.join(reading.reasons)}")
         for number, attempt in enumerate(attempts, start=first):
             if attempt.reason is not None:
                 logger.warning("edit %d %s: %s", number, attempt.kind, attempt.reason)
@@ -191,19 +179,11 @@ class Loop:
         read_text = _due(first, len(facts), self.schedule.health_every)
         reading = self.health.look(updates, read_text=read_text)
         if reading.level != "ok" and (reading.level != self.level or reading.disabling):
-            which, more = f"edit {first}", ""
-            if len(facts) > 1:
-                which, more = f"edits {first}-{first + len(facts) - 1}", " …"
-            said = f"{facts[0].subject} -> {facts[0].target_new}{more}"
+            which = f"edit {first}" if len(facts) == 1 else f"edits {first}-{first + len(facts) - 1}"
+            said = f"{facts[0].subject} -> {facts[0].target_new}{' …' if len(facts) > 1 else ''}"
             logger.warning("%s (%s): %s", which, said, reading.line())
         self.level = reading.level
         return reading
-
-    def _refusal(self, reading: Reading | None) -> str | None:
-        """Why a proposal must not go in; None where it may."""
-        if reading is None or reading.level != "alarm" or self.schedule.on_alarm == "warn":
-            return None
-        return f"health alarm, {'; '.join(reading.reasons)}"
 
     # --- between edits ------------------------------------------------------------------------------------------
 

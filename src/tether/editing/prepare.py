@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -31,14 +32,12 @@ def trained_editor(model: EditableModel, plan: EditPlan) -> Trained | None:
     """The trained editor of a new ledger; None for a method without one."""
     method, editor = plan.method or DEFAULT_METHOD, plan.editor
     opening = EDITORS[method].open_trained
-    if editor is None:
-        if opening is not None:
-            raise BadSettingsError(
-                f"{method} edits with a trained editor: name its file (tether train-mend makes MEND's)"
-            )
-        return None
     if opening is None:
-        raise BadSettingsError(f"editor {editor}: {method} needs no trained editor; name none")
+        if editor is not None:
+            raise BadSettingsError(f"editor {editor}: {method} needs no trained editor; name none")
+        return None
+    if editor is None:
+        raise BadSettingsError(f"{method} edits with a trained editor: name its file (tether train-mend makes MEND's)")
     trained = opening(editor, model)
     made_for = trained.settings(None).layers
     if plan.layers is not None and plan.layers != made_for:
@@ -48,16 +47,11 @@ def trained_editor(model: EditableModel, plan: EditPlan) -> Trained | None:
 
 def recorded_editor(model: EditableModel, header: Header, editor: Path | None) -> Trained | None:
     """The trained editor a ledger was made with, from where it was or from `editor`."""
-    if header.editor is None:
-        return trained_editor(model, EditPlan(method=header.method, editor=editor))
-    opening = EDITORS[header.method].open_trained
-    if opening is None:
-        raise BadLedgerError(f"this ledger records an editor, but {header.method} needs none: restore ledger.json")
-    path = Path(header.editor.path if editor is None else editor)
-    if not path.is_file():
+    path = editor if header.editor is None else editor or Path(header.editor.path)
+    if header.editor is not None and path is not None and not path.is_file():
         raise TetherError(f"editor {path} of this ledger is gone: put it back or name a copy, further edits need it")
-    trained = opening(path, model)
-    if trained.sha256 != header.editor.sha256:
+    trained = trained_editor(model, EditPlan(method=header.method, editor=path))
+    if trained is not None and header.editor is not None and trained.sha256 != header.editor.sha256:
         raise TetherError(
             f"editor {path} is not the one this ledger was made with (sha256 {trained.sha256[:12]}, the ledger's "
             f"{header.editor.sha256[:12]}); name that one or make a new ledger"
@@ -65,54 +59,53 @@ def recorded_editor(model: EditableModel, header: Header, editor: Path | None) -
     return trained
 
 
-def new_header(model: EditableModel, plan: EditPlan, schedule: Schedule) -> Header:
+def new_header(model: EditableModel, plan: EditPlan, schedule: Schedule, trained: Trained | None) -> Header:
     """Everything the edits of a new ledger depend on; collects the moments, if the method needs them and they are not
     cached."""
     if model.edited:
         raise WrongModelError(
             "the model carries edits already: a new ledger starts from the unedited model (load it again)"
         )
-    method, seed, corpus = plan.method or DEFAULT_METHOD, plan.seed or 0, plan.corpus
+    method, seed = plan.method or DEFAULT_METHOD, plan.seed or 0
     if plan.method is None:
         logger.info("method %s (default)", method)
-    trained = trained_editor(model, plan)
     if trained is None:
         hparams, origin = settings_for(method, model, given=plan.settings, layers=plan.layers)
     else:
         hparams, origin = trained.settings(plan.settings), f"the trained editor {trained.path.name}"
-    names = editor_of(method).weights(model, hparams)
-    collected: dict[int, Moments] = {}
-    keys: dict[int, str] = {}
-    identity: dict[str, Any] = {}
+    collected: dict[int, dict[str, Any]] = {}
+    corpus: dict[str, Any] = {}
     if "moments" in hparams.needs:
-        text = Corpus.parse(corpus, seed=seed)
-        logger.info("moments from %s", text.path or f"{text.max_tokens} tokens sampled from the model (self)")
-        collected = moments(model, hparams.layers, text, progress=_log_moments)
-        keys = moments_keys(model, hparams.layers, text)
-        path = None if text.path is None else str(text.path.resolve())
-        identity = {"path": path, **text.identity(), "seed": text.seed}
-    elif corpus is not None:
-        raise BadSettingsError(f"corpus {corpus}: {method} needs no moments; name none")
-    for layer, one in collected.items():
+        text = Corpus.parse(plan.corpus, seed=seed)
+        collected = _collected(model, hparams.layers, text)
+        corpus = {"path": text.path and str(text.path.resolve()), **text.identity(), "seed": text.seed}
+    elif plan.corpus is not None:
+        raise BadSettingsError(f"corpus {plan.corpus}: {method} needs no moments; name none")
+    names = editor_of(method).weights(model, hparams)
+    return Header(
+        created=now(), model=model.id, fingerprint=model.fingerprint(names),
+        dtype=str(model.dtype).removeprefix("torch."), weights={name: _weight_record(model, name) for name in names},
+        method=method, settings=hparams.model_dump(mode="json"), settings_origin=origin,
+        prefixes=tuple(sample_prefixes(model, hparams.prefixes, seed)) if "prefixes" in hparams.needs else (),
+        moments=collected, corpus=corpus, seed=seed, threads=torch.get_num_threads(),
+        restrain=str(schedule.restraint or "none"), every=schedule.every,
+        editor=None if trained is None else EditorRecord(path=str(trained.path.resolve()), sha256=trained.sha256),
+        anatomy=_anatomy(model), versions=versions(),
+    )  # fmt: skip
+
+
+def _collected(model: EditableModel, layers: Sequence[int], text: Corpus) -> dict[int, dict[str, Any]]:
+    """What a header says of the moments of every layer."""
+    logger.info("moments from %s", text.path or f"{text.max_tokens} tokens sampled from the model (self)")
+    found, keys = moments(model, layers, text, progress=_log_moments), moments_keys(model, layers, text)
+    for layer, one in found.items():
         if one.tokens < len(one.C):
             raise BadSettingsError(
                 f"corpus {text.name!r} has {one.tokens} tokens, fewer than the {len(one.C)} numbers of a key: give "
                 "more text (tens of times as many tokens), or 'self'"
             )
         logger.info("layer %d: %d tokens, convergence %s", layer, one.tokens, one.convergence[-1:] or "not measured")
-    weights = {name: _weight_record(model, name) for name in names}
-    return Header(
-        created=now(), model=model.id, fingerprint=model.fingerprint(names),
-        dtype=str(model.dtype).removeprefix("torch."),
-        weights=weights, method=method, settings=hparams.model_dump(mode="json"), settings_origin=origin,
-        prefixes=tuple(sample_prefixes(model, hparams.prefixes, seed)) if "prefixes" in hparams.needs else (),
-        moments={layer: {"key": keys[layer], "sha256": _digest(one), "tokens": one.tokens}
-                 for layer, one in collected.items()},
-        corpus=identity, seed=seed, threads=torch.get_num_threads(), restrain=str(schedule.restraint or "none"),
-        every=schedule.every,
-        editor=None if trained is None else EditorRecord(path=str(trained.path.resolve()), sha256=trained.sha256),
-        anatomy=_anatomy(model), versions=versions(),
-    )  # fmt: skip
+    return {layer: {"key": keys[layer], "sha256": _digest(one), "tokens": one.tokens} for layer, one in found.items()}
 
 
 def _weight_record(model: EditableModel, name: str) -> WeightRecord:
@@ -142,9 +135,8 @@ def recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]
     recorded corpus."""
     if not header.moments:
         return {}
-    found = cached_moments({layer: one["key"] for layer, one in header.moments.items()})
-    if found is None:
-        found = moments(model, list(header.moments), _recorded_corpus(header.corpus))
+    cached = cached_moments({layer: one["key"] for layer, one in header.moments.items()})
+    found = cached or moments(model, list(header.moments), _recorded_corpus(header.corpus))
     for layer, one in found.items():
         if _digest(one) != header.moments[layer]["sha256"]:
             logger.warning(

@@ -15,7 +15,7 @@ from tether.constraints.base import Constraint, parse
 from tether.editing.guard import Guard
 from tether.editing.loop import Loop, Progress
 from tether.editing.plan import DEFAULT_METHOD, EditPlan, OnAlarm, Schedule, plan_and_schedule
-from tether.editing.prepare import new_header, recorded_editor
+from tether.editing.prepare import new_header, recorded_editor, trained_editor
 from tether.editors import BatchEditor
 from tether.editors import editor as editor_of
 from tether.errors import BadFactError, BadSettingsError, TetherError
@@ -75,38 +75,37 @@ def edit(
     guard = None
     if schedule.guard is not None:
         guard = Guard(model, schedule.guard, every=schedule.guard_every, data=schedule.guard_data)
-    exists = (out / "ledger.json").exists()
-    ledger = Ledger.open(out, model) if exists else _created(model, out, plan, schedule)
-    header = ledger.header
+    if (out / "ledger.json").exists():
+        ledger = Ledger.open(out, model)
+        _check_same(ledger.header, model, plan)
+        trained = recorded_editor(model, ledger.header, plan.editor)
+        schedule = _completed(schedule, ledger.header.method, parse(ledger.header.restrain), ledger.header.every)
+    else:
+        _check_room(out)
+        schedule = _completed(schedule, plan.method or DEFAULT_METHOD, parse("none"), None)
+        trained = trained_editor(model, plan)
+        ledger = Ledger.create(out, new_header(model, plan, schedule, trained))
     with ledger.writing():
-        if exists:
-            _check_same(header, model, plan)
-        trained = recorded_editor(model, header, plan.editor)
-        schedule = _completed(schedule, header.method, parse(header.restrain), header.every)
-        loop = Loop(model, ledger, schedule, trained=trained, guard=guard, strict=strict, progress=progress)
+        loop = Loop(model, ledger, schedule, trained, guard, strict, progress)
         loop.go(facts, skip=_already_done(ledger, facts) if resume else 0)
     return ledger
 
 
-def _created(model: EditableModel, out: Path, plan: EditPlan, schedule: Schedule) -> Ledger:
-    """A new ledger, after checking that there is room for it and that the schedule suits the method."""
+def _check_room(out: Path) -> None:
+    """Raise BadSettingsError where a new ledger has no room."""
     if out.is_file() or any(parent.is_file() for parent in out.parents):
         raise BadSettingsError(f"{out}: there is a file where a folder must be; choose another place for the ledger")
     # A kill while a ledger was made leaves its folder "factors" and files named "ledger.…".
     if out.exists() and any(p.name != "factors" and not p.name.startswith("ledger.") for p in out.iterdir()):
         raise BadSettingsError(f"{out} holds something that is no ledger: choose an empty or new folder")
-    schedule = _completed(schedule, plan.method or DEFAULT_METHOD, parse("none"), None)
-    return Ledger.create(out, new_header(model, plan, schedule))
 
 
 def _completed(schedule: Schedule, method: str, restraint: Constraint, every: int | None) -> Schedule:
     """The schedule, with a ledger's own restraint where it names none. Raises BadSettingsError where the method or the
     restraint cannot do what it asks for."""
-    size = schedule.batch_size
-    if size > 1 and not isinstance(editor_of(method), BatchEditor):
-        raise BadSettingsError(f"batch size {size}: {method} edits one fact at a time; use 1")
-    acts = (schedule.restraint or restraint).acts
-    if schedule.every is not None and not acts:
+    if schedule.batch_size > 1 and not isinstance(editor_of(method), BatchEditor):
+        raise BadSettingsError(f"batch size {schedule.batch_size}: {method} edits one fact at a time; use 1")
+    if schedule.every is not None and not (schedule.restraint or restraint).acts:
         raise BadSettingsError(
             f"every {schedule.every}: there is no restraint to act; name one, as in log:1.2, or do without every"
         )
@@ -138,7 +137,11 @@ def _check_same(header: Header, model: EditableModel, plan: EditPlan) -> None:
 def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
     """How many facts of the list, from its start, are the last ones the ledger tried and no guard took back. A fact is
     known by its subject, prompt and target: what it is measured with may have changed since."""
-    taken_back = {edit for event in ledger.events if event.kind == "guard" for edit in event.undone or ()}
+    taken_back: set[int] = set()
+    for event in ledger.events:
+        if event.kind == "guard":
+            taken_back.update(event.undone or ())
+        taken_back.difference_update(event.redone or ())
     tried = [
         _identity(event.fact)
         for event in ledger.events

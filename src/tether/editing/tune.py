@@ -10,26 +10,28 @@ them; the leader of several tried is compared as if it were the only one, so "su
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tether.editing.plan import DEFAULT_METHOD, EditPlan, Schedule
 from tether.editing.run import edit
 from tether.editors import BatchEditor, editor
-from tether.editors.corpus import Corpus
+from tether.editors.corpus import SELF, Corpus
 from tether.editors.moments import moments
 from tether.editors.registry import EDITORS
 from tether.editors.settings import LatentHparams, settings_for
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, TetherError
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
 from tether.evaluation.measurement import Measurement
+from tether.evaluation.metrics.base import KINDS
 from tether.evaluation.metrics.editing import evaluate_editing
 from tether.evaluation.statistics.paired import Paired, paired
 from tether.facts.fact import Fact
@@ -77,15 +79,9 @@ class Tuned:
 
 
 def tune(
-    model: EditableModel,
-    facts: Sequence[Fact],
-    *,
-    method: str = DEFAULT_METHOD,
-    corpus: str | Path | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    progress: Callable[[Trial], None] | None = None,
-) -> Tuned:
+    model: EditableModel, facts: Sequence[Fact], *, method: str = DEFAULT_METHOD, corpus: str | Path | None = None,
+    batch_size: int | None = None, seed: int = 0, progress: Callable[[Trial], None] | None = None,
+) -> Tuned:  # fmt: skip
     """Propose layers, λ (memit, emmet), steps and clamp for a method on a model, from probe facts (a dozen or more,
     with paraphrases and locality prompts if possible).
 
@@ -96,24 +92,31 @@ def tune(
         raise TetherError("the model carries edits already: load it again to tune")
     if len(facts) < 2:
         raise TetherError(f"{len(facts)} probe facts: a standard error needs two, a sound choice a dozen or more")
-    editor(method)
+    batched = isinstance(editor(method), BatchEditor)
     if not issubclass(EDITORS[method].settings, LatentHparams):
-        raise TetherError(f"{method} has no settings to find on probe facts: train it (`tether train-{method}`)")
-    if batch_size is None:
-        batch_size = len(facts) if isinstance(editor(method), BatchEditor) else 1
+        raise BadSettingsError(
+            f"{method} has no settings to find on probe facts: write them into a settings file, or train its editor "
+            "(tether train-mend makes MEND's)"
+        )
+    schedule = Schedule(batch_size=batch_size or (len(facts) if batched else 1), health=0)
     start, origin = settings_for(method, model)
-    text = Corpus.parse("self" if corpus is None else corpus, seed=seed)
     layers = _layers(start, model.n_layers)
-    moments(model, sorted({*start.layers, *(layer for tried in layers for layer in tried)}), text)
-    plan = EditPlan(method=method, corpus=corpus or "self", seed=seed)
-    probe = _Probe(model, facts, plan, Schedule(batch_size=batch_size, health=0), progress)
-
+    moments(model, sorted({*start.layers, *itertools.chain(*layers)}), Corpus.parse(corpus or SELF, seed=seed))
+    plan = EditPlan(method=method, corpus=corpus or SELF, seed=seed)
+    probe = _Probe(model, facts, plan, schedule, progress)
+    values: Mapping[str, Callable[[Any], Sequence[Any]]] = {  # what to try beside a setting's value so far
+        "layers": lambda now: layers,
+        "mom2_update_weight": lambda now: WEIGHTS,
+        "v_num_grad_steps": lambda now: [round(factor * now) for factor in STEPS],
+        "clamp_norm_factor": lambda now: [factor * now for factor in CLAMPS],
+    }
     verdicts: list[str] = []
     try:  # one setting after another, each with those chosen so far
         best = probe.run(f"start: {origin}", json.loads(start.model_dump_json()))
-        for setting in ("layers", "mom2_update_weight", "v_num_grad_steps", "clamp_norm_factor"):
-            changes = [value for value in _values(setting, best.settings, layers) if value != best.settings[setting]]
-            tried = [probe.run(f"{setting} {_written(value)}", {**best.settings, setting: value}) for value in changes]
+        for setting in [name for name in values if name in best.settings]:
+            now = best.settings[setting]
+            others = [value for value in values[setting](now) if value != now]
+            tried = [probe.run(f"{setting} {_written(value)}", {**best.settings, setting: value}) for value in others]
             if not tried:
                 continue
             leader = max(tried, key=lambda trial: trial.score)
@@ -134,19 +137,6 @@ def _layers(start: LatentHparams, n_layers: int) -> list[list[int]]:
     return [list(range(max(0, last - width + 1), last + 1)) for last in lasts]
 
 
-def _values(setting: str, chosen: Mapping[str, Any], layers: list[list[int]]) -> Sequence[Any]:
-    """What to try for a setting, given those chosen so far; nothing where the method does not have it."""
-    if setting not in chosen:
-        return ()
-    if setting == "layers":
-        return layers
-    if setting == "mom2_update_weight":
-        return WEIGHTS
-    if setting == "v_num_grad_steps":
-        return [round(factor * chosen[setting]) for factor in STEPS]
-    return [factor * chosen[setting] for factor in CLAMPS]
-
-
 def _verdict(setting: str, leader: Trial, best: Trial, against: Paired) -> str:
     """Whether the leader replaces the best so far, and how sure that is."""
     before, after = (_written(trial.settings[setting]) for trial in (best, leader))
@@ -159,9 +149,7 @@ def _verdict(setting: str, leader: Trial, best: Trial, against: Paired) -> str:
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 1:
-        return f"{value[0]}-{value[-1]}"
-    return str(value)
+    return f"{value[0]}-{value[-1]}" if isinstance(value, list) and len(value) > 1 else str(value)
 
 
 def better(found: Paired) -> bool:
@@ -169,21 +157,20 @@ def better(found: Paired) -> bool:
     return found.difference > max(2 * (found.stderr or 0.0), NOTHING)
 
 
+@dataclass
 class _Probe:
     """Edits the probe facts with some settings, and measures."""
 
-    def __init__(
-        self,
-        model: EditableModel,
-        facts: Sequence[Fact],
-        plan: EditPlan,
-        schedule: Schedule,
-        progress: Callable[[Trial], None] | None,
-    ) -> None:
-        self.model, self.facts, self.plan, self.schedule, self.progress = model, facts, plan, schedule, progress
-        self.start = perplexity(model, builtin_text()).value
-        self.trials: list[Trial] = []
-        self.failures: list[str] = []
+    model: EditableModel
+    facts: Sequence[Fact]
+    plan: EditPlan
+    schedule: Schedule
+    progress: Callable[[Trial], None] | None
+    trials: list[Trial] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.start = perplexity(self.model, builtin_text()).value
 
     def run(self, what: str, settings: dict[str, Any]) -> Trial:
         """One trial; the model carries its edits afterwards."""
@@ -193,30 +180,22 @@ class _Probe:
         with tempfile.TemporaryDirectory() as folder:
             ledger = edit(self.model, self.facts, out=Path(folder) / "ledger", plan=plan, schedule=self.schedule)
             if all(event.kind == "failed" for event in ledger.events):
-                reason = ledger.events[0].reason
-                logger.warning("%s: no probe fact could be edited (%s)", what, reason)
-                self.failures.append(f"{what}: {reason}")
+                self.failures.append(f"{what}: {ledger.events[0].reason}")
+                logger.warning("no probe fact could be edited by %s", self.failures[-1])
         found = evaluate_editing(self.model, list(enumerate(self.facts)), Measurement(metrics=("compare", "match")))
         ratio = perplexity(self.model, builtin_text()).value / self.start
-        kept = min(1.0, 1 / ratio)
-        trial = Trial(
-            what=what,
-            settings=settings,
-            scores=tuple(kept * score for score in _scores(found.records, len(self.facts))),
-            efficacy=found.summary["match_tokens"]["efficacy"].value,
-            generalization=_either(found.summary, "generalization"),
-            locality=_either(found.summary, "locality"),
-            perplexity_ratio=ratio,
-            seconds=time.monotonic() - started,
-        )
+        scores = tuple(min(1.0, 1 / ratio) * score for score in _scores(found.records, len(self.facts)))
+        efficacy, generalization, locality = (_mean(found.summary, kind) for kind in KINDS)
+        seconds = time.monotonic() - started
+        trial = Trial(what, settings, scores, efficacy, generalization, locality, ratio, seconds)
         self.trials.append(trial)
         if self.progress:
             self.progress(trial)
         return trial
 
 
-def _either(summary: Any, kind: str) -> float | None:
-    value: float | None = summary["compare"][kind].value
+def _mean(summary: Any, kind: str) -> float | None:
+    value: float | None = None if kind == "efficacy" else summary["compare"][kind].value
     return summary["match_tokens"][kind].value if value is None else value
 
 
@@ -227,7 +206,7 @@ def _scores(records: Iterable[Mapping[str, Any]], facts: int) -> Iterator[float]
         values.setdefault((record["edit"], record["kind"], record["metric"]), []).append(100 * record["value"])
     for index in range(facts):
         means = []
-        for kind in ("efficacy", "generalization", "locality"):
+        for kind in KINDS:
             compared = None if kind == "efficacy" else values.get((index, kind, "compare"))
             found = compared or values.get((index, kind, "match_tokens"))
             if found:

@@ -93,7 +93,7 @@ def ray(
 
 
 def _in_worker(job: str, out: str, analyse: Analyse | None) -> str | None:
-    """A run in a worker; the reason why it failed, or None. Progress goes to the worker's stderr."""
+    """A run in a worker; why it failed, or None. Progress goes to the worker's stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     found = Job.model_validate_json(job)
     return reason_of(partial(do_run, found, Path(out), partial(load_for, found), lambda step: None, analyse))

@@ -26,12 +26,14 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from tether.errors import TetherError, pydantic_line
+from tether.errors import MissingExtraError, TetherError, pydantic_line
 from tether.evaluation.results import Ability, Number, Row, Singular
 from tether.experiment.results import StoredGrid, StoredRun
 from tether.storage.atomic import write_atomically
@@ -98,9 +100,7 @@ def _arrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise TetherError(
-            "the store of a grid needs pyarrow, which is not installed: pip install 'tether[grid]'"
-        ) from None
+        raise MissingExtraError("the store of a grid needs pyarrow: pip install 'tether[grid]'") from None
     return pyarrow, parquet
 
 
@@ -146,12 +146,9 @@ def _numbers(row: Row) -> Iterator[Line]:
 
 def _rows(lines: Sequence[Line]) -> dict[str, list[Row]]:
     """The rows of every run, by its id."""
-    grouped: dict[tuple[str, int], list[Line]] = {}
-    for line in lines:
-        grouped.setdefault((line["run"], line["row"]), []).append(line)
     rows: dict[str, list[Row]] = {}
-    for (run, _), its in grouped.items():
-        rows.setdefault(run, []).append(_row(its))
+    for (run, _), its in groupby(lines, key=itemgetter("run", "row")):
+        rows.setdefault(run, []).append(_row(list(its)))
     return rows
 
 

@@ -97,7 +97,7 @@ def make_plan(spec: GridSpec) -> Plan:
         for seed in spec.seeds:
             for cell in cells:
                 if seed != spec.seeds[0] and not _depends_on_the_seed(cell):
-                    what = f"{cell.method} on {cell.dataset.name} does not depend on the seed"
+                    what = f"{cell.plan.method} on {cell.dataset.name} does not depend on the seed"
                     why = f"it runs with seed {spec.seeds[0]} alone (shuffle: true would draw the order of the facts)"
                     notes[f"{what}: {why}"] = None
                     continue
@@ -109,24 +109,23 @@ def make_plan(spec: GridSpec) -> Plan:
 
 
 def _depends_on_the_seed(cell: Cell) -> bool:
-    return cell.dataset.shuffle or bool(EDITORS[cell.method].needs & {"prefixes", "moments"})
+    return cell.dataset.shuffle or bool(EDITORS[str(cell.plan.method)].needs & {"prefixes", "moments"})
 
 
 def _job(spec: GridSpec, cell: Cell, seed: int, restrain: str, every: int | None, checks: FileChecks) -> Job:
-    dataset = cell.dataset
+    dataset, plan = cell.dataset, cell.plan.model_copy(update={"seed": seed})
     named = {
-        "facts": ("datasets", dataset.facts), "settings": ("settings", cell.settings),
-        "editor": ("editor", cell.editor), "anatomy": ("anatomy", cell.model.anatomy),
-        "corpus": ("corpus", None if cell.corpus == SELF else cell.corpus),
+        "facts": dataset.facts, "settings": plan.settings, "editor": plan.editor, "anatomy": cell.model.anatomy,
+        "corpus": None if plan.corpus == SELF else plan.corpus,
     }  # fmt: skip
-    files = {what: checks.sha256(key, file) for what, (key, file) in named.items() if file is not None}
+    files = {what: checks.sha256(what, str(file)) for what, file in named.items() if file is not None}
     run: dict[str, Any] = {
         "model": cell.model.name, "method": cell.editor_name, "dataset": dataset.name, "seed": seed,
         "edits": cell.edits[-1], "batch_size": cell.batch_size, "restrain": restrain, "every": every,
     }  # fmt: skip
     edited = {
         **run, "files": files, "load": cell.model.load, "dtype": cell.model.dtype, "device": cell.model.device,
-        "method": cell.method, "layers": cell.layers, "corpus": SELF if cell.corpus == SELF else None,
+        "method": plan.method, "layers": plan.layers, "corpus": SELF if plan.corpus == SELF else None,
         "skip": dataset.skip, **({"limit": dataset.limit, "shuffle": True} if dataset.shuffle else {}),
     }  # fmt: skip
     schedule = [] if every is None else [restrain, f"every{every}"]
@@ -140,7 +139,7 @@ def _job(spec: GridSpec, cell: Cell, seed: int, restrain: str, every: int | None
     prompts = (dataset.metrics, dataset.paraphrases, dataset.locality)
     return Job(
         run=Run(id=f"{readable}-{_digest(edited)[:10]}", **run), model=cell.model, dataset=dataset,
-        plan=cell.plan(seed), measurement=spec.measurement(dataset), restraints=restraints, at=cell.edits,
+        plan=plan, measurement=spec.measurement(dataset), restraints=restraints, at=cell.edits,
         analyses=spec.analyses, files=files,
         wanted=_digest({"measured": measured, "prompts": prompts, "data": checks.data(spec)}),
     )  # fmt: skip
@@ -210,27 +209,22 @@ class FileChecks:
 
     def cell(self, cell: Cell) -> None:
         """That the model's folder is there, the settings are some of the method, and the facts are enough."""
-        if Path(cell.model.load).is_absolute() and not Path(cell.model.load).exists():
-            self.missing[f"models {cell.model.name}: {cell.model.load} (no such file or folder)"] = None
-        if cell.settings is not None and self.sha256("settings", cell.settings) != _MISSING:
-            self._settings(cell.settings, cell.method)
-        self._facts(cell)
-
-    def _settings(self, file: str, method: str) -> None:
-        with self._noting("settings"):
-            unknown = read_settings(Path(file)).keys() - EDITORS[method].settings.model_fields
-            if unknown:
-                raise BadSettingsError(f"{file} has {', '.join(sorted(unknown))}, which {method} does not know")
-
-    def _facts(self, cell: Cell) -> None:
-        name, file, wanted = cell.dataset.name, cell.dataset.facts, cell.edits[-1]
-        if (name, wanted) in self.counted or self.sha256("datasets", file) == _MISSING:
+        model, dataset, wanted = cell.model, cell.dataset, cell.edits[-1]
+        if Path(model.load).is_absolute() and not Path(model.load).exists():
+            self.missing[f"models {model.name}: {model.load} (no such file or folder)"] = None
+        settings, method = cell.plan.settings, str(cell.plan.method)
+        if settings is not None and self.sha256("settings", str(settings)) != _MISSING:
+            with self._noting("settings"):
+                unknown = read_settings(settings).keys() - EDITORS[method].settings.model_fields
+                if unknown:
+                    raise BadSettingsError(f"{settings} has {', '.join(sorted(unknown))}, which {method} does not know")
+        if (dataset.name, wanted) in self.counted or self.sha256("datasets", dataset.facts) == _MISSING:
             return
-        self.counted.add((name, wanted))
-        with self._noting(f"datasets {name}"):
-            found = len(_facts(cell.dataset, 0, wanted))
+        self.counted.add((dataset.name, wanted))
+        with self._noting(f"datasets {dataset.name}"):
+            found = len(_facts(dataset, 0, wanted))
             if found < wanted:
-                raise BadFactError(f"{file} gives {found} facts, {wanted} edits are wanted")
+                raise BadFactError(f"{dataset.facts} gives {found} facts, {wanted} edits are wanted")
 
     def data(self, spec: GridSpec) -> dict[str, str]:
         """The sha256 of the abilities' files."""

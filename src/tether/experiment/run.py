@@ -168,8 +168,8 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
     for what, (found, wanted) in pairs.items():
         if found != wanted:
             raise TetherError(
-                f"{ledger.path} was made with another {what} than the grid's ({_short(found)}, the grid's "
-                f"{_short(wanted)}): remove it, or make it with the grid's arguments"
+                f"{ledger.path} was made with another {what} than the grid's ({found!s:.80}, the grid's "
+                f"{wanted!s:.80}): remove it, or make it with the grid's arguments"
             )
     tried = [event for event in ledger.events if event.kind in ATTEMPTS and event.fact is not None]
     size, total = job.run.batch_size, len(facts)
@@ -185,11 +185,6 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
         raise TetherError(f"{ledger.path} has edits undone or a guard's events: a grid measures plain ledgers alone")
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _measured(job: Job, file: Path, ledger: Ledger, model: EditableModel) -> Results:
     """The rows asked for, as the file has them; rows of an earlier, larger question stay in the file alone."""
     evaluate_ledger(
@@ -197,11 +192,9 @@ def _measured(job: Job, file: Path, ledger: Ledger, model: EditableModel) -> Res
         out=file, resume=True,
     )  # fmt: skip
     results = read_results(file)
-    restraints = job.restraints or (AS_RECORDED,)
-    wanted = {(count, name if count else "none") for count in job.at for name in restraints}
-    order = {name: place for place, name in enumerate(restraints)}
+    wanted = [(count, name if count else "none") for count in job.at for name in job.restraints or (AS_RECORDED,)]
     rows = [row for row in results.rows if row.key in wanted]
-    results.rows = sorted(rows, key=lambda row: (row.edits, order.get(row.restraint, 0)))
+    results.rows = sorted(rows, key=lambda row: wanted.index(row.key))
     results.items = [item for item in results.items if (item["edits"], item["restraint"]) in wanted]
     return results
 

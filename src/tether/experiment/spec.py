@@ -13,6 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -238,9 +239,9 @@ class GridSpec(_Strict):
 
     def _cell(self, model: ModelSpec, dataset: DatasetSpec, chosen: EditorSpec) -> Cell | None:
         holds: dict[str, Any] = {
-            "alpha": self.alpha, "once": self.once, "every": self.every, "edits": chosen.edits or self.edits,
-            "settings": chosen.settings, "layers": chosen.layers, "editor": chosen.editor,
-            "batch_size": chosen.batch_size, "corpus": model.corpus or self.corpus, "leave_out": False,
+            **chosen.model_dump(include={"settings", "layers", "editor", "batch_size"}), "alpha": self.alpha,
+            "once": self.once, "every": self.every, "edits": chosen.edits or self.edits,
+            "corpus": model.corpus or self.corpus, "leave_out": False,
         }  # fmt: skip
         names = {"model": model.name, "editor": chosen.name, "dataset": dataset.name}
         for override in self.overrides:
@@ -249,49 +250,39 @@ class GridSpec(_Strict):
         if holds.pop("leave_out"):
             return None
         where = f"model {model.name}, editor {chosen.name}, dataset {dataset.name}"
-        alpha = holds.pop("alpha")
-        holds["once"] = tuple(dict.fromkeys(_with_alpha(text, alpha, where) for text in holds["once"]))
-        every = ((_with_alpha(one.restrain, alpha, where), one.every) for one in holds["every"])
-        holds["every"] = tuple(dict.fromkeys(every))
-        if not holds["once"] and not holds["every"]:
+        alpha, size, method = holds["alpha"], holds["batch_size"], EDITORS[chosen.method]
+        once = dict.fromkeys(_with_alpha(text, alpha, where) for text in holds["once"])
+        every = dict.fromkeys((_with_alpha(one.restrain, alpha, where), one.every) for one in holds["every"])
+        if not once and not every:
             raise ValueError(f"once and every are both empty for {where}: name a restraint, none at least")
-        needed = "editor" in EDITORS[chosen.method].needs
-        if needed and holds["editor"] is None:
+        if "editor" in method.needs and holds["editor"] is None:
             raise ValueError(
-                f"editor is missing for {where}: {chosen.method} edits with a trained editor; name its file "
-                "(tether train-mend makes MEND's)"
+                f"editor is missing for {where}: {method.name} edits with a trained editor; name its file (tether "
+                "train-mend makes MEND's)"
             )
-        if not needed and holds["editor"] is not None:
-            raise ValueError(f"editor is given for {where}: {chosen.method} needs no trained one; name none")
-        if holds["batch_size"] > 1 and not isinstance(editor(chosen.method), BatchEditor):
-            raise ValueError(f"batch_size {holds['batch_size']} for {where}: {chosen.method} edits one fact at a time")
-        corpus = (holds["corpus"] or SELF) if "moments" in EDITORS[chosen.method].needs else None
-        return Cell(
-            model=model, method=chosen.method, editor_name=chosen.name, dataset=dataset, **{**holds, "corpus": corpus}
-        )
+        if "editor" not in method.needs and holds["editor"] is not None:
+            raise ValueError(f"editor is given for {where}: {method.name} needs no trained one; name none")
+        if size > 1 and not isinstance(method.editor(), BatchEditor):
+            raise ValueError(f"batch_size {size} for {where}: {method.name} edits one fact at a time; use 1")
+        holds["corpus"] = (holds["corpus"] or SELF) if "moments" in method.needs else None
+        planned = {key: holds[key] for key in ("settings", "layers", "editor", "corpus")}
+        plan = EditPlan.model_validate({"method": chosen.method, **planned})
+        return Cell(model, dataset, chosen.name, plan, tuple(once), tuple(every), holds["edits"], size)
 
 
-class Cell(BaseModel, frozen=True):
-    """One model × editor × dataset, with what holds there after the overrides. `corpus` is None for a method without
-    moments."""
+@dataclass(frozen=True)
+class Cell:
+    """One model × dataset × editor, with what holds there after the overrides. The plan has no seed, and no corpus for
+    a method without moments."""
 
     model: ModelSpec
-    method: str
-    editor_name: str
     dataset: DatasetSpec
+    editor_name: str
+    plan: EditPlan
     once: tuple[str, ...]
     every: tuple[tuple[str, int], ...]
     edits: tuple[int, ...]
-    settings: str | None
-    layers: tuple[int, ...] | None
-    editor: str | None
     batch_size: int
-    corpus: str | None
-
-    def plan(self, seed: int) -> EditPlan:
-        """What the cell's ledgers depend on."""
-        fields = self.model_dump(include={"method", "settings", "layers", "corpus", "editor"})
-        return EditPlan.model_validate({**fields, "seed": seed})
 
 
 def _with_alpha(text: str, alpha: float | str | None, where: str) -> str:
@@ -364,7 +355,13 @@ def _expanded(value: Any, source: str, key: str, *, path: bool = False) -> Any:
             raise BadSettingsError(
                 f"{source}: {key} = {value!r}: ${{NAME}} may stand in {', '.join(_PATH_KEYS)} alone; write the value"
             )
-        return re.sub(r"\$\{(\w+)\}", lambda match: _variable(match[1], f"{source}: {key}"), value)
+        for name in re.findall(r"\$\{(\w+)\}", value):
+            if name not in os.environ:
+                raise BadSettingsError(
+                    f"{source}: {key} names ${{{name}}}, which is not set: set this environment variable"
+                )
+            value = value.replace(f"${{{name}}}", os.environ[name])
+        return value
     if isinstance(value, Mapping):
         return {
             name: _expanded(item, source, f"{key}.{name}".lstrip("."), path=name in _PATH_KEYS and key[-4:] != "when")
@@ -373,12 +370,6 @@ def _expanded(value: Any, source: str, key: str, *, path: bool = False) -> Any:
     if isinstance(value, list):
         return [_expanded(item, source, f"{key}.{place}") for place, item in enumerate(value)]
     return value
-
-
-def _variable(name: str, where: str) -> str:
-    if name not in os.environ:
-        raise BadSettingsError(f"{where} names ${{{name}}}, which is not set: set this environment variable")
-    return os.environ[name]
 
 
 _ENTRIES: Mapping[str, type[BaseModel]] = {

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,21 +105,26 @@ class Guard:
         """Look at the model, which carries the ledger's edits. Where the limit is passed, `restrain` the sum with
         `restraint`; where that is not enough, take edits back and raise GuardStopError. Needs `writing`."""
         reading = self.read()
-        if not reading.holds and ledger.sums().restrains(restraint):
+        if reading.holds:
+            self._note(ledger, reading)
+            return
+        replay = ledger.replay(keep=True)  # bisection asks for many sums
+        if replay.sums().restrains(restraint):
             why = f"guard {self.rule}: {reading.share:.3f} of the unedited model's after edit {ledger.attempts}"
             logger.warning("%s: restraining with %s", why, restraint)
             restrain(restraint, why)
             reading = self.read()
-        if reading.holds:
-            self._note(ledger, reading)
-            return
+            if reading.holds:
+                self._note(ledger, reading)
+                return
+            replay = replace(replay, events=ledger.events)
         now, shares = ledger.attempts, {ledger.attempts: reading.share}
-        edits = [event.edit for event in ledger.live() if event.edit is not None]
+        edits = ledger.live_numbers()
         readings: dict[int, GuardReading] = {}
 
         def holds(last: int) -> bool:
             """What the ledger will say with the edits up to `last` alone."""
-            ledger.sums(without={edit for edit in edits if edit > last}).show(model)
+            replay.without({edit for edit in edits if edit > last}).sums().show(model)
             readings[last] = self.read()
             shares[last] = readings[last].share
             return readings[last].holds

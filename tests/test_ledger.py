@@ -228,7 +228,7 @@ def test_appending_parses_no_line_again(tmp_path: Path, monkeypatch: pytest.Monk
     parsed: list[int] = []
     check = Journal._check
     monkeypatch.setattr(
-        Journal, "_check", lambda self, number, line: parsed.append(number) or check(self, number, line)
+        Journal, "_check", lambda self, number, *line: parsed.append(number) or check(self, number, *line)
     )
     fill(ledger, "3r4")
     ledger.undo(2)

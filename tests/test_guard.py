@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,9 @@ def test_restraint_is_tried_first_and_may_be_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("restrain", ["none", STRONG])
-def test_the_first_edit_that_fails_and_all_after_it_are_taken_back(restrain: str, tmp_path: Path) -> None:
+def test_the_first_edit_that_fails_and_all_after_it_are_taken_back(
+    restrain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The limit lies between prefixes: everything is checked again from the ledger."""
     plain = Trained(tmp_path)
     last_resort = parse("log:1.2" if restrain == "none" else restrain)
@@ -118,8 +121,13 @@ def test_the_first_edit_that_fails_and_all_after_it_are_taken_back(restrain: str
     limit = (shares[first] + max(shares[:first])) / 2
     assert limit > 1
     trained = Trained(tmp_path)
-    with pytest.raises(GuardStopError, match=f"edit {first} is the first") as caught:
-        trained.run(tmp_path / "a", 5, restrain=restrain, guard=f"perplexity:{limit}", guard_every=5)
+    read, real = Counter[str](), Path.read_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda path: read.update([path.name]) or real(path))
+        with pytest.raises(GuardStopError, match=f"edit {first} is the first") as caught:
+            trained.run(tmp_path / "a", 5, restrain=restrain, guard=f"perplexity:{limit}", guard_every=5)
+    counts = [read[f"{n:06d}.safetensors"] for n in range(1, 6)]
+    assert counts == [1 + (n < first) for n in range(1, 6)], "once by all of the bisection, and the live ones at the end"
     assert "\n" not in str(caught.value)
     held = Ledger.open(tmp_path / "a")
     event = held.events[-1]

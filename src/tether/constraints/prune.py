@@ -160,6 +160,8 @@ def restrain(update: LowRank, sigma_max: float, restraint: Restraint) -> LowRank
     """
     if not restraint.acts or update.rank == 0:
         return update
+    if float(update.singular_values()[0]) < sigma_max * (1 - 1e-9):  # so mostly no vectors are needed
+        return update
     u, s, vh = update.svd()
     if not bool((s > sigma_max).any()):
         return update

@@ -16,6 +16,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +102,25 @@ class Guard:
         """Look at the model, which carries the ledger's edits. Where the limit is passed, `restrain` the sum with
         `restraint`; where that is not enough, take edits back and raise GuardStopError. Needs `writing`."""
         share, now = self.read(), ledger.attempts
-        if not self.allows(share) and ledger.sums().restrains(restraint):
+        if self.allows(share):
+            self._note(ledger, share)
+            return
+        replay = ledger.replay(keep=True)  # bisection asks for many sums
+        if replay.sums().restrains(restraint):
             why = f"guard {self.rule}: {share:.3f} of the unedited model's after edit {now}"
             logger.warning("%s: restraining with %s", why, restraint)
             restrain(restraint, why)
             share = self.read()
-        if self.allows(share):
-            self._note(ledger, share)
-            return
-        edits = [event.edit for event in ledger.live() if event.edit is not None]
+            if self.allows(share):
+                self._note(ledger, share)
+                return
+            replay = replace(replay, events=ledger.events)
+        edits = ledger.live_numbers()
         shares = {now: share}
 
         def holds(last: int) -> bool:
             """What the ledger will say with the edits up to `last` alone."""
-            ledger.sums(without={edit for edit in edits if edit > last}).show(model)
+            replay.without({edit for edit in edits if edit > last}).sums().show(model)
             shares[last] = self.read()
             return self.allows(shares[last])
 

@@ -23,7 +23,6 @@ from tether.errors import BadLedgerError, TetherError, first_line, pydantic_line
 from tether.facts.fact import Fact
 from tether.storage.atomic import finite, sync_folder
 
-FORMAT = 1
 ATTEMPTS = ("edit", "failed", "skipped")
 LOCK = "ledger.lock"
 
@@ -115,8 +114,8 @@ def now() -> str:
 
 class Journal:
     """The events on disk, and what is counted of them. Reading checks every line; appending needs the lock of
-    `writing`. `attempts` is the number of facts tried, `undone` the edits undone and not redone, `unrestrained` the
-    edits after the last restraint."""
+    `writing`. `head` is the sha256 of the last line: the identity of everything so far. `attempts` is the number of
+    facts tried, `undone` the edits undone and not redone, `unrestrained` the edits after the last restraint."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.jsonl"
@@ -127,22 +126,20 @@ class Journal:
         """Read and check every line. Raises BadLedgerError that names the first damaged event."""
         self._seen = self._stat()
         data = self.path.read_bytes() if self._seen else b""
-        self._last, self._whole = self._header_sha, 0
         self.events: list[Event] = []
         self.attempts = 0
         self.undone: frozenset[int] = frozenset()
         self.unrestrained: list[int] = []
-        whole = (0, self._header_sha, 0)  # bytes, hash and events up to the last complete event or batch
-        for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
-            event = self._check(number, line)
-            self.events.append(event)
-            self._whole += len(line) + 1
-            self._last = hashlib.sha256(line + b"\n").hexdigest()
-            if event.batch is None or event.batch[0] == event.batch[1]:
-                whole = (self._whole, self._last, number)
-        self._whole, self._last = whole[:2]
-        del self.events[whole[2] :]
-        self._count(self.events)
+        self._whole, self.head = 0, self._header_sha  # up to the last complete event or batch
+        size, head = self._whole, self.head
+        batch: list[Event] = []
+        for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+            batch.append(self._check(number, line, head))
+            size, head = size + len(line) + 1, hashlib.sha256(line + b"\n").hexdigest()
+            if batch[-1].batch is None or batch[-1].batch[0] == batch[-1].batch[1]:
+                self._whole, self.head = size, head
+                self._take(batch)
+                batch = []
 
     def refresh(self) -> None:
         """`reload`, where the file is not as this journal last read or wrote it."""
@@ -156,7 +153,8 @@ class Journal:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns
 
-    def _count(self, events: Sequence[Event]) -> None:
+    def _take(self, events: Sequence[Event]) -> None:
+        self.events += events
         for event in events:
             self.attempts += event.kind in ATTEMPTS
             if event.undone:
@@ -173,49 +171,43 @@ class Journal:
         """Whether a torn last line, or an incomplete last batch, was dropped."""
         return self.path.exists() and self.path.stat().st_size > self._whole
 
-    @property
-    def head(self) -> str:
-        """sha256 of the last line: the identity of everything so far."""
-        return self._last
-
     def after(self, head: str) -> int | None:
         """How many events follow the line whose sha256 begins with `head`; None where no line has it."""
-        chain = [self._last, *(event.previous for event in reversed(self.events))]
+        chain = [self.head, *(event.previous for event in reversed(self.events))]
         return next((count for count, line in enumerate(chain) if line.startswith(head.lower())), None)
 
-    def _check(self, number: int, line: bytes) -> Event:
-        where = f"{self.path}: event {number}"
-        remedy = "the ledger is damaged from here on; restore it from a copy"
+    def _check(self, number: int, line: bytes, previous: str) -> Event:
+        """The event of a line. Raises BadLedgerError that names it."""
+
+        def damaged(what: str, remedy: str = "the ledger is damaged from here on; restore it from a copy") -> Exception:
+            return BadLedgerError(f"{self.path}: event {number} {what}: {remedy}")
+
         try:
             body = json.loads(line)
             seal = body.pop("checksum", None)
             sound = seal == _seal(body)
         except (ValueError, AttributeError, TypeError, RecursionError):
-            raise BadLedgerError(f"{where} is no JSON object: {remedy}") from None
+            raise damaged("is no JSON object") from None
         if not sound:
-            raise BadLedgerError(f"{where} does not match its checksum: {remedy}")
+            raise damaged("does not match its checksum")
         try:
             event = Event.model_validate({**body, "checksum": seal})
         except ValidationError as error:
-            raise BadLedgerError(
-                f"{where}: {pydantic_line(error)}; this is not ledger format {FORMAT}: open it with a newer tether"
-            ) from None
+            what = f"is not of ledger format 1 ({pydantic_line(error)})"
+            raise damaged(what, "open it with a newer tether") from None
         if event.number != number:
-            raise BadLedgerError(f"{where} is numbered {event.number}: lines are missing or out of order; {remedy}")
-        if event.previous != self._last:
-            raise BadLedgerError(
-                f"{where} does not follow the line before it: that line or ledger.json was changed; {remedy}"
-            )
+            raise damaged(f"is numbered {event.number}, so lines are missing or out of order")
+        if event.previous != previous:
+            raise damaged("does not follow the line before it, so that line or ledger.json was changed")
         return event
 
     def append(self, *events: Mapping[str, Any]) -> list[Event]:
         """Seal and write events, in one write; on return they are on disk."""
-        sealed, lines, last = [], b"", self._last
+        sealed, lines, last = [], b"", self.head
         for number, fields in enumerate(events, start=len(self.events) + 1):
-            event = Event(number=number, time=now(), previous=last, **fields)
-            line = event.line()
+            sealed.append(Event(number=number, time=now(), previous=last, **fields))
+            line = sealed[-1].line()
             last = hashlib.sha256(line).hexdigest()
-            sealed.append(event)
             lines += line
         with self.path.open("r+b" if self.path.exists() else "w+b") as handle:
             handle.truncate(self._whole)  # what a kill left half-written
@@ -226,9 +218,8 @@ class Journal:
         if self._whole == 0:
             sync_folder(self.path.parent)
         self._whole += len(lines)
-        self._last = last
-        self.events += sealed
-        self._count(sealed)
+        self.head = last
+        self._take(sealed)
         self._seen = self._stat()
         return sealed
 
@@ -244,9 +235,8 @@ def writing(folder: Path) -> Iterator[None]:
         raise TetherError(f"{folder} is being written by another process: wait until it ends") from None
     except (OSError, NotImplementedError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
-        raise TetherError(
-            f"{folder} cannot be locked ({why}): a ledger needs a file system with locks; move it to one"
-        ) from None
+        remedy = "a ledger needs a file system with locks; move it to one"
+        raise TetherError(f"{folder} cannot be locked ({why}): {remedy}") from None
     try:
         yield
     finally:

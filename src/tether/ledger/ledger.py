@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +29,14 @@ from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongMo
 from tether.export import LoraReport, Provenance, check_kind, export_updates
 from tether.facts.fact import Fact
 from tether.ledger.journal import ATTEMPTS, Event, Header, Journal, writing
-from tether.ledger.replay import Replay, Sums, check_counts, sound_factors
+from tether.ledger.replay import Replay, Sums, check_counts, damaged, sound_factors
 from tether.models import EditableModel
 from tether.models import load as load_model
 from tether.storage.atomic import write_atomically
 
 _FACTORS = re.compile(r"factors/\d{6,}\.safetensors")
+As = Literal["merged", "lora"]
+Restrain = str | Constraint | None  # None: as recorded
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Ledger:
 
     def __init__(self, path: Path, header: Header, journal: Journal) -> None:
         self.path, self.header, self._journal = path, header, journal
-        self._last_read: tuple[tuple[str, str | None] | None, dict[str, Tensor]] = (None, {})
+        self._last_read: tuple[object, dict[str, Tensor]] = (None, {})
 
     # --- making, opening, checking ------------------------------------------------------------------------------
 
@@ -87,14 +90,11 @@ class Ledger:
         try:
             header = Header.model_validate_json((path / "ledger.json").read_bytes())
         except OSError:
-            raise BadLedgerError(
-                f"{path} is no ledger: it has no readable ledger.json; name the folder of a ledger"
-            ) from None
+            why = "no ledger: it has no readable ledger.json; name the folder of a ledger"
+            raise BadLedgerError(f"{path} is {why}") from None
         except ValidationError as error:
-            raise BadLedgerError(
-                f"{path / 'ledger.json'} is not of ledger format 1 ({pydantic_line(error)}): damaged, or newer than "
-                "this tether"
-            ) from None
+            why = f"not of ledger format 1 ({pydantic_line(error)}): damaged, or newer than this tether"
+            raise BadLedgerError(f"{path / 'ledger.json'} is {why}") from None
         ledger = cls(path, header, Journal(path))
         if model is not None:
             ledger.check_model(model)
@@ -118,14 +118,11 @@ class Ledger:
         without such a head, who can write the folder can also rewrite it.
         """
         self.reload()
-        counts: dict[str, int] = {}
-        named = set()
         for event in self.events:
-            counts[event.kind] = counts.get(event.kind, 0) + 1
             if event.factors:
                 self.tensors(event)
-                named.add(event.factors)
-        self._check_no_lines_missing(named)
+        self._check_no_lines_missing()
+        counts = dict(Counter(event.kind for event in self.events))
         report = {"events": len(self.events), "kinds": counts, "torn_line": self._journal.torn, "head": self.head}
         if head is not None:
             report["events_after_head"] = self._events_after(head)
@@ -133,8 +130,9 @@ class Ledger:
             self.check_model(model)
         return report
 
-    def _check_no_lines_missing(self, named: Set[str]) -> None:
-        orphans = {f"factors/{file.name}" for file in (self.path / "factors").glob("*.safetensors")} - named
+    def _check_no_lines_missing(self) -> None:
+        orphans = {f"factors/{file.name}" for file in (self.path / "factors").glob("*.safetensors")}
+        orphans -= {event.factors for event in self.events if event.factors}
         orphans.discard(_factors_file(self.attempts + 1))  # a kill between the file and its line
         if orphans:
             raise BadLedgerError(
@@ -184,30 +182,19 @@ class Ledger:
         """How many live edits there are after the last restraint."""
         return sum(edit not in self.undone for edit in self._journal.unrestrained)
 
-    def last_edits(self, count: int) -> list[int]:
-        """The numbers of the last `count` live edits, ascending. Raises BadSettingsError where there are fewer."""
-        live = self._live_numbers()
-        if not 1 <= count <= len(live):
-            raise BadSettingsError(
-                f"the last {count} edits: {self.path} has {len(live)} live ones; name 1 to that many"
-            )
-        return live[-count:]
-
-    def _live_numbers(self) -> list[int]:
-        return [event.edit for event in self.live() if event.edit is not None]
-
     def live(self, upto: int | None = None) -> list[Event]:
         """The edits that count: not undone, numbered at most `upto`."""
         undone = self.undone
         return [e for e in self._until(upto) if e.kind == "edit" and e.edit not in undone]
 
+    def live_numbers(self) -> list[int]:
+        return [event.edit for event in self.live() if event.edit is not None]
+
     def facts(self, upto: int | None = None) -> list[tuple[int, Fact]]:
         """Every fact tried and not undone, with its edit number; failed and skipped ones included."""
         undone = self.undone
-        return [
-            (e.edit, e.fact) for e in self._until(upto)
-            if e.kind in ATTEMPTS and e.edit is not None and e.fact is not None and e.edit not in undone
-        ]  # fmt: skip
+        tried = [(e.edit, e.fact) for e in self._until(upto) if e.edit is not None and e.fact is not None]
+        return [(edit, fact) for edit, fact in tried if edit not in undone]
 
     def restraints(self, upto: int | None = None) -> list[tuple[int, str]]:
         """Every restraint that the journal records up to edit `upto`, as (number of the edit before it, restraint)."""
@@ -228,79 +215,72 @@ class Ledger:
     def factors(self, event: Event) -> dict[str, LowRank]:
         """The updates of one edit by weight name, float32 on the CPU, checked against the journal. Of a fact edited in
         a batch: its term of the batch's sum."""
-        tensors, part = self.tensors(event), _part(event)
+        A, B = self._own(event, "A"), self._own(event, "B")
         with sound_factors(self.path, event):
-            return {
-                name: LowRank(tensors[f"{name}/A"][:, part].clone(), tensors[f"{name}/B"][part].clone())
-                for name in self.header.weights if f"{name}/A" in tensors
-            }  # fmt: skip
+            return {name: LowRank(A[name].mT, B[name]) for name in A}
 
     def vectors(self, event: Event, kind: Literal["K", "V"]) -> dict[str, Tensor]:
         """The keys "K" (n×q) or values "V" (n×p) that the editor kept of one edit, by weight name, one a row (one row
         but for editors with many keys a fact), float32 on the CPU, checked against the journal."""
-        tensors, part = self.tensors(event), _part(event)
+        return self._own(event, kind)
+
+    def _own(self, event: Event, kind: str) -> dict[str, Tensor]:
+        """The fact's own rows of a kind of tensor (columns of A) in what its batch shares, by weight name."""
+        part = slice(None) if event.column is None else slice(event.column, event.column + 1)
+        tensors = self.tensors(event)
+        found = {name: tensors[f"{name}/{kind}"] for name in self.header.weights if f"{name}/{kind}" in tensors}
         with sound_factors(self.path, event):
-            return {
-                name: torch.atleast_2d(tensors[f"{name}/{kind}"])[part].clone()
-                for name in self.header.weights if f"{name}/{kind}" in tensors
-            }  # fmt: skip
+            return {name: torch.atleast_2d(one.mT if kind == "A" else one)[part].clone() for name, one in found.items()}
 
     def tensors(self, event: Event) -> dict[str, Tensor]:
         """Everything in an edit's factors file, which the facts of a batch share: "<weight>/A", "<weight>/B", and what
         its editor kept ("<weight>/K", …); float32 on the CPU, checked against the journal. The last file is kept."""
-        where = f"{self.path}: event {event.number} (edit {event.edit})"
-        if event.factors is None:
-            raise BadLedgerError(f"{where} names no factors file: restore the ledger from a copy")
-        if not _FACTORS.fullmatch(event.factors):
-            raise BadLedgerError(
-                f"{where} names the file {event.factors!r}: a ledger reads its own factors/NNNNNN.safetensors alone; "
-                "restore it from a copy"
-            )
-        if self._last_read[0] == (event.factors, event.sha256):
-            return self._last_read[1]
-        file = self.path / event.factors
-        try:
-            data = file.read_bytes() if file.is_file() else None
-        except OSError:
-            data = None
-        if data is None:
-            raise BadLedgerError(f"{where}: {event.factors} is missing; restore it from a copy")
-        if hashlib.sha256(data).hexdigest() != event.sha256:
-            raise BadLedgerError(
-                f"{where}: {event.factors} does not match its sha256; it was changed, restore it from a copy"
-            )
-        with sound_factors(self.path, event):
-            tensors = load(data)
-        self._last_read = ((event.factors, event.sha256), tensors)
-        return tensors
+        if not _FACTORS.fullmatch(event.factors or ""):
+            what = f"names the file {event.factors!r}: a ledger reads its own factors/NNNNNN.safetensors alone"
+            raise damaged(self.path, event, what)
+        if self._last_read[0] != (event.factors, event.sha256):
+            file, data = self.path / str(event.factors), None
+            with suppress(OSError):
+                data = file.read_bytes() if file.is_file() else None  # a pipe would be waited for
+            if data is None:
+                raise damaged(self.path, event, f"{event.factors} is missing")
+            if hashlib.sha256(data).hexdigest() != event.sha256:
+                raise damaged(self.path, event, f"{event.factors} was changed: it does not match its sha256")
+            with sound_factors(self.path, event):
+                self._last_read = (event.factors, event.sha256), load(data)
+        return self._last_read[1]
+
+    def reader(self) -> Callable[[Event], dict[str, Tensor]]:
+        """`tensors`, reading each file once: what was read is kept as long as the function is."""
+        kept: dict[str | None, dict[str, Tensor]] = {}
+
+        def read(event: Event) -> dict[str, Tensor]:
+            if event.factors not in kept:
+                kept[event.factors] = self.tensors(event)
+            return kept[event.factors]
+
+        return read
 
     # --- what follows from it -----------------------------------------------------------------------------------
 
-    def replay(self, *, without: Set[int] = frozenset()) -> Replay:
-        """The live edits in journal order, `without` some: as after their undo. For several numbers of edits or several
-        restraints in one pass over the files."""
-        counting = frozenset(self._live_numbers()) - without
-        return Replay(self.path, self.header, self.events, counting, self.tensors)
+    def replay(self, *, keep: bool = False) -> Replay:
+        """The live edits in journal order. For several numbers of edits or several restraints in one pass over the
+        files; with `keep` for several passes, which read them once."""
+        read = self.reader() if keep else self.tensors
+        return Replay(self.path, self.header, self.events, frozenset(self.live_numbers()), read)
 
-    def sums(
-        self, upto: int | None = None, restrain: str | Constraint | None = None, *, without: Set[int] = frozenset(),
-        exact: bool = True,
-    ) -> Sums:  # fmt: skip
+    def sums(self, upto: int | None = None, restrain: Restrain = None, *, exact: bool = True) -> Sums:
         """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits
-        up to `upto`, and that function once. `without` and `exact` as for `replay` and `Replay.states`."""
-        upto = self.attempts if upto is None else upto
-        restraint = None if restrain is None else parse(restrain)
-        (state,) = self.replay(without=without).states([upto], [restraint], exact=exact)
-        return state.sums
+        up to `upto`, and that function once. `exact` as for `Replay.states`."""
+        return self.replay().sums(upto, None if restrain is None else parse(restrain), exact=exact)
 
     def checked_sums(self) -> Sums:
         """The sums of all edits, for a run that appends: with them every factors file is read and checked, once."""
-        self._check_no_lines_missing({event.factors for event in self.events if event.factors})
-        (state,) = self.replay().states([self.attempts], [None], check=True)
-        return state.sums
+        self._check_no_lines_missing()
+        return self.replay().sums(check=True)
 
     def apply(
-        self, model: EditableModel | None = None, *, upto: int | None = None, restrain: str | Constraint | None = None
+        self, model: EditableModel | None = None, *, upto: int | None = None, restrain: Restrain = None
     ) -> EditableModel:
         """Make the model (the recorded one is loaded if none is given) carry the ledger's edits. Changes it in place,
         from its original weights: what else it carried on these weights is replaced."""
@@ -327,7 +307,7 @@ class Ledger:
         """Take edits out, by number: from now on the ledger is what it would be without them in the sum, later
         restraints recomputed. Later edits are *not* computed anew. Nothing is deleted; needs no model."""
         with self.writing():
-            self._check_numbers("undo", edits, set(self._live_numbers()), "is no live edit", "was undone already")
+            self._check_numbers("undo", edits, set(self.live_numbers()), "is no live edit", "was undone already")
             return self._journal.append({"kind": "undo", "undone": tuple(sorted(set(edits)))})[0]
 
     def redo(self, *edits: int) -> Event:
@@ -345,17 +325,15 @@ class Ledger:
                 raise BadSettingsError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
 
     def spectrum(
-        self, model: EditableModel | None = None, *, at: Sequence[int] | None = None,
-        restrain: str | Constraint | None = None,
-    ) -> list[SpectrumRow]:  # fmt: skip
+        self, model: EditableModel | None = None, *, at: Sequence[int] | None = None, restrain: Restrain = None
+    ) -> list[SpectrumRow]:
         """σ_max, σ_min, κ of every edited weight and σ̂ of its update, after each number of edits in `at` (default:
         all). Of the float32 W₀ + Σ, also for a model in a smaller dtype. The model is not changed."""
         return self.spectra(model, at=at, restraints=[restrain])
 
     def spectra(
-        self, model: EditableModel | None = None, *, at: Sequence[int] | None = None,
-        restraints: Sequence[str | Constraint | None],
-    ) -> list[SpectrumRow]:  # fmt: skip
+        self, model: EditableModel | None = None, *, at: Sequence[int] | None = None, restraints: Sequence[Restrain]
+    ) -> list[SpectrumRow]:
         """The rows of `spectrum` under each of several restraints in turn, in one pass over the edits."""
         model = self.model_or_load(model)
         spectra = {name: Spectrum(model.original(name)) for name in self.header.weights}
@@ -366,17 +344,14 @@ class Ledger:
             rows = found[state.edits, state.restraint] = []
             for name, spectrum in spectra.items():
                 held = state.sums.of[name].factors
-                rows.append(
-                    SpectrumRow(
-                        state.edits, label_of(state.restraint), name, spectrum.of(held), state.sums.m[name],
-                        tuple(held.singular_values().tolist()), model.rounding(name, held),
-                    )
-                )  # fmt: skip
+                s = tuple(held.singular_values().tolist())
+                m, label, rounding = state.sums.m[name], label_of(state.restraint), model.rounding(name, held)
+                rows.append(SpectrumRow(state.edits, label, name, spectrum.of(held), m, s, rounding))
         return [row for restraint in parsed for upto in counts for row in found[upto, restraint]]
 
     def export(
-        self, model: EditableModel | None, to: str | Path, *, as_: Literal["merged", "lora"],
-        restrain: str | Constraint | None = None, upto: int | None = None, rank: int | None = None,
+        self, model: EditableModel | None, to: str | Path, *, as_: As, restrain: Restrain = None,
+        upto: int | None = None, rank: int | None = None,
     ) -> LoraReport | None:  # fmt: skip
         """Write the edited model as a folder for transformers (`merged`) or as an adapter for peft (`lora`): the live
         edits up to `upto`, with the journal's own restraints (`restrain` None) or one of the sum. Returns what an
@@ -418,36 +393,27 @@ class Ledger:
         """What became of one fact, or of the facts of one solve: factors first (temporary name, fsync, rename), then a
         line each (fsync), all of them or none. `updates` and `vectors` are of the edited ones. Needs `writing`."""
         first = self.attempts + 1
-        edited = any(attempt.kind == "edit" for attempt in attempts)
-        kept = self._write_factors(first, updates, vectors) if edited else self._discard(first)
+        file, kept = _factors_file(first), {}
+        if any(attempt.kind == "edit" for attempt in attempts):
+            tensors = {f"{name}/A": one.A for name, one in updates.items()} | vectors
+            tensors |= {f"{name}/B": one.B for name, one in updates.items()}
+            data = save({n: t.detach().to("cpu", torch.float32, copy=True).contiguous() for n, t in tensors.items()})
+            write_atomically(self.path / file, data)
+            kept = {"factors": file, "sha256": hashlib.sha256(data).hexdigest()}
+        else:  # a killed run can leave a factors file without a journal line
+            (self.path / file).unlink(missing_ok=True)
         columns = itertools.count()
         lines = []
         for place, attempt in enumerate(attempts):
-            line: dict[str, Any] = {
-                "kind": attempt.kind, "edit": first + place, "fact": attempt.fact, "reason": attempt.reason,
-                "record": attempt.record,
-            }  # fmt: skip
+            line: dict[str, Any] = {"kind": attempt.kind, "edit": first + place, "fact": attempt.fact}
+            line |= {"reason": attempt.reason, "record": attempt.record}
+            if len(attempts) > 1:
+                line["batch"] = place + 1, len(attempts)
             if attempt.kind == "edit":
                 line |= kept
-            if len(attempts) > 1:
-                line |= {"batch": (place + 1, len(attempts))}
-                line |= {"column": next(columns)} if attempt.kind == "edit" else {}
+                line["column"] = next(columns) if len(attempts) > 1 else None
             lines.append(line)
         return self._journal.append(*lines)
-
-    def _write_factors(self, edit: int, updates: dict[str, LowRank], vectors: dict[str, Tensor]) -> dict[str, str]:
-        tensors = {
-            f"{name}/{part}": getattr(update, part) for name, update in updates.items() for part in "AB"
-        } | vectors
-        data = save({n: t.detach().to("cpu", torch.float32, copy=True).contiguous() for n, t in tensors.items()})
-        file = _factors_file(edit)
-        write_atomically(self.path / file, data)
-        return {"factors": file, "sha256": hashlib.sha256(data).hexdigest()}
-
-    def _discard(self, edit: int) -> dict[str, str]:
-        """A killed run can leave a factors file without a journal line. Remove it."""
-        (self.path / _factors_file(edit)).unlink(missing_ok=True)
-        return {}
 
     def append_restraint(self, restraint: Constraint, record: dict[str, Any], reason: str | None = None) -> Event:
         """A restraint of the sum so far, with the reason where it was not in the schedule. Needs `writing`."""
@@ -462,8 +428,3 @@ class Ledger:
 
 def _factors_file(edit: int) -> str:
     return f"factors/{edit:06d}.safetensors"
-
-
-def _part(event: Event) -> slice:
-    """The fact's own rows and columns of what its batch shares."""
-    return slice(None) if event.column is None else slice(event.column, event.column + 1)

@@ -154,10 +154,9 @@ def _records(path: Path) -> Iterator[tuple[int | None, Any]]:
         raise BadFactError(f"{path} is not UTF-8 text at byte {error.start}: save it as UTF-8") from None
     if text.lstrip().startswith("["):
         try:
-            records = json.loads(text)
+            yield from ((None, record) for record in json.loads(text))
         except json.JSONDecodeError as error:
             raise BadFactError(f"{path} is not a JSON array: {error.msg} at line {error.lineno}; mend it") from None
-        yield from ((None, record) for record in records)
         return
     for line, row in enumerate(text.split("\n"), 1):
         if row.strip():

@@ -1,8 +1,4 @@
 """What was measured, on a page: figures and tables, and which of the paper's findings they show."""
 
-from __future__ import annotations
-
-from tether.report.grid.page import write_grid_report
-from tether.report.ledger.page import write_report
-
-__all__ = ["write_grid_report", "write_report"]
+from tether.report.grid.page import write_grid_report as write_grid_report
+from tether.report.ledger.page import write_report as write_report

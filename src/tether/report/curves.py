@@ -41,13 +41,12 @@ def gather(samples: Iterable[Sample]) -> Curves:
     for name, edits, seed, value in samples:
         by_point.setdefault((name, edits), {}).setdefault(seed, value)
     points = {key: Point(key[1], *over_seeds(list(found.values())), len(found)) for key, found in by_point.items()}
-    start = [point for (name, _), point in points.items() if name == UNEDITED]
+    curves: Curves = {}
+    for (name, _), point in sorted(points.items(), key=lambda item: item[1].edits):
+        curves.setdefault(name, []).append(point)
+    start = curves.pop(UNEDITED, [])
     names = dict.fromkeys(name for name, _ in points if name != UNEDITED) or ({"none": None} if start else {})
-    ordered = sorted(names, key=lambda name: name != "none")
-    return {
-        name: start + sorted((p for (n, _), p in points.items() if n == name), key=lambda p: p.edits)
-        for name in ordered
-    }
+    return {name: start + curves.get(name, []) for name in sorted(names, key=lambda name: name != "none")}
 
 
 def over_seeds(values: Sequence[Estimate]) -> Estimate:
@@ -71,9 +70,8 @@ def last_shared(*curves: Sequence[Point]) -> int | None:
 
 def curve_panels(curves: Mapping[str, Curves], styles: Mapping[str, Style], units: Mapping[str, str]) -> list[Panel]:
     """A panel for each title that has curves. `units`: percent or ppl, by title; any other has no unit."""
-    return [
-        Panel(title, partial(draw_curves, some, styles, units.get(title, ""))) for title, some in curves.items() if some
-    ]
+    drawn = {title: partial(draw_curves, some, styles, units.get(title, "")) for title, some in curves.items() if some}
+    return [Panel(title, draw) for title, draw in drawn.items()]
 
 
 def curve_legend(curves: Iterable[Curves], styles: Mapping[str, Style]) -> list[tuple[str, Style]]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tether.errors import MissingExtraError
 from tether.storage.atomic import write_atomically
@@ -26,18 +26,6 @@ _OTHERS = (BLUE, GREEN, PURPLE, SKY, ORANGE)
 _MARKS = "sD^vPX"
 _SIZE = (3.6, 2.7)  # inches of a panel: a phone's width
 _COLUMNS = 3  # of panels in a file
-_STYLE = {
-    "svg.fonttype": "none",  # text stays text: small, and selectable
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "text.parse_math": False,  # a name with $ is a name
-}
 
 
 @dataclass(frozen=True)
@@ -69,16 +57,14 @@ class Chart:
 
     def elements(self) -> list[str]:
         """An svg element for every panel. Raises MissingExtraError without matplotlib."""
-        return [self._element(i, panel) for i, panel in enumerate(self.panels)]
-
-    def _element(self, number: int, panel: Panel) -> str:
-        buffer, name = io.StringIO(), f"{self.name}-{number}"
-        with _figure(name, _SIZE) as figure:
-            axes = figure.subplots()
-            _draw(axes, panel)
-            figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
-        label = f"{self.label}: {panel.title}" if panel.title else self.label
-        return _element(buffer.getvalue(), name, label)
+        found = []
+        for i, panel in enumerate(self.panels):
+            buffer, name = io.StringIO(), f"{self.name}-{i}"
+            with _figure(name, _SIZE) as figure:
+                _draw(figure.subplots(), panel)
+                figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+            found.append(_element(buffer.getvalue(), name, f"{self.label}: {panel.title}".removesuffix(": ")))
+        return found
 
     def save(self, folder: Path) -> list[Path]:
         """Write `NAME.svg` and `NAME.png` with all panels and the legend to the folder; returns both."""
@@ -92,10 +78,8 @@ class Chart:
             for axes in every[len(self.panels) :]:
                 axes.set_axis_off()
             if self.legend:
-                figure.legend(
-                    [_handle(style) for _, style in self.legend], [name for name, _ in self.legend],
-                    loc="outside upper center", ncols=min(2 * columns, len(self.legend)),
-                )  # fmt: skip
+                names, handles = [name for name, _ in self.legend], [_handle(style) for _, style in self.legend]
+                figure.legend(handles, names, loc="outside upper center", ncols=min(2 * columns, len(names)))
             for form, options in (("svg", {"metadata": _NO_METADATA}), ("png", {"dpi": 150})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=form, **options)
@@ -122,8 +106,8 @@ def restraint_name(restraint: str) -> str:
 
 def plot(axes: Axes, x: Sequence[float], y: Sequence[float], style: Style, errors: Sequence[float] = ()) -> None:
     """A curve with error bars where there are any."""
-    axes.errorbar(x, y, errors if any(errors) else None, color=style.colour, marker=style.mark, linestyle=style.line,
-                  markersize=4.5, linewidth=1.4, capsize=2)  # fmt: skip
+    look: dict[str, Any] = {"color": style.colour, "marker": style.mark, "linestyle": style.line}
+    axes.errorbar(x, y, errors if any(errors) else None, **look, markersize=4.5, linewidth=1.4, capsize=2)
 
 
 def scale(axes: Axes, values: Iterable[float], axis: str = "y") -> None:
@@ -163,7 +147,7 @@ def _figure(name: str, size: tuple[float, float]) -> Iterator[Figure]:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("figures need matplotlib: pip install 'tether[report]'") from None
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({"svg.hashsalt": name}, Path(__file__).with_name("tether.mplstyle")):
         yield Figure(figsize=size, layout="constrained")
 
 

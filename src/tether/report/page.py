@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from tether.errors import BadSettingsError
-from tether.report.drawing import Chart, Style
+from tether.report.drawing import Chart
 from tether.storage.atomic import write_atomically
 
 _GENERATOR = '<meta name="generator" content="tether">'
@@ -47,15 +47,8 @@ def check_own(to: Path) -> None:
 def write_page(to: Path, title: str, top: Iterable[str], sections: Sequence[Section]) -> Path:
     """Write a page with a table of contents to a file, whole or not at all; its folder is made. Returns the file."""
     contents = "".join(f'<li><a href="#{s.id}">{escape(s.title)}</a></li>' for s in sections)
-    parts = [
-        f"<header><h1>{escape(title)}</h1>",
-        *top,
-        "</header>",
-        f'<nav aria-label="Contents"><ol>{contents}</ol></nav>',
-        "<main>",
-        *(section.html() for section in sections),
-        "</main>",
-    ]
+    nav = f'</header>\n<nav aria-label="Contents"><ol>{contents}</ol></nav>\n<main>'
+    parts = [f"<header><h1>{escape(title)}</h1>", *top, nav, *(section.html() for section in sections), "</main>"]
     css = (resources.files(__package__) / "page.css").read_text(encoding="utf-8")
     page = "\n".join([*_HEAD, f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>",
                       *filter(None, parts), "</body>\n</html>\n"])  # fmt: skip
@@ -68,15 +61,13 @@ def figure(chart: Chart | None, files: str = "") -> str:
     """A chart's panels side by side, as many as fit, under its legend; "" for None. `files`: HTML below it."""
     if chart is None:
         return ""
-    keys = "".join(_key(name, style) for name, style in chart.legend)
-    legend = f'<ul class="legend">{keys}</ul>' if keys else ""
+    legend = ""
+    for name, style in chart.legend:
+        sign = _LINES[style.line] + _SIGNS[style.mark] + _LINES[style.line]
+        legend += f'<li><span aria-hidden="true" style="color:{style.colour}">{sign}</span> {escape(name)}</li>'
+    legend = f'<ul class="legend">{legend}</ul>' if legend else ""
     caption = f"<figcaption>{escape(chart.label)}{files}</figcaption>"
     return f'<figure id="{chart.name}">{caption}{legend}<div class="panels">{"".join(chart.elements())}</div></figure>'
-
-
-def _key(name: str, style: Style) -> str:
-    sign = _LINES[style.line] + _SIGNS[style.mark] + _LINES[style.line]
-    return f'<li><span aria-hidden="true" style="color:{style.colour}">{sign}</span> {escape(name)}</li>'
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[Cell]], classes: Sequence[str] | None = None) -> str:

@@ -41,38 +41,38 @@ def contrast(editor: Editor, measure: str, row: Key, baseline: Key) -> Contrast 
     if any(d.n < FEW for d, _ in stored):
         return None
     if stored:
-        signs = [
-            _sign(d.mean if forward else -d.mean, d.p_holm) * (-1 if less_is_better else 1) for d, forward in stored
-        ]
-        ups, downs = signs.count(1), signs.count(-1)
-        sign = 1 if 2 * ups > len(signs) else -1 if 2 * downs > len(signs) else 0
-        p = stored[0][0].p_holm
-        chance = ("one item" if p is None else p_text(p)) if len(signs) == 1 else (
-            f"more than chance in {max(ups, downs)} of {len(signs)} seeds"
-        )  # fmt: skip
-        return Contrast(sign, gain, f"{values} ({chance})")
+        signs = [_sign(d) * (1 if forward != less_is_better else -1) for d, forward in stored]
+        sign = max((1, -1), key=signs.count)
+        most, p = signs.count(sign), stored[0][0].p_holm
+        if len(signs) > 1:
+            chance = f"more than chance in {most} of {len(signs)} seeds"
+        else:
+            chance = "one item" if p is None else p_text(p)
+        return Contrast(sign if 2 * most > len(signs) else 0, gain, f"{values} ({chance})")
     if a.stderr is None or b.stderr is None:
         return None
     error = math.hypot(a.stderr, b.stderr)
-    sign = 0 if abs(gain) <= ERRORS * error else 1 if gain > 0 else -1
+    sign = 0 if abs(gain) <= ERRORS * error else int(math.copysign(1, gain))
     return Contrast(sign, gain, f"{values} (± {error:.1f})")
 
 
 def _stored(editor: Editor, measure: str, row: Key, baseline: Key) -> list[tuple[Difference, bool]]:
     """The stored comparisons of two rows, one a run, and whether they have them in this order."""
     found = []
+    wanted = [(edits, name if edits else "") for edits, name in (row, baseline)]
     for stored in editor.runs:
         for d in stored.analyses.differences:
             keys = [(edits, curve_name(stored.run, name) if edits else "") for edits, name in (d.row, d.baseline)]
-            wanted = [(edits, name if edits else "") for edits, name in (row, baseline)]
             if d.measure == measure and keys in (wanted, wanted[::-1]):
                 found.append((d, keys == wanted))
                 break
     return found
 
 
-def _sign(mean: float, p: float | None) -> int:
-    return 0 if p is None or p >= LEVEL or mean == 0 else 1 if mean > 0 else -1
+def _sign(found: Difference) -> int:
+    if found.p_holm is None or found.p_holm >= LEVEL or found.mean == 0:
+        return 0
+    return 1 if found.mean > 0 else -1
 
 
 def contrasts(editor: Editor, measures: Iterable[str], first: str, second: str) -> tuple[int, list[Contrast]]:
@@ -82,8 +82,7 @@ def contrasts(editor: Editor, measures: Iterable[str], first: str, second: str) 
     for measure in measures:
         curves = editor.measured(measure)
         last = last_shared(curves.get(first, []), curves.get(second, []))
-        one = None if last is None else contrast(editor, measure, (last, first), (last, second))
-        if one is not None and last is not None:
+        if last is not None and (one := contrast(editor, measure, (last, first), (last, second))) is not None:
             found.append(one)
             most = max(most, last)
     return most, found

@@ -30,11 +30,12 @@ class CannotSay(Exception):  # noqa: N818 - no error: an answer
 
 def kappa_climbs(editor: Editor) -> Judgement:
     weight, curves = editor.worst("kappa")
-    if not curves:
-        raise CannotSay("κ was not measured")
+    _need(curves, "κ was not measured")
     kappa, largest = curves["none"], editor.spectra("sigma_max")[weight].get("none", [])
-    if len(kappa) < 3 or kappa[0].edits:
-        raise CannotSay(f"{len(kappa)} checkpoints of κ, three with the unedited weight are needed")
+    _need(
+        len(kappa) >= 3 and not kappa[0].edits,
+        f"{len(kappa)} checkpoints of κ, three with the unedited weight are needed",
+    )
     return _grows(kappa) and _grows(largest), (
         f"κ {_range(kappa)} (ρ with the edits {_trend(kappa):.2f}), σ_max {_range(largest)} "
         f"(ρ {_trend(largest):.2f}), 0 → {kappa[-1].edits} edits, {weight}"
@@ -44,8 +45,7 @@ def kappa_climbs(editor: Editor) -> Judgement:
 def sigma_min_stays(editor: Editor) -> Judgement:
     weight, _ = editor.worst("kappa")
     points = editor.spectra("sigma_min").get(weight, {}).get("none", [])
-    if len(points) < 2 or points[0].edits or points[0].value <= 0:
-        raise CannotSay("σ_min was not measured before and after")
+    _need(len(points) >= 2 and not points[0].edits and points[0].value > 0, "σ_min was not measured before and after")
     furthest = max((p.value / points[0].value - 1 for p in points), key=abs)
     told = f"σ_min {_range(points)}, at most {100 * furthest:+.1f} % from the unedited one, {weight}"
     return abs(furthest) <= RISE - 1, told
@@ -54,8 +54,7 @@ def sigma_min_stays(editor: Editor) -> Judgement:
 def update_grows(editor: Editor) -> Judgement:
     weight, curves = editor.worst("update_sigma_max")
     points = [p for p in curves.get("none", []) if p.edits]
-    if len(points) < 2:
-        raise CannotSay("σ̂_max was measured at fewer than two numbers of edits")
+    _need(len(points) >= 2, "σ̂_max was measured at fewer than two numbers of edits")
     m = editor.m[weight]
     return _grows(points) and points[-1].value > m, (
         f"σ̂_max {_range(points)} for N = {points[0].edits} → {points[-1].edits} (ρ {_trend(points):.2f}), "
@@ -73,8 +72,7 @@ def kappa_restrained(editor: Editor) -> Judgement:
 
 def bound_holds(editor: Editor) -> Judgement:
     points = [p for s in editor.runs for p in s.analyses.bound]
-    if not points:
-        raise CannotSay("the bound was not measured")
+    _need(points, "the bound was not measured")
     broken, silent = sum(not p.holds for p in points), sum(p.bound_from_kappa is None for p in points)
     return not broken, (
         f"no actual error above the bound of theorem 3.1 in {len(points) - broken} of {len(points)} cases; γ ≤ 0 in "
@@ -88,8 +86,7 @@ def bound_grows(of: str) -> Callable[[Editor], Judgement]:
     def judge(editor: Editor) -> Judgement:
         weight = editor.worst_bound()
         points = editor.bounds(of).get(weight, {}).get("none", [])
-        if len(points) < CHECKPOINTS:
-            raise CannotSay(f"the bound was measured at {len(points)} edits; {CHECKPOINTS} are needed")
+        _need(len(points) >= CHECKPOINTS, f"the bound was measured at {len(points)} edits; {CHECKPOINTS} are needed")
         seen, told = _significant(rank_correlation([p.edits for p in points], [p.value for p in points]), 1)
         return seen, f"bound {_range(points)}, edits {points[0].edits} → {points[-1].edits}, {told}, {weight}"
 
@@ -105,8 +102,7 @@ def bound_restrained(editor: Editor) -> Judgement:
 
 def copies_add_up(editor: Editor) -> Judgement:
     points = editor.copies("none")
-    if len(points) < 2:
-        raise CannotSay("copies of one update were not measured")
+    _need(len(points) >= 2, "copies of one update were not measured")
     furthest = max(abs(p.update_sigma_max / (p.copies * p.delta_max) - 1) for p in points)
     last = points[-1]
     return furthest <= EXACT, (
@@ -127,8 +123,9 @@ def copies_restrained(editor: Editor) -> Judgement:
     told = f"N = {most} copies: σ̂_max {a.update_sigma_max:.3g} → {b.update_sigma_max:.3g} with {name}"
     seen = b.update_sigma_max * RISE < a.update_sigma_max
     if fewest.efficacy is not None and b.efficacy is not None:
-        if fewest.efficacy <= LOSS:
-            raise CannotSay(f"the edit does not hold with N = {fewest.copies} (efficacy {fewest.efficacy:.1f})")
+        _need(
+            fewest.efficacy > LOSS, f"the edit does not hold with N = {fewest.copies} (efficacy {fewest.efficacy:.1f})"
+        )
         seen = seen and b.efficacy >= fewest.efficacy - LOSS
         told += f", efficacy {b.efficacy:.1f} ({fewest.efficacy:.1f} for N = {fewest.copies})"
     if a.perplexity is not None and b.perplexity is not None:
@@ -146,8 +143,7 @@ def abilities_fall(editor: Editor) -> Judgement:
         one = contrast(editor, task, (points[-1].edits, "none"), (0, "none"))
         if one is not None:
             found.append(one)
-    if not found:
-        raise CannotSay("no ability was measured before and after that the unedited model has")
+    _need(found, "no ability was measured before and after that the unedited model has")
     fell = sum(c.sign < 0 for c in found)
     return 2 * fell > len(found), f"{fell} of {len(found)} fell: {listed(found)}"
 
@@ -158,8 +154,7 @@ def abilities_kept(editor: Editor) -> Judgement:
 
 def editing_kept(editor: Editor) -> Judgement:
     edits, found = contrasts(editor, editor.kinds, _prune(editor), "none")
-    if not found:
-        raise CannotSay("no two rows can be compared")
+    _need(found, "no two rows can be compared")
     kept = all(c.sign >= 0 and c.gain >= -LOSS for c in found)
     return kept, f"after {edits} edits {listed(found)}"
 
@@ -174,8 +169,7 @@ def locality_with_abilities(editor: Editor) -> Judgement:
 
 def instances_stay(editor: Editor) -> Judgement:
     points = [p for p in editor.instance_changes().get("none", []) if p.edits]
-    if not points:
-        raise CannotSay("instance change was not measured")
+    _need(points, "instance change was not measured")
     highest = max(points, key=lambda p: p.value)
     told = f"instance change at most {highest.value:.1f} points (after {highest.edits} edits)"
     return highest.value <= INSTANCE, told
@@ -185,8 +179,7 @@ def values_closer(editor: Editor) -> Judgement:
     name = _prune(editor)
     shifts = [s.analyses.values.shift for s in editor.runs if s.analyses.values is not None]
     pairs = [(shift["none"], shift[name]) for shift in shifts if "none" in shift and name in shift]
-    if not pairs:
-        raise CannotSay("the values were not measured")
+    _need(pairs, "the values were not measured")
     free, held = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
     told = f"mean distance from the value when edited {free:.3f} of its norm after all edits, {held:.3f} with {name}"
     return held * RISE < free, told
@@ -209,6 +202,11 @@ def multiple_beats_once(editor: Editor) -> Judgement:
         raise CannotSay("no restraint was applied both once and every so many edits")
     _check_that_prune_acts(editor)
     return _better(*contrasts(editor, [*editor.tasks, *editor.kinds], both[1], both[0]))
+
+
+def _need(enough: object, message: str) -> None:
+    if not enough:
+        raise CannotSay(message)
 
 
 def _prune(editor: Editor) -> str:
@@ -255,8 +253,7 @@ def _grows(points: Sequence[Point]) -> bool:
 
 def _better(edits: int, found: Sequence[Contrast]) -> Judgement:
     """Something is better beyond chance, and nothing worse."""
-    if not found:
-        raise CannotSay("no two rows can be compared")
+    _need(found, "no two rows can be compared")
     better, worse = (sum(c.sign == sign for c in found) for sign in (1, -1))
     told = f"better in {better}, worse in {worse} of {len(found)} after {edits} edits: {listed(found)}"
     return better > 0 and not worse, told
@@ -266,8 +263,7 @@ def falls(editor: Editor, kind: str, *, from_unedited: bool) -> Judgement:
     """A kind of score is lower after the most edits than at the first checkpoint, by more than chance."""
     measure = next((measure for measure in editor.kinds if measure.endswith(kind)), "")
     points = [p for p in editor.measured(measure).get("none", []) if p.edits or from_unedited]
-    if len(points) < 2:
-        raise CannotSay(f"{kind} was measured at fewer than two numbers of edits")
+    _need(len(points) >= 2, f"{kind} was measured at fewer than two numbers of edits")
     found = contrast(editor, measure, (points[-1].edits, "none"), (points[0].edits, "none"))
     if found is None:
         raise CannotSay("there is neither a paired test nor a standard error")
@@ -275,8 +271,7 @@ def falls(editor: Editor, kind: str, *, from_unedited: bool) -> Judgement:
 
 
 def _correlated(pairs: Sequence[tuple[float, float]], sign: int) -> Judgement:
-    if len(pairs) < CHECKPOINTS:
-        raise CannotSay(f"{len(pairs)} checkpoints have both; {CHECKPOINTS} are needed for p < {LEVEL}")
+    _need(len(pairs) >= CHECKPOINTS, f"{len(pairs)} checkpoints have both; {CHECKPOINTS} are needed for p < {LEVEL}")
     return _significant(rank_correlation([x for x, _ in pairs], [y for _, y in pairs]), sign)
 
 

@@ -1,8 +1,7 @@
 """The runs of a grid as curves: by editor, and under each editor by restraint, with seeds drawn together.
 
-A curve is called by its restraint: `none`, `log:1.2` (once), `log:1.2 every 10` (runs with `every`). What differs in
-the seed alone is one curve: its points are means over seeds with the standard error over seeds; with one seed they keep
-the standard error over items.
+A curve is called by its restraint: `none`, `log:1.2` (once), `log:1.2 every 10` (runs with `every`). Runs that differ
+in the seed alone are one curve of means, with standard errors over seeds; of one seed, over items.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from tether.constraints.prune import Restraint
 from tether.evaluation.results import Row
 from tether.ledger.journal import Event
-from tether.report.curves import UNEDITED, curve_legend, curve_panels, draw_curves, gather
+from tether.report.curves import UNEDITED, Sample, curve_legend, curve_panels, draw_curves, gather
 from tether.report.drawing import (
     GREEN,
     GREY,
@@ -33,17 +33,15 @@ if TYPE_CHECKING:
 _HEALTH = {"ok": Style(GREEN, "o", ""), "warn": Style(ORANGE, "^", ""), "alarm": Style(RED, "X", "")}
 _MISSED = Style("black", "x", "")
 _JOURNAL = Style(GREY, "", "-")
+_KINDS = ("efficacy", "generalization", "locality")
 _UNEDITED = Style(GREY, "s", "")
 
 
 def kappa_chart(rows: Sequence[Row], events: Sequence[Event]) -> Chart | None:
     """κ of the worst edited weight against the number of edits: measured rows by restraint, and the journal's reading
     before every edit went in."""
-    curves = gather(
-        (_name(row), row.edits, 0, (max(kappas), None))
-        for row in rows
-        if (kappas := [s.kappa for s in row.spectrum.values() if s.kappa])
-    )
+    kappas = [(row, [s.kappa for s in row.spectrum.values() if s.kappa]) for row in rows]
+    curves = gather((_name(row), row.edits, 0, (max(found), None)) for row, found in kappas if found)
     styles = curve_styles(row.restraint for row in rows)
     journal = [(e.edit or 0, e.record["kappa"]) for e in events if e.kind == "edit" and e.record.get("kappa")]
     if not curves and not journal:
@@ -72,8 +70,9 @@ def ratio_chart(events: Sequence[Event]) -> Chart | None:
     def draw(axes: Axes) -> None:
         axes.plot(x, y, color=GREY, linewidth=1, zorder=1)
         for (level, some), size in zip(by_level.items(), (14, 26, 44), strict=True):
-            axes.scatter([x[i] for i in some], [y[i] for i in some], s=size, color=_HEALTH[level].colour,
-                         marker=_HEALTH[level].mark, zorder=2)  # fmt: skip
+            style = _HEALTH[level]
+            xs, ys = [x[i] for i in some], [y[i] for i in some]
+            axes.scatter(xs, ys, s=size, color=style.colour, marker=style.mark, zorder=2)
         axes.scatter(missed, [0.0] * len(missed), s=24, color=_MISSED.colour, marker=_MISSED.mark)
         axes.axhline(1, color="black", linestyle="--", linewidth=1)
         axes.annotate("m", (1, 1), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
@@ -120,25 +119,22 @@ def editing_chart(rows: Sequence[Row]) -> Chart | None:
     measured = [row for row in rows if row.editing]
     last = max((row.edits for row in measured), default=0)
     chosen = [row for row in measured if row.edits in (0, last)]
-    metrics = list(
-        dict.fromkeys(metric for row in chosen for metric, found in row.editing.items() if "efficacy" in found)
-    )
+    metrics = dict.fromkeys(metric for row in chosen for metric, found in row.editing.items() if "efficacy" in found)
     if not metrics:
         return None
     styles = curve_styles(row.restraint for row in rows)
     bars = [(row, Style(styles[row.restraint].colour, "s", "") if row.edits else _UNEDITED) for row in chosen]
 
     def draw(metric: str, axes: Axes) -> None:
-        kinds = [
-            k for k in ("efficacy", "generalization", "locality") if any(k in r.editing.get(metric, {}) for r in chosen)
-        ]
+        kinds = [kind for kind in _KINDS if any(kind in row.editing.get(metric, {}) for row in chosen)]
         width = 0.8 / len(bars)
         for i, (row, style) in enumerate(bars):
             for j, kind in enumerate(kinds):
                 number = row.editing.get(metric, {}).get(kind)
                 if number is not None and number.value is not None:
-                    axes.bar(j + (i - (len(bars) - 1) / 2) * width, number.value, 0.92 * width, color=style.colour,
-                             yerr=number.stderr or None, error_kw={"elinewidth": 1})  # fmt: skip
+                    x, error = j + (i - (len(bars) - 1) / 2) * width, number.stderr or None
+                    line = {"elinewidth": 1}
+                    axes.bar(x, number.value, 0.92 * width, color=style.colour, yerr=error, error_kw=line)
         axes.set_xticks(range(len(kinds)), kinds)
         axes.set_xlim(-0.5, len(kinds) - 0.5)
         axes.set_ylim(0, 105)
@@ -156,14 +152,12 @@ def abilities_chart(rows: Sequence[Row]) -> Chart | None:
     if not units:
         return None
     styles = curve_styles(row.restraint for row in rows)
-    curves = {
-        task: gather(
-            (_name(row), row.edits, 0, (found.value, found.stderr))
-            for row in rows
-            if (found := row.abilities.get(task)) is not None and found.value is not None
-        )
-        for task in units
-    }
+    samples: dict[str, list[Sample]] = {task: [] for task in units}
+    for row in rows:
+        for task, found in row.abilities.items():
+            if found.value is not None:
+                samples[task].append((_name(row), row.edits, 0, (found.value, found.stderr)))
+    curves = {task: gather(some) for task, some in samples.items()}
     names = curve_legend(curves.values(), styles)
     return Chart("abilities", "general abilities", curve_panels(curves, styles, units), names)
 

@@ -144,15 +144,5 @@ def _facts_table(ledger: Ledger, events: Iterable[Event], rows: Sequence[Row]) -
             *(n(plain(kept.get(event.edit), ".0f")) for _, kept in held),
         ])  # fmt: skip
         classes.append(status if status != "edit" else health)
-    head = [
-        "edit",
-        "prompt",
-        "new answer",
-        "answer before",
-        "status",
-        "loss",
-        "‖ΔW‖",
-        "health",
-        *(name for name, _ in held),
-    ]
-    return table(head, lines, classes)
+    head = ["edit", "prompt", "new answer", "answer before", "status", "loss", "‖ΔW‖", "health"]
+    return table([*head, *(name for name, _ in held)], lines, classes)

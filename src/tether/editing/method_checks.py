@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSki
 from tether.editors.corpus import Corpus
 from tether.editors.moments import moments
 from tether.editors.settings import Hparams, settings_for
-from tether.errors import TetherError
 from tether.evaluation.scores import score
 from tether.facts.fact import Fact
 from tether.ledger import Attempt, Header, Ledger, WeightRecord, now
@@ -50,13 +50,12 @@ class Case:
     ) -> Case:  # fmt: skip
         """`settings` go over those for the model; `editor` is the file of a trained editor; `cache` gets the moments,
         which are made of a little text of the model's own."""
-        hparams, trained = settings_for(method, model, given=settings)[0], None
+        hparams, trained, found = settings_for(method, model, given=settings)[0], None, {}
         if method.open_trained is not None:
-            require(editor is not None, "it edits with a trained file: give one as `editor`")
-            opened = method.open_trained(Path(str(editor)), model)
+            assert editor is not None, "it edits with a trained file: give one as `editor`"
+            opened = method.open_trained(editor, model)
             hparams, trained = opened.settings(settings), opened.network
         prefixes = sample_prefixes(model, hparams.prefixes, seed=0) if "prefixes" in hparams.needs else []
-        found = {}
         if "moments" in hparams.needs:
             tokens = 8 * max(model.weight(model.weight_name(layer)).shape[1] for layer in hparams.layers)
             found = moments(model, hparams.layers, Corpus.parse(f"self:{tokens}", window=64), cache=cache)
@@ -81,16 +80,22 @@ class Case:
     def proposal(self, facts: Sequence[Fact], context: Context | None = None, editor: Any = None) -> Proposal:
         """The same, where every fact can be edited."""
         batch = self.batch(facts, context, editor)
-        failed = [outcome for outcome in batch.outcomes if isinstance(outcome, TetherError)]
-        if failed or batch.proposal is None:
-            raise AssertionError(f"give facts that the method can edit: {failed}")
+        failed = [outcome for outcome in batch.outcomes if isinstance(outcome, EditFailedError)]
+        assert batch.proposal is not None and not failed, f"give facts that the method can edit: {failed}"
         return batch.proposal
 
-
-def require(holds: bool, rule: str) -> None:
-    """Raise AssertionError unless the rule holds."""
-    if not holds:
-        raise AssertionError(rule)
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Checks that the model and the random state are as before after the block."""
+        before, carried, drawn = _state(self.model), self.model.edited, torch.random.get_rng_state()
+        yield
+        assert _equal(before, _state(self.model)), "the model's weights are as before"
+        assert self.model.edited == carried, "the model carries what it carried before"
+        assert torch.equal(torch.random.get_rng_state(), drawn), "the random state is as before"
+        for name, module in self.model.hf.named_modules():
+            hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+            assert not hooked, f"{name}: no hook and no replaced forward is left"
+        assert not any(p.requires_grad or p.grad is not None for p in self.model.hf.parameters()), "no gradient is left"
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
@@ -99,19 +104,17 @@ def require(holds: bool, rule: str) -> None:
 def check_description(case: Case) -> None:
     """A name for the command line, a paper with a link, a summary on one line."""
     method = case.method
-    require(bool(re.fullmatch(r"[a-z0-9][a-z0-9-]*", method.name)), f"name {method.name!r}: small letters, digits, '-'")
-    require("https://" in method.paper and "\n" not in method.paper, "paper: a title and its link")
-    require(
-        0 < len(method.summary) <= 100 and "\n" not in method.summary, "summary: one line of at most 100 characters"
-    )
-    require(("editor" in method.needs) == (method.open_trained is not None), "open_trained goes with the need 'editor'")
+    assert re.fullmatch(r"[a-z0-9][a-z0-9-]*", method.name), f"name {method.name!r}: small letters, digits, '-'"
+    assert "https://" in method.paper and "\n" not in method.paper, "paper: a title and its link"
+    assert re.fullmatch(".{1,100}", method.summary), "summary: one line of at most 100 characters"
+    assert ("editor" in method.needs) == (method.open_trained is not None), "open_trained goes with the need 'editor'"
 
 
 def check_settings(case: Case) -> None:
     """Settings come back from JSON as they were, are frozen, and refuse an unknown key."""
     kind, hparams = case.method.settings, case.context.hparams
-    require(issubclass(kind, Hparams) and isinstance(hparams, kind), "settings: a class of Hparams")
-    require(kind.model_validate_json(hparams.model_dump_json()) == hparams, "settings: the same after JSON")
+    assert issubclass(kind, Hparams) and isinstance(hparams, kind), "settings: a class of Hparams"
+    assert kind.model_validate_json(hparams.model_dump_json()) == hparams, "settings: the same after JSON"
     refused: list[dict[str, Any]] = [{"no_such_setting": 1}, {"layers": []}]
     for broken in refused:
         try:
@@ -124,38 +127,38 @@ def check_settings(case: Case) -> None:
 def check_weights(case: Case) -> None:
     """The weights it names are matrices of the model."""
     names = case.weights
-    require(bool(names) and len(set(names)) == len(names), "weights: each once, at least one")
-    require(all(case.model.weight(name).ndim == 2 for name in names), "weights: matrices of the model")
+    assert names and len(set(names)) == len(names), "weights: each once, at least one"
+    assert all(case.model.weight(name).ndim == 2 for name in names), "weights: matrices of the model"
 
 
 def check_proposal(case: Case) -> None:
     """Updates are finite, float32, of the weights' shapes, and of no other weights; vectors fit them."""
     proposal, edited = case.proposal(case.facts), len(case.facts)
-    inside = set(proposal.updates) <= set(case.weights)
-    require(bool(proposal.updates) and inside, "updates: of weights that `weights` names")
+    assert proposal.updates and set(proposal.updates) <= set(case.weights), "updates: of weights that `weights` names"
     for name, update in proposal.updates.items():
-        p, q = case.model.weight(name).shape
-        require(update.shape == (p, q), f"{name}: the update is {update.shape}, the weight {(p, q)}")
-        require(update.A.dtype == update.B.dtype == torch.float32, f"{name}: factors in float32")
-        require(bool(update.A.isfinite().all() and update.B.isfinite().all()), f"{name}: finite factors")
-        require(update.norm() > 0, f"{name}: an update that is not zero")
+        shape = tuple(case.model.weight(name).shape)
+        assert update.shape == shape, f"{name}: the update is {update.shape}, the weight {shape}"
+        assert update.A.dtype == update.B.dtype == torch.float32, f"{name}: factors in float32"
+        assert update.A.isfinite().all() and update.B.isfinite().all(), f"{name}: finite factors"
+        assert update.norm() > 0, f"{name}: an update that is not zero"
         if case.together > 1:
-            require(update.rank == edited, f"{name}: a column for every edited fact")
-            require(f"{name}/K" in proposal.vectors and f"{name}/H" in proposal.vectors, f"{name}: K and H for an undo")
+            assert update.rank == edited, f"{name}: a column for every edited fact"
+            assert {f"{name}/K", f"{name}/H"} <= proposal.vectors.keys(), f"{name}: K and H for an undo"
     for key, vector in proposal.vectors.items():
         name, kind = key.rsplit("/", 1)
-        require(name in proposal.updates and kind in ("K", "V", "H"), f"vectors {key!r}: <weight>/K, /V or /H")
+        assert name in proposal.updates and kind in ("K", "V", "H"), f"vectors {key!r}: <weight>/K, /V or /H"
         p, q = proposal.updates[name].shape
         width = {"K": q, "V": p, "H": edited}[kind]
-        require(vector.shape[-1] == width and bool(vector.isfinite().all()), f"vectors {key!r}: finite, {width} wide")
+        assert vector.shape[-1] == width and vector.isfinite().all(), f"vectors {key!r}: finite, {width} wide"
 
 
 def check_pure(case: Case) -> None:
     """A proposal changes nothing: no weight, no hook, no random state; also on a model that carries edits."""
     updates = case.proposal(case.facts).updates
-    with case.model.provisional({name: replace(update, B=-0.5 * update.B) for name, update in updates.items()}):
-        _unchanged(case, lambda: case.batch(case.facts))
-    _unchanged(case, lambda: case.batch(case.facts))
+    with case.model.provisional({name: replace(u, B=-0.5 * u.B) for name, u in updates.items()}), case.unchanged():
+        case.batch(case.facts)
+    with case.unchanged():
+        case.batch(case.facts)
 
 
 def check_deterministic(case: Case) -> None:
@@ -165,19 +168,16 @@ def check_deterministic(case: Case) -> None:
     for other in others:
         for name, update in first.items():
             same = torch.equal(update.A, other[name].A) and torch.equal(update.B, other[name].B)
-            require(same, f"{name}: the same bits for the same fact and model")
+            assert same, f"{name}: the same bits for the same fact and model"
 
 
 def check_the_target_gets_likelier(case: Case) -> None:
     """With the proposal on top, the model says the new object of the first fact with a smaller loss."""
-    fact = case.facts[0]
-    pairs = [(fact.text, fact.target_new)]
-    (before,) = score(case.model, pairs)
+    pair = (case.facts[0].text, case.facts[0].target_new)
+    (before,) = score(case.model, [pair])
     with case.model.provisional(case.proposal(case.facts[: case.together]).updates):
-        (after,) = score(case.model, pairs)
-    require(
-        after.log_likelihood > before.log_likelihood, f"{fact.text!r} -> {fact.target_new!r}: no likelier than before"
-    )
+        (after,) = score(case.model, [pair])
+    assert after.log_likelihood > before.log_likelihood, f"{pair[0]!r} -> {pair[1]!r}: no likelier than before"
 
 
 def check_a_failing_fact_is_named(case: Case) -> None:
@@ -186,49 +186,49 @@ def check_a_failing_fact_is_named(case: Case) -> None:
         return
     start = "A prompt without an end"
     long = case.facts[0].model_copy(update={"prompt": f"{start} {'and so on ' * case.model.limit}{{}} is"})
-
-    def failed() -> EditFailedError:
+    with case.unchanged():
         try:
             batch = case.batch([long, *case.facts[1:]])
         except EditFailedError as error:
-            return error
-        require(len(batch.outcomes) == len(case.facts), "outcomes: one for every fact")
-        require(batch.proposal is not None, "the facts beside a failing one are edited")
-        outcome = batch.outcomes[0]
-        if isinstance(outcome, EditFailedError):
-            return outcome
-        raise AssertionError("a prompt longer than the model takes must fail")
-
-    error = _unchanged(case, failed)
-    require(not isinstance(error, EditSkippedError), "a failing fact is not a known one")
-    require("\n" not in str(error) and start in str(error), f"one line that names the fact, not {str(error)!r}")
+            batch = Batch(None, [error])
+        else:
+            assert len(batch.outcomes) == len(case.facts), "outcomes: one for every fact"
+            assert batch.proposal is not None, "the facts beside a failing one are edited"
+    failed = batch.outcomes[0]
+    assert isinstance(failed, EditFailedError), "a prompt longer than the model takes must fail"
+    assert not isinstance(failed, EditSkippedError), "a failing fact is not a known one"
+    assert "\n" not in str(failed) and start in str(failed), f"one line that names the fact, not {str(failed)!r}"
 
 
 def check_undo(case: Case) -> None:
     """Through a ledger: the undo of an edit is exact, and the history says what is live."""
-    model = case.model
-    first, second = case.facts[: case.together], case.facts[case.together : 2 * case.together]
+    model, size = case.model, case.together
     before = _state(model)
     with tempfile.TemporaryDirectory() as folder, model.provisional({}):
-        ledger = _ledger(case, Path(folder) / "both")
-        _append(case, ledger, first)
-        one = _append(case, ledger, second)
-        ledger.apply(model)
-        alone = _ledger(case, Path(folder) / "alone")
-        with alone.writing():
-            alone.append([Attempt("edit", fact, {}) for fact in second], one.updates, one.vectors)
-        numbers = range(1, 2 * case.together + 1)
-        for edit in numbers[: case.together]:
+        ledger, alone = _ledger(case, Path(folder) / "both"), _ledger(case, Path(folder) / "alone")
+        history, numbers = LedgerHistory(ledger), range(1, 2 * size + 1)
+        for facts in (case.facts[:size], case.facts[size : 2 * size]):
+            ledger.apply(model)
+            proposal = case.proposal(facts, replace(case.context, history=history))
+            _append(ledger, facts, proposal)
+        _append(alone, facts, proposal)
+        for edit in numbers[:size]:
             ledger.undo(edit)
             ledger.apply(model)
-            require(all(bool(value.isfinite().all()) for value in _state(model).values()), "finite after an undo")
-            history = LedgerHistory(ledger)
-            require(history.edits == tuple(numbers[edit:]), f"the history after the undo of {edit}")
-            _check_history(case, history)
+            assert all(value.isfinite().all() for value in _state(model).values()), "finite after an undo"
+            assert history.edits == tuple(numbers[edit:]), f"the history after the undo of {edit}"
+            for name in case.weights:
+                p, q = model.weight(name).shape
+                keys, residuals, rows = history.keys(name), history.residuals(name), history.rows(name)
+                assert history.updates(name).shape == (p, q), f"{name}: the history's update"
+                fits = keys.shape == (len(rows), q) and residuals.shape == (len(rows), p)
+                assert fits, f"{name}: a row for every key"
+                assert set(rows) <= set(history.edits), f"{name}: rows of live edits"
+                assert residuals.isfinite().all(), f"{name}: finite residuals"
         after = _state(alone.apply(model))
-        require(_equal(after, _state(ledger.apply(model))), "an undo: as if the edit had not been added")
-        ledger.undo(*numbers[case.together :])
-        require(_equal(before, _state(ledger.apply(model))), "every edit undone: the model's own bits")
+        assert _equal(after, _state(ledger.apply(model))), "an undo: as if the edit had not been added"
+        ledger.undo(*numbers[size:])
+        assert _equal(before, _state(ledger.apply(model))), "every edit undone: the model's own bits"
 
 
 CHECKS: tuple[Callable[[Case], None], ...] = (
@@ -263,29 +263,12 @@ def check_method(
                 raise AssertionError(f"{method.name}, {check.__name__}: {error}") from error
 
 
-# --- what the checks share ------------------------------------------------------------------------------------------
-
-
 def _state(model: EditableModel) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.hf.state_dict().items()}
 
 
 def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def _unchanged(case: Case, work: Callable[[], Any]) -> Any:
-    """Do the work and require that the model and the random state are as before."""
-    before, carried, drawn = _state(case.model), case.model.edited, torch.random.get_rng_state()
-    done = work()
-    require(_equal(before, _state(case.model)), "the model's weights are as before")
-    require(case.model.edited == carried, "the model carries what it carried before")
-    require(torch.equal(torch.random.get_rng_state(), drawn), "the random state is as before")
-    for name, module in case.model.hf.named_modules():
-        hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-        require(not hooked, f"{name}: no hook and no replaced forward is left")
-    require(not any(p.requires_grad or p.grad is not None for p in case.model.hf.parameters()), "no gradient is left")
-    return done
 
 
 def _ledger(case: Case, folder: Path) -> Ledger:
@@ -303,22 +286,7 @@ def _ledger(case: Case, folder: Path) -> Ledger:
     return Ledger.create(folder, header)
 
 
-def _append(case: Case, ledger: Ledger, facts: Sequence[Fact]) -> Proposal:
-    """Edit facts into the ledger, on the model with the ledger's edits so far."""
-    ledger.apply(case.model)
-    proposal = case.proposal(facts, replace(case.context, history=LedgerHistory(ledger)))
+def _append(ledger: Ledger, facts: Sequence[Fact], proposal: Proposal) -> None:
     updates = {name: update.to("cpu", torch.float32) for name, update in proposal.updates.items()}
     with ledger.writing():
         ledger.append([Attempt("edit", fact, {}) for fact in facts], updates, proposal.vectors)
-    return replace(proposal, updates=updates)
-
-
-def _check_history(case: Case, history: LedgerHistory) -> None:
-    """Rows and shapes fit."""
-    for name in case.weights:
-        p, q = case.model.weight(name).shape
-        keys, residuals, rows = history.keys(name), history.residuals(name), history.rows(name)
-        require(history.updates(name).shape == (p, q), f"{name}: the history's update")
-        require(keys.shape == (len(rows), q) and residuals.shape == (len(rows), p), f"{name}: a row for every key")
-        require(set(rows) <= set(history.edits), f"{name}: rows of live edits")
-        require(bool(residuals.isfinite().all()), f"{name}: finite residuals")

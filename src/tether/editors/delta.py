@@ -84,10 +84,8 @@ class Objective:
     def log_probabilities(self, model: EditableModel, hidden: Float[Tensor, "n s d"]) -> tuple[Tensor, Tensor]:
         """log P at every read position (m×vocab) and at every fact's KL position (f×vocab), float32; logits nowhere
         else."""
-        row, column, kl_row, kl_column = (
-            index.to(hidden.device) for index in (self.row, self.column, self.kl_row, self.kl_column)
-        )
-        read = torch.cat([hidden[row, column], hidden[kl_row, kl_column]])
+        row, column = torch.cat([self.row, self.kl_row]), torch.cat([self.column, self.kl_column])
+        read = hidden[row.to(hidden.device), column.to(hidden.device)]
         log_p = head_logits(model, read).float().log_softmax(-1)
         return log_p[: len(self.row)], log_p[len(self.row) :]
 
@@ -97,27 +95,6 @@ class Objective:
         each = -log_p.gather(1, self.target.to(device)[:, None])[:, 0] * self.weight.to(device)
         total = torch.zeros(len(self.kl_row), dtype=each.dtype, device=device)
         return total.index_add(0, self.fact_of_row[self.row].to(device), each)
-
-
-@dataclass
-class _Adam:
-    """Adam with its usual constants, for rows that start together and leave one by one."""
-
-    lr: float
-    first: Tensor
-    second: Tensor
-    step: int = 0
-
-    def update(self, gradient: Tensor) -> Tensor:
-        """What to add to δ."""
-        self.step += 1
-        self.first = 0.9 * self.first + 0.1 * gradient
-        self.second = 0.999 * self.second + 0.001 * gradient.square()
-        mean, square = self.first / (1 - 0.9**self.step), self.second / (1 - 0.999**self.step)
-        return -self.lr * mean / (square.sqrt() + 1e-8)
-
-    def keep(self, index: Tensor) -> None:
-        self.first, self.second = self.first[index], self.second[index]
 
 
 def optimise(
@@ -145,19 +122,18 @@ def optimise(
         _, before = objective.log_probabilities(model, run.last)  # P₀
     norms = start.float().norm(dim=1)
     delta = torch.zeros_like(start, dtype=torch.float32)
-    adam = _Adam(hparams.v_lr, torch.zeros_like(delta), torch.zeros_like(delta))
+    first, second = torch.zeros_like(delta), torch.zeros_like(delta)  # Adam's moments of the gradient
     active = list(range(len(groups)))
     losses: list[list[float]] = [[] for _ in groups]
     found: dict[int, Tensor] = {}
-    for evaluation in range(hparams.v_num_grad_steps):
+    for evaluation in range(1, hparams.v_num_grad_steps + 1):
         delta.requires_grad_(True)
         log_p, log_kl = objective.log_probabilities(stepper, step(delta[objective.fact_of_row.to(delta.device)]))
         kl = (log_kl.exp() * (log_kl - before)).sum(1)
         output = (objective.nll(log_p) + hparams.kl_factor * kl).to(delta.device)
         loss = output + hparams.v_weight_decay * delta.norm(dim=1) / norms**2
-        last = evaluation == hparams.v_num_grad_steps - 1
         values = loss.tolist()
-        done = [last or value < hparams.loss_threshold for value in values]
+        done = [evaluation == hparams.v_num_grad_steps or value < hparams.loss_threshold for value in values]
         for index, fact in enumerate(active):
             losses[fact].append(values[index])
             if done[index]:
@@ -173,9 +149,11 @@ def optimise(
             rows, run = rows.select(row_index), run.select(row_index)
             objective = Objective.of([groups[i] for i in active], hparams.kl_position, rows.ids.device)
             step = Steps(stepper, rows, run, objective.columns, frozen=hparams.frozen_prefix)
-            delta, gradient, before, norms = delta[kept], gradient[kept], before[kept.to(before.device)], norms[kept]
-            adam.keep(kept)
-        delta += adam.update(gradient)
+            before = before[kept.to(before.device)]
+            delta, gradient, norms, first, second = (x[kept] for x in (delta, gradient, norms, first, second))
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient.square()
+        mean, square = first / (1 - 0.9**evaluation), second / (1 - 0.999**evaluation)
+        delta -= hparams.v_lr * mean / (square.sqrt() + 1e-8)
         delta *= (hparams.clamp_norm_factor * norms / delta.norm(dim=1)).clamp(max=1)[:, None]
     return [OptimisedDelta(found[i], tuple(losses[i])) for i in range(len(groups))]
 
@@ -186,17 +164,14 @@ def within_memory(
     """Facts, by index, in micro-batches whose steps keep at most about `gigabytes` for the backward pass (one fact at
     least). Facts of like lengths go together, so that little is padded; what a token costs is measured on the longest
     fact."""
-
-    def size(fact: int) -> tuple[int, int, int]:
-        """Columns the losses read, columns before the anchor, rows."""
-        prompts = groups[fact]
-        reads = Objective.of([prompts], hparams.kl_position, torch.device("cpu")).columns
-        return reads, max(prompt.subject_last for prompt in prompts), len(prompts)
-
     if len(groups) == 1:
         yield [0]
         return
-    sizes = [size(fact) for fact in range(len(groups))]
+    cpu = torch.device("cpu")
+    sizes = [  # columns the losses read, columns before the anchor, rows
+        (Objective.of([group], hparams.kl_position, cpu).columns, max(p.subject_last for p in group), len(group))
+        for group in groups
+    ]
     order = sorted(range(len(groups)), key=sizes.__getitem__)
     columns, before, n = sizes[order[-1]]
     saved, cached = _bytes_of_a_step(model, groups[order[-1]], layer, hparams)

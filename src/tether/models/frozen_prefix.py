@@ -170,17 +170,30 @@ class _Seen(Exception):  # noqa: N818 - no error: the modules after it need not 
     pass
 
 
-def forward_until(model: EditableModel, module: nn.Module, **inputs: Any) -> Tensor:
-    """Run the model, without gradient, until `module` is done; what comes after it is not run. Returns its output."""
-    outputs: list[Tensor] = []
+def _output_of(model: EditableModel, module: nn.Module, **arguments: Any) -> Any:
+    outputs: list[Any] = []
 
     def see(_: nn.Module, __: Any, output: Any) -> None:
-        outputs.append(_first(output))
+        outputs.append(output)
         raise _Seen
 
     with torch.no_grad(), hooks(module.register_forward_hook(see)), suppress(_Seen):
-        model.base(**inputs, use_cache=False)
+        model.base(**arguments, use_cache=False)
     return outputs[0]
+
+
+def forward_until(model: EditableModel, module: nn.Module, **arguments: Any) -> Tensor:
+    """Run the model, without gradient, until `module` is done; what comes after it is not run. Returns its output."""
+    return _first(_output_of(model, module, **arguments))
+
+
+def blocks_return_tuples(model: EditableModel) -> bool:
+    """Whether a block returns a tuple or a tensor: measured on one token."""
+    return isinstance(_output_of(model, model.block(0), input_ids=_one_token(model)), tuple)
+
+
+def _one_token(model: EditableModel) -> Tensor:
+    return torch.zeros(1, 1, dtype=torch.long, device=model.device)
 
 
 def is_residual(model: EditableModel, layer: int) -> bool:
@@ -193,15 +206,11 @@ def is_residual(model: EditableModel, layer: int) -> bool:
 
 def _measure_residual(model: EditableModel, layer: int) -> bool:
     """On one token, up to the block, with a vector as large as the output: rounding hides nothing in any dtype."""
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    before = forward_until(model, model.block(layer), input_ids=ids).float()
+    block, ids = model.block(layer), _one_token(model)
+    before = forward_until(model, block, input_ids=ids).float()
     size = 1 + before.abs().max().item()
-
-    def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return output + size
-
-    with hooks(model.projection(layer).register_forward_hook(add)):
-        after = forward_until(model, model.block(layer), input_ids=ids).float()
+    with hooks(model.projection(layer).register_forward_hook(lambda _, __, output: output + size)):
+        after = forward_until(model, block, input_ids=ids).float()
     return bool((after - before - size).abs().max() <= 16 * torch.finfo(model.dtype).eps * size)
 
 

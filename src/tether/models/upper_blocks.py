@@ -1,6 +1,6 @@
 """The upper blocks alone: where nothing below block `first` ever changes, its input is computed once and kept.
 
-entry = lower_states(model, ids, first)                  # once
+entry = forward_until(model, model.block(first - 1), input_ids=ids)     # once
 with entered_at(model, entry, first, as_tuple):           # any number of times
     hidden = final_hidden(model, ids, mask, updates)     # with any updates on top of the model's weights
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -18,25 +18,7 @@ from torch import Tensor, nn
 
 from tether.algebra.lowrank import LowRank
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import forward_until, hooks
-
-
-def lower_states(model: EditableModel, ids: Int[Tensor, "n t"], first: int) -> Float[Tensor, "n t d"]:
-    """What block `first` (at least 1) takes, in the model's dtype; no gradient, no block from `first` on is run."""
-    return forward_until(model, model.block(first - 1), input_ids=ids)
-
-
-def blocks_return_tuples(model: EditableModel) -> bool:
-    """Whether a block returns a tuple or a tensor: measured on one token."""
-    seen: list[bool] = []
-
-    def see(_: nn.Module, __: Any, output: Any) -> None:
-        seen.append(isinstance(output, tuple))
-
-    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with hooks(model.block(0).register_forward_hook(see)):
-        forward_until(model, model.block(0), input_ids=ids)
-    return seen[0]
+from tether.models.frozen_prefix import hooks
 
 
 def final_hidden(
@@ -49,16 +31,11 @@ def final_hidden(
     differentiable in the factors: A (B x) is added where W x is made, no p×q matrix and no gradient of one is formed
     (in a model below float32, W + AB is therefore not rounded). Rows are padded on the right."""
 
-    given = updates or {}
+    def add(update: LowRank, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + (args[0].float() @ update.B.mT @ update.A.mT).to(output.dtype)
 
-    def adding(update: LowRank) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + (args[0].float() @ update.B.mT @ update.A.mT).to(output.dtype)
-
-        return add
-
-    modules = {model.hf.get_submodule(name.removesuffix(".weight")): u.to(model.device) for name, u in given.items()}
-    with hooks(*(module.register_forward_hook(adding(update)) for module, update in modules.items())):
+    given = {model.hf.get_submodule(name.removesuffix(".weight")): u for name, u in (updates or {}).items()}
+    with hooks(*(module.register_forward_hook(partial(add, u.to(model.device))) for module, u in given.items())):
         return model.base(input_ids=ids, attention_mask=mask, use_cache=False)[0]
 
 

@@ -24,8 +24,8 @@ from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.facts.tokens import Continuation, encode, padded, tokenize, too_long
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import entered_at, head_logits
-from tether.models.upper_blocks import blocks_return_tuples, final_hidden, lower_states
+from tether.models.frozen_prefix import blocks_return_tuples, entered_at, forward_until, head_logits
+from tether.models.upper_blocks import final_hidden
 from tether.storage.cache import built_folder, cache_dir
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class States:
     def _run(self, model: EditableModel, ids: Int[Tensor, "n t"], *, whole: bool) -> tuple[Tensor, Tensor]:
         """Input of block `first` and, where `whole`, the final hidden states."""
         with torch.no_grad():
-            entry = lower_states(model, ids, self.first)
+            entry = forward_until(model, model.block(self.first - 1), input_ids=ids)
             if not whole:
                 return entry, entry
             with entered_at(model, entry, self.first, blocks_return_tuples(model)):

@@ -48,7 +48,7 @@ FACTS = typer.Argument(help="Facts: our JSONL, CounterFact, zsRE, ConceptEdit; -
 METHOD = typer.Option(help=f"See `tether ls methods`; default: the ledger's, {DEFAULT_METHOD} in a new one.")
 BATCH = typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")
 RESTRAIN = typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.")
-HEALTH = typer.Option(min=0, help="Read the health of every K-th edit; 0: of none.")
+HEALTH = typer.Option(min=0, help="Read the health of every K-th edit, where alarms are seen; 0: of none.")
 ALARM = typer.Option(
     help="What becomes of an edit whose health is an alarm: it goes in with a warning (warn, the default in Python), "
     "is left out as failed (skip), or ends the run (stop)."
@@ -104,7 +104,8 @@ def edit(
     plan, schedule = plan_and_schedule(None, None, {
         "method": chosen, "settings": settings, "layers": numbers(layers, "--layers"), "corpus": corpus, "seed": seed,
         "editor": editor, "restraint": restraint, "every": every, "batch_size": batch_size, "guard": guard,
-        "guard_every": guard_every, "guard_data": guard_data, "health": health, "on_alarm": on_alarm,
+        "guard_every": guard_every, "guard_data": guard_data, "health": health,
+        "on_alarm": on_alarm if health else "warn",
     })  # fmt: skip
     loaded = load_model(model, dtype=dtype, device=device, anatomy=layout)
     if chosen != method:

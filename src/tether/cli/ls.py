@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from importlib import resources, util
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,11 +17,12 @@ import typer
 
 from tether.cli.options import Answer
 from tether.cli.tables import table
+from tether.errors import TetherError
 from tether.plugins import Registry
 from tether.storage.cache import cache_dir
 
 What = Literal["methods", "constraints", "metrics", "abilities", "models", "grids", "cache"]
-Cached = Literal["models", "moments", "abilities", "states", "all"]
+Cached = Literal["models", "moments", "abilities", "states", "fingerprints", "all"]
 Entry = dict[str, Any]
 
 _CACHED = {
@@ -28,6 +30,7 @@ _CACHED = {
     "moments": "second moments of keys",
     "abilities": "measured abilities",
     "states": "states of the blocks below MEND's",
+    "fingerprints": "hashes of checkpoints",
 }  # folders of the cache, whose contents tether makes anew when it needs them
 CLEAR = typer.Option(help="With `cache`: remove what it holds of one kind, or all of it.")
 
@@ -43,7 +46,8 @@ def ls(
         lines.append(f"{len(removed)} entries of {cache_dir()} removed")
         return Answer({"folder": str(cache_dir()), "removed": removed}, "\n".join(lines))
     entries = _entries(what)
-    text = table(list(entries[0]), [[_cell(key, value) for key, value in entry.items()] for entry in entries])
+    head = list(dict.fromkeys(key for entry in entries for key in entry))
+    text = table(head, [[_cell(key, entry.get(key)) for key in head] for entry in entries])
     return Answer(entries, f"{text}\n{cache_dir()}" if what == "cache" else text)
 
 
@@ -71,9 +75,7 @@ def _entries(what: What) -> list[Entry]:
     if what == "methods":
         from tether.editors import EDITORS
 
-        known = [(name, EDITORS[name], EDITORS.source(name)) for name in EDITORS]
-        return [{"name": n, "summary": m.summary, "needs": sorted(m.needs), "paper": m.paper, "from": s}
-                for n, m, s in known]  # fmt: skip
+        return _described(EDITORS, lambda m: {"summary": m.summary, "needs": sorted(m.needs), "paper": m.paper})
     if what == "constraints":
         from tether.constraints.base import CONSTRAINTS
 
@@ -83,10 +85,20 @@ def _entries(what: What) -> list[Entry]:
     return _described(METRICS)
 
 
-def _described(registry: Registry[Any]) -> list[Entry]:
-    """What is registered, with the first line of its docstring."""
-    lines = {name: (registry[name].__doc__ or "").strip().partition("\n")[0] for name in registry}
-    return [{"name": name, "summary": line, "from": registry.source(name)} for name, line in lines.items()]
+def _first_line(entry: Any) -> Entry:
+    return {"summary": (entry.__doc__ or "").strip().partition("\n")[0]}
+
+
+def _described(registry: Registry[Any], about: Callable[[Any], Entry] = _first_line) -> list[Entry]:
+    """What is registered, and of what does not load the reason."""
+    entries = []
+    for name in registry:
+        try:
+            described = about(registry[name])
+        except TetherError as error:
+            described = {"summary": str(error)}
+        entries.append({"name": name, **described, "from": registry.source(name)})
+    return entries
 
 
 def _models() -> list[Entry]:

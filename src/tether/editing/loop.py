@@ -17,8 +17,8 @@ from tether.constraints.prune import log
 from tether.editing.guard import Guard
 from tether.editing.health import Health, Reading
 from tether.editing.plan import Schedule
-from tether.editing.prepare import recorded_moments
-from tether.editors import EDITORS, Batch, BatchEditor, Context, EditFailedError, EditSkippedError, Trained
+from tether.editing.prepare import recorded_moments, recorded_settings
+from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError, Trained
 from tether.editors import editor as editor_of
 from tether.errors import BadFactError, TetherError
 from tether.facts.check import repeats
@@ -63,9 +63,8 @@ class Loop:
             threads = f"{header.threads} threads, now there are {torch.get_num_threads()}"
             logger.warning("this ledger was made with %s: new factors may differ in their last bits", threads)
         self.editor = editor_of(header.method)
-        hparams = EDITORS[header.method].settings.model_validate(header.settings)
         moments, network = recorded_moments(model, header), trained and trained.network
-        self.context = Context(hparams, header.prefixes, moments, network, LedgerHistory(ledger))
+        self.context = Context(recorded_settings(header), header.prefixes, moments, network, LedgerHistory(ledger))
         self.sums = ledger.checked_sums()
         self.health = Health(model, header.weights, self._factors()) if schedule.health else None
         self.level = "ok"
@@ -124,6 +123,8 @@ class Loop:
         started = time.monotonic()
         first = self.tried + 1
         batch = self._propose(facts)
+        if batch.proposal is not None and not _finite(batch.proposal.updates):
+            batch = Batch(None, [EditFailedError("the update is not finite", batch.proposal.record)] * len(facts))
         reading: Reading | None = None
         updates: dict[str, LowRank] = {}
         shared: dict[str, Any] = {}
@@ -141,8 +142,9 @@ class Loop:
             if attempt.reason is not None:
                 logger.warning("edit %d %s: %s", number, attempt.kind, attempt.reason)
         failed = [number for number, attempt in enumerate(attempts, start=first) if attempt.kind == "failed"]
-        if failed and self.strict:
-            attempts = _left_out(attempts, f"its batch was stopped by --strict at edit {failed[0]}")
+        if failed and self.strict and len(facts) > 1:  # nothing is recorded, so that the good ones are tried again
+            reason = attempts[failed[0] - first].reason
+            raise TetherError(f"edit {failed[0]} failed, and --strict stops there with its batch: {reason}")
         edited = sum(attempt.kind == "edit" for attempt in attempts)
         vectors = {} if batch.proposal is None else batch.proposal.vectors
         events = self.ledger.append(attempts, updates if edited else {}, vectors)
@@ -217,6 +219,10 @@ class Loop:
 
     def _factors(self) -> dict[str, LowRank]:
         return {name: held.factors for name, held in self.sums.of.items()}
+
+
+def _finite(updates: Mapping[str, LowRank]) -> bool:
+    return all(bool(factor.isfinite().all()) for update in updates.values() for factor in (update.A, update.B))
 
 
 def _attempt(fact: Fact, outcome: Mapping[str, float] | EditFailedError, shared: Mapping[str, Any]) -> Attempt:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tether.constraints.base import Constraint, parse
 from tether.errors import BadSettingsError, pydantic_line
@@ -46,8 +46,8 @@ class Schedule(BaseModel):
 
     `restraint` acts on the sum, once at the end, or after every `every` edits and the last. None: the ledger's own.
     `batch_size` facts are edited in one solve. `guard` looks after every `guard_every` edits. The health of every K-th
-    proposal is read, K being `health`; 0: of none. `on_alarm` is what happens to a proposal whose health is an alarm:
-    it goes in with a warning (`warn`), is recorded as failed (`skip`), or is recorded and ends the run (`stop`).
+    proposal is read, K being `health`; 0: of none. `on_alarm` is what happens to such a proposal whose health is an
+    alarm: it goes in with a warning (`warn`), is recorded as failed (`skip`), or is recorded and ends the run (`stop`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -61,6 +61,12 @@ class Schedule(BaseModel):
     health: int = Field(default=1, ge=0)
     health_every: int = Field(default=10, ge=1, description="the text is read every K edits")
     on_alarm: OnAlarm = "warn"
+
+    @model_validator(mode="after")
+    def _alarms_are_seen(self) -> Schedule:
+        if self.health == 0 and self.on_alarm != "warn":
+            raise ValueError(f"on_alarm {self.on_alarm} needs the health that health 0 switches off: write warn")
+        return self
 
 
 def plan_and_schedule(

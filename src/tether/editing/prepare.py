@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from tether.algebra.spectrum import Spectrum
 from tether.editing.plan import DEFAULT_METHOD, EditPlan, Schedule
@@ -18,9 +19,9 @@ from tether.editors import EDITORS, Trained
 from tether.editors import editor as editor_of
 from tether.editors.corpus import Corpus
 from tether.editors.moments import Moments, cached_moments, moments, moments_keys
-from tether.editors.settings import settings_for
-from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError
-from tether.ledger import EditorRecord, Header, WeightRecord, now
+from tether.editors.settings import Hparams, settings_for
+from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError, pydantic_line
+from tether.ledger import EditorRecord, Header, MomentsRecord, WeightRecord, now
 from tether.models import EditableModel, find_anatomy
 from tether.models.sampling import sample_prefixes
 from tether.storage.versions import versions
@@ -73,7 +74,7 @@ def new_header(model: EditableModel, plan: EditPlan, schedule: Schedule, trained
         hparams, origin = settings_for(method, model, given=plan.settings, layers=plan.layers)
     else:
         hparams, origin = trained.settings(plan.settings), f"the trained editor {trained.path.name}"
-    collected: dict[int, dict[str, Any]] = {}
+    collected: dict[int, MomentsRecord] = {}
     corpus: dict[str, Any] = {}
     if "moments" in hparams.needs:
         text = Corpus.parse(plan.corpus, seed=seed)
@@ -94,7 +95,7 @@ def new_header(model: EditableModel, plan: EditPlan, schedule: Schedule, trained
     )  # fmt: skip
 
 
-def _collected(model: EditableModel, layers: Sequence[int], text: Corpus) -> dict[int, dict[str, Any]]:
+def _collected(model: EditableModel, layers: Sequence[int], text: Corpus) -> dict[int, MomentsRecord]:
     """What a header says of the moments of every layer."""
     logger.info("moments from %s", text.path or f"{text.max_tokens} tokens sampled from the model (self)")
     found, keys = moments(model, layers, text, progress=_log_moments), moments_keys(model, layers, text)
@@ -105,7 +106,9 @@ def _collected(model: EditableModel, layers: Sequence[int], text: Corpus) -> dic
                 "more text (tens of times as many tokens), or 'self'"
             )
         logger.info("layer %d: %d tokens, convergence %s", layer, one.tokens, one.convergence[-1:] or "not measured")
-    return {layer: {"key": keys[layer], "sha256": _digest(one), "tokens": one.tokens} for layer, one in found.items()}
+    return {
+        layer: MomentsRecord(key=keys[layer], sha256=_digest(one), tokens=one.tokens) for layer, one in found.items()
+    }
 
 
 def _weight_record(model: EditableModel, name: str) -> WeightRecord:
@@ -135,17 +138,30 @@ def recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]
     recorded corpus."""
     if not header.moments:
         return {}
-    cached = cached_moments({layer: one["key"] for layer, one in header.moments.items()})
+    cached = cached_moments({layer: one.key for layer, one in header.moments.items()})
     found = cached or moments(model, list(header.moments), _recorded_corpus(header.corpus))
     for layer, one in found.items():
-        if _digest(one) != header.moments[layer]["sha256"]:
+        if _digest(one) != header.moments[layer].sha256:
             logger.warning(
                 "moments of layer %d were collected anew and differ in the last bits: so will new edits", layer
             )
     return found
 
 
+def recorded_settings(header: Header) -> Hparams:
+    """The settings a ledger was made with. Raises BadLedgerError where the method does not know them."""
+    try:
+        return EDITORS[header.method].settings.model_validate(header.settings)
+    except ValidationError as error:
+        raise BadLedgerError(
+            f"ledger.json: settings of {header.method}: {pydantic_line(error)}; restore it from a copy"
+        ) from None
+
+
 def _recorded_corpus(recorded: dict[str, Any]) -> Corpus:
+    missing = {"path", "max_tokens", "window", "seed", "sha256"} - recorded.keys()
+    if missing:
+        raise BadLedgerError(f"ledger.json: corpus has no {min(missing)}; restore it from a copy")
     path = None if recorded["path"] is None else Path(recorded["path"])
     if path is not None and not path.is_file():
         raise BadLedgerError(

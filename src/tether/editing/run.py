@@ -18,7 +18,8 @@ from tether.editing.plan import DEFAULT_METHOD, EditPlan, OnAlarm, Schedule, pla
 from tether.editing.prepare import new_header, recorded_editor, trained_editor
 from tether.editors import BatchEditor
 from tether.editors import editor as editor_of
-from tether.errors import BadFactError, BadSettingsError, TetherError
+from tether.editors.corpus import Corpus
+from tether.errors import BadFactError, BadSettingsError, TetherError, WrongModelError
 from tether.facts.fact import Fact
 from tether.ledger import ATTEMPTS, Header, Ledger
 from tether.models import EditableModel
@@ -128,10 +129,20 @@ def _check_same(header: Header, model: EditableModel, plan: EditPlan) -> None:
             raise BadSettingsError(
                 f"{what} {wanted}: this ledger was made with {value}; name none, or make a new ledger"
             )
+    if plan.corpus is not None and not _same_corpus(plan, header):
+        raise BadSettingsError(f"corpus {plan.corpus}: this ledger was made with other text; name none")
+    foreign = sorted(set(model.edited) - header.weights.keys())
+    if foreign:
+        raise WrongModelError(f"the model carries edits of {foreign[0]} that are not this ledger's: load it again")
     if plan.settings is not None:
         raise BadSettingsError(
             f"settings {plan.settings}: an existing ledger keeps its own; name none, or make a new ledger"
         )
+
+
+def _same_corpus(plan: EditPlan, header: Header) -> bool:
+    made = Corpus.parse(plan.corpus, seed=header.seed).identity()
+    return made == {key: header.corpus.get(key) for key in made}
 
 
 def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:

@@ -265,7 +265,7 @@ class _Pass:
 
 
 def _whole(file: Path) -> bool:
-    """Whether a file of the cache is there and can be read; a damaged one is taken away."""
+    """Whether a file of the cache is there and can be read; a damaged one counts as missing."""
     if not file.is_file():
         return False
     try:
@@ -273,7 +273,6 @@ def _whole(file: Path) -> bool:
             stored.metadata()
     except SafetensorError:
         logger.warning("%s is damaged: collected anew", file)
-        file.unlink(missing_ok=True)
         return False
     return True
 

@@ -201,6 +201,9 @@ def _edit(fact: Fact) -> tuple[str, str, str]:
 def _keep(results: Results, old: Results, wanted: int) -> int:
     """Take the rows of an earlier evaluation that are what would be measured now. `wanted` is the largest number of
     edits asked for; returns the largest there will be."""
+    if (old.model, old.ledger) != (results.model, results.ledger):
+        whose = old.ledger or old.model
+        raise BadSettingsError(f"these results are of {whose}, not of {results.ledger}: name another file")
     if not results.comparable(old):
         logger.warning("the results there are of other facts, settings or edits: every row is measured anew")
         return wanted

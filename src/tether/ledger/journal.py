@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tether.errors import BadLedgerError, TetherError, first_line, pydantic_line
 from tether.facts.fact import Fact
@@ -47,6 +47,16 @@ class EditorRecord(BaseModel):
     sha256: str
 
 
+class MomentsRecord(BaseModel):
+    """The second moments of one layer: their key in the cache, the sha256 of C, and how many tokens they are of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str = Field(pattern="^[0-9a-f]{32}$")
+    sha256: str
+    tokens: int
+
+
 class Header(BaseModel):
     """ledger.json: everything the events depend on. Never changes after the ledger is made. `anatomy` names the layout
     of a model whose structure does not tell it."""
@@ -63,7 +73,7 @@ class Header(BaseModel):
     settings: dict[str, Any]
     settings_origin: str
     prefixes: tuple[str, ...]
-    moments: dict[int, dict[str, Any]]
+    moments: dict[int, MomentsRecord]
     corpus: dict[str, Any]
     seed: int
     threads: int
@@ -236,6 +246,8 @@ def writing(folder: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         remedy = "a ledger needs a file system with locks; move it to one"
+        if isinstance(error, PermissionError):
+            remedy = "writing needs the right to write there"
         raise TetherError(f"{folder} cannot be locked ({why}): {remedy}") from None
     try:
         yield

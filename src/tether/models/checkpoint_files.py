@@ -97,7 +97,7 @@ def kept_digest(folder: Path, digest: Callable[[], str]) -> str:
     """`digest()` of a folder's weights, kept in the cache under its path and the names, sizes and times of its
     safetensors files."""
     files = [(file.name, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
-    about = [str(folder.resolve()), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
+    about = [str(folder.resolve()), *((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files)]
     kept = cache_dir() / "fingerprints" / hashlib.sha256(json.dumps(about).encode()).hexdigest()
     try:
         found = kept.read_text("ascii")

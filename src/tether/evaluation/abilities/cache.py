@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class AbilityCache:
         if self._model.folder is None:
             return
         key, file = self._place(task)
-        with locked(file):
+        with suppress(OSError), locked(file):  # a cache that cannot be written costs time, not the result
             write_atomically(file, json.dumps({"key": key, **result.model_dump()}, ensure_ascii=False).encode())
 
     def _place(self, task: AbilityTask) -> tuple[dict[str, Any], Path]:

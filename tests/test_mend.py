@@ -123,7 +123,7 @@ def test_at_the_start_without_normalisation_the_edit_is_a_gradient_step(family: 
 def test_with_normalisation_it_is_the_sum_of_normalised_pairs(family: str) -> None:
     model, chosen = editable(family), hparams(edit_lr=1e-3)
     network, reader = a_network(model, chosen), Reader(model, None)
-    every = [example_pairs(model, network.names, reader, example) for example in examples(model, FACTS)]
+    every = [example_pairs(reader, network.names, example) for example in examples(model, FACTS)]
     network.measure(iter(every))
     with torch.no_grad():
         updates = network(every[0])
@@ -163,7 +163,7 @@ def test_tokens_without_gradient_are_left_out() -> None:
     model = editable("llama")
     (example, *_) = examples(model, FACTS)
     names = mlp_weights(model, (1, 2, 3))
-    pairs = example_pairs(model, names, Reader(model, None), example)
+    pairs = example_pairs(Reader(model, None), names, example)
     for name in names:
         expected = len(reads(example.edit)) if ".3." in name else len(example.edit.ids) - 1
         assert len(pairs[name].x) == len(pairs[name].delta) == expected
@@ -206,8 +206,8 @@ def test_the_upper_blocks_alone_equal_the_whole_model(family: str, tmp_path: Pat
         network.zero_grad()
         losses = []
         for example in listed[:3]:
-            pairs = example_pairs(model, network.names, reader, example)
-            found = edit_losses(model, network, reader, example, pairs)
+            pairs = example_pairs(reader, network.names, example)
+            found = edit_losses(network, reader, example, pairs)
             found.total(chosen).backward()
             losses += [found.edit.item(), found.loc.item()]
         gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])

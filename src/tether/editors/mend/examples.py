@@ -7,14 +7,15 @@ memory-mapped on disk, in the cache, and training runs the blocks above it and t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
@@ -36,8 +37,7 @@ _ROWS = 16  # texts a forward
 Ids = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """One fact: the text of the edit, the one that L_e reads (a paraphrase where there is one, else the edit's own),
     and the unrelated one that L_loc reads. The targets of a text are its tokens from `start` on; where there are none
     (`start == len(ids)`), its last token is read."""
@@ -45,10 +45,6 @@ class Example:
     edit: Continuation
     again: Continuation
     loc: Continuation
-
-    @property
-    def texts(self) -> tuple[Continuation, Continuation, Continuation]:
-        return self.edit, self.again, self.loc
 
 
 def examples(model: EditableModel, facts: Sequence[Fact]) -> list[Example]:
@@ -61,11 +57,11 @@ def examples(model: EditableModel, facts: Sequence[Fact]) -> list[Example]:
         pairs.append((fact.text, fact.target_new))
         pairs.append((fact.paraphrases[0] if fact.paraphrases else fact.text, fact.target_new))
         pairs.append((near.prompt, near.target) if near else (other.text, other.target_true))
-    found = dict(zip(pairs, _tokenized(model, pairs), strict=True))
+    texts = iter(_tokenized(model, pairs))
     kept = []
-    for index in range(len(facts)):
-        example = Example(*(found[pair] for pair in pairs[3 * index : 3 * index + 3]))
-        problem = too_long(model.limit, facts[index].text, [text.ids for text in example.texts])
+    for fact in facts:
+        example = Example(next(texts), next(texts), next(texts))
+        problem = too_long(model.limit, fact.text, [text.ids for text in example])
         if problem:
             logger.warning("left out: %s", problem)
         else:
@@ -78,14 +74,8 @@ def examples(model: EditableModel, facts: Sequence[Fact]) -> list[Example]:
 def _tokenized(model: EditableModel, pairs: Sequence[tuple[str, str | None]]) -> list[Continuation]:
     """As `tokenize`. A prompt without a continuation has no target."""
     with_target = iter(tokenize(model.tokenizer, [(prompt, text) for prompt, text in pairs if text is not None]))
-    found = []
-    for prompt, text in pairs:
-        if text is not None:
-            found.append(next(with_target))
-        else:
-            ids = encode(model.tokenizer, "{}", prompt).ids
-            found.append(Continuation(ids, len(ids)))
-    return found
+    bare = (encode(model.tokenizer, "{}", prompt).ids for prompt, text in pairs if text is None)
+    return [Continuation(ids := next(bare), len(ids)) if text is None else next(with_target) for _, text in pairs]
 
 
 class States:
@@ -97,9 +87,7 @@ class States:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:  # fmt: skip
         self.first, self.dtype, self.width = first, model.dtype, model.hidden_size
-        texts = sorted(
-            {text for example in listed for text in example.texts}, key=lambda t: (len(t.ids), t.ids, t.start)
-        )
+        texts = sorted({text for example in listed for text in example}, key=lambda t: (len(t.ids), t.ids, t.start))
         unrelated = {example.loc for example in listed}
         self._entries: dict[Ids, int] = {}
         self._finals: dict[Continuation, int] = {}
@@ -118,13 +106,8 @@ class States:
         })  # fmt: skip
         key = hashlib.sha256(described.encode()).hexdigest()[:32]
         folder = (cache_dir() if cache is None else cache) / "states" / key
-
-        def build(into: Path) -> None:
-            self._build(model, into / "states.bin", rows, progress)
-
-        size = rows * self.width
-        file = built_folder(folder, build) / "states.bin"
-        self._all = torch.from_file(str(file), shared=False, size=size, dtype=self.dtype).view(rows, self.width)
+        built_folder(folder, lambda into: self._build(model, into, rows, progress))
+        self._all = self._mapped(folder, rows, shared=False)
 
     def entry(self, text: Continuation) -> Float[Tensor, "t d"]:
         """The input of block `first` at the text's tokens."""
@@ -136,18 +119,28 @@ class States:
         start = self._finals[text]
         return self._all[start : start + len(reads(text))]
 
-    def _build(self, model: EditableModel, file: Path, rows: int, progress: Callable[[int, int], None] | None) -> None:
-        with file.open("wb") as handle:
-            handle.truncate(rows * self.width * self.dtype.itemsize)
-        held = torch.from_file(str(file), shared=True, size=rows * self.width, dtype=self.dtype).view(rows, self.width)
+    def _mapped(self, folder: Path, rows: int, *, shared: bool) -> Tensor:
+        """The file of a folder as a tensor; `shared` says whether what is written into it reaches the file, which is
+        then made."""
+        file, size = str(folder / "states.bin"), rows * self.width
+        return torch.from_file(file, shared=shared, size=size, dtype=self.dtype).view(rows, self.width)
+
+    def _build(self, model: EditableModel, into: Path, rows: int, progress: Callable[[int, int], None] | None) -> None:
+        held = self._mapped(into, rows, shared=True)
         finals: dict[Ids, list[Continuation]] = {}
         for text in self._finals:
             finals.setdefault(text.ids, []).append(text)
-        order = sorted(self._entries, key=lambda ids: (ids in finals, len(ids)))
+
+        def kind(ids: Ids) -> tuple[bool, int]:
+            return ids in finals, len(ids)
+
         done = 0
-        for chunk in _alike(order, lambda ids: (ids in finals, len(ids))):
+        for chunk in _alike(sorted(self._entries, key=kind), kind):
             ids = torch.tensor(chunk, device=model.device)
-            entry, last = self._run(model, ids, whole=chunk[0] in finals)
+            entry = last = forward_until(model, model.block(self.first - 1), input_ids=ids)
+            if chunk[0] in finals:
+                with torch.no_grad(), entered_at(model, entry, self.first, blocks_return_tuples(model)):
+                    last = final_hidden(model, ids, torch.ones_like(ids))
             for row, each in enumerate(chunk):
                 start = self._entries[each]
                 held[start : start + len(each)] = entry[row].cpu()
@@ -157,16 +150,7 @@ class States:
                     held[at : at + len(read)] = last[row, read].cpu()
             done += len(chunk)
             if progress:
-                progress(done, len(order))
-
-    def _run(self, model: EditableModel, ids: Int[Tensor, "n t"], *, whole: bool) -> tuple[Tensor, Tensor]:
-        """Input of block `first` and, where `whole`, the final hidden states."""
-        with torch.no_grad():
-            entry = forward_until(model, model.block(self.first - 1), input_ids=ids)
-            if not whole:
-                return entry, entry
-            with entered_at(model, entry, self.first, blocks_return_tuples(model)):
-                return entry, final_hidden(model, ids, torch.ones_like(ids))
+                progress(done, len(self._entries))
 
 
 def reads(text: Continuation) -> list[int]:
@@ -174,15 +158,11 @@ def reads(text: Continuation) -> list[int]:
     return list(range(text.start - 1, len(text.ids) - 1)) or [len(text.ids) - 1]
 
 
-def _alike(items: Sequence[Ids], key: Callable[[Ids], object]) -> list[list[Ids]]:
+def _alike(items: Sequence[Ids], key: Callable[[Ids], object]) -> Iterator[list[Ids]]:
     """Neighbours with equal keys, at most `_ROWS` together."""
-    chunks: list[list[Ids]] = []
-    for item in items:
-        if chunks and len(chunks[-1]) < _ROWS and key(chunks[-1][0]) == key(item):
-            chunks[-1].append(item)
-        else:
-            chunks.append([item])
-    return chunks
+    for _, group in itertools.groupby(items, key):
+        while chunk := list(itertools.islice(group, _ROWS)):
+            yield chunk
 
 
 class Reader:
@@ -190,8 +170,7 @@ class Reader:
     the head on the positions read, or, without `states`, by whole forwards with dense W + ΔW (the reference)."""
 
     def __init__(self, model: EditableModel, states: States | None) -> None:
-        self.model, self.states = model, states
-        self._tuples = blocks_return_tuples(model)
+        self.model, self.states, self._tuples = model, states, blocks_return_tuples(model)
 
     def logits(
         self, texts: Sequence[Continuation], updates: Mapping[str, LowRank] | None = None

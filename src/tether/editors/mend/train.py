@@ -14,7 +14,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from tether.editors.mend.network import Hypernetwork, MendHparams, Pairs, gradie
 from tether.editors.settings import settings_for
 from tether.errors import TetherError
 from tether.facts.formats import read_training_facts
+from tether.facts.tokens import Continuation
 from tether.models.editable import EditableModel
 from tether.models.sampling import mixed_seed
 from tether.storage.atomic import check_writable
@@ -161,19 +162,17 @@ class Losses:
         return hparams.c_edit * self.edit + hparams.c_loc * self.loc
 
 
-def example_pairs(model: EditableModel, names: Sequence[str], reader: Reader, example: Example) -> dict[str, Pairs]:
+def example_pairs(reader: Reader, names: Sequence[str], example: Example) -> dict[str, Pairs]:
     """The gradient of one example's edit."""
-    targets = _targets(example.edit, model)
-    return gradient_pairs(model, names, lambda: target_nll(reader.logits([example.edit])[0], targets))[1]
+    targets = _targets(example.edit, reader.model)
+    return gradient_pairs(reader.model, names, lambda: target_nll(reader.logits([example.edit])[0], targets))[1]
 
 
-def edit_losses(
-    model: EditableModel, network: Hypernetwork, reader: Reader, example: Example, pairs: dict[str, Pairs]
-) -> Losses:
+def edit_losses(network: Hypernetwork, reader: Reader, example: Example, pairs: dict[str, Pairs]) -> Losses:
     """The losses of one example's edit, differentiable in the network."""
     again, after = reader.logits([example.again, example.loc], network(pairs))
     before = reader.before(example.loc).float().log_softmax(-1)
-    targets = _targets(example.again, model)
+    targets = _targets(example.again, reader.model)
     log_after = after.float().log_softmax(-1)
     kl = (before.exp() * (before - log_after)).sum(-1).mean()
     said = int((again.argmax(-1) == targets).sum())
@@ -181,7 +180,7 @@ def edit_losses(
     return Losses(target_nll(again, targets), kl, (said, len(targets)), (kept, len(before)))
 
 
-def _targets(text: Any, model: EditableModel) -> Tensor:
+def _targets(text: Continuation, model: EditableModel) -> Tensor:
     return torch.tensor(text.ids[text.start :], device=model.device)
 
 
@@ -195,13 +194,11 @@ class _Training:
     ) -> None:  # fmt: skip
         self.model, self.hparams, self.train, self.val = model, hparams, train, val
         self.out, self.state, self.progress = out, state, progress
-        self.names = mlp_weights(model, hparams.layers)
-        first = hparams.layers[0]
-        states = None
+        names, first, states = mlp_weights(model, hparams.layers), hparams.layers[0], None
         if hparams.frozen_blocks and first > 0:
             states = States(model, first, [*train.examples, *val.examples], cache=cache, progress=prepared)
         self.reader = Reader(model, states)
-        shapes = {name: (model.weight(name).shape[0], model.weight(name).shape[1]) for name in self.names}
+        shapes = {name: (model.weight(name).shape[0], model.weight(name).shape[1]) for name in names}
         self.network = Hypernetwork(shapes, hparams).to(model.device)
         nets = [p for name, p in self.network.named_parameters() if name != "alpha"]
         self.rates = (hparams.lr, hparams.lr_lr)
@@ -209,7 +206,7 @@ class _Training:
             {"params": nets, "lr": hparams.lr}, {"params": [self.network.alpha], "lr": hparams.lr_lr},
         ])  # fmt: skip
         self.record = TrainedRecord(
-            model=model.id, fingerprint=model.fingerprint(self.names), weights=shapes, settings=hparams,
+            model=model.id, fingerprint=model.fingerprint(names), weights=shapes, settings=hparams,
             train=train.record, val=val.record, versions=versions(),
         )  # fmt: skip
         self.since: list[tuple[float, float]] = []  # losses of the steps since the last look
@@ -255,7 +252,7 @@ class _Training:
     def _edit(self, step: int) -> None:
         """Forward and backward of one edit; gradients add up in the network."""
         example = self._example(step)
-        losses = edit_losses(self.model, self.network, self.reader, example, self._pairs(example))
+        losses = edit_losses(self.network, self.reader, example, self._pairs(example))
         (losses.total(self.hparams) / self.hparams.accumulate).backward()
         values = losses.edit.item(), losses.loc.item()
         if not all(map(math.isfinite, values)):
@@ -270,7 +267,7 @@ class _Training:
         return self.train.examples[self._order[1][place]]
 
     def _pairs(self, example: Example) -> dict[str, Pairs]:
-        return example_pairs(self.model, self.names, self.reader, example)
+        return example_pairs(self.reader, self.network.names, example)
 
     def _means(self) -> tuple[float | None, float | None]:
         if not self.since:
@@ -289,8 +286,8 @@ class _Training:
         """Validate, then write the editor if it is the best so far, then the state. A kill between the two leaves an
         editor of a look that the state does not know: resumed, it comes to the same look and writes the same bytes."""
         means = self._means()
-        look = validate(self.model, self.network, self.reader, self.val.examples, self.hparams, step)
-        look = look.model_copy(update={"train_edit": means[0], "train_loc": means[1]})
+        found = validate(self.network, self.reader, self.val.examples, self.hparams)
+        look = Look(step=step, train_edit=means[0], train_loc=means[1], **found)
         self.record = self.record.model_copy(update={"step": step, "curve": (*self.record.curve, look)})
         if self.record.best().step == step:
             save_trained(self.out, self.network, self.record)
@@ -302,14 +299,12 @@ class _Training:
     def _finish(self) -> None:
         """The best parameters with the whole curve."""
         tensors, content = read_tensors(self.out)
-        curve = self.record.model_dump(mode="json")["curve"]
         best = self.record.best().step
         if content.get("step") != best:
             raise TetherError(
                 f"{self.out} is not of step {best}, the best of {self.state}: remove both and train again"
             )
-        content = {**self.record.model_dump(mode="json"), "step": best, "curve": curve}
-        write_tensors(self.out, tensors, content)
+        write_tensors(self.out, tensors, {**self.record.model_dump(mode="json"), "step": best})
 
     def _save(self) -> None:
         tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
@@ -327,14 +322,11 @@ class _Training:
         check_model(self.state, record, self.model)
         free = {"steps": self.hparams.steps, "patience": self.hparams.patience}
         if record.settings.model_copy(update=free) != self.hparams:
-            changed = [
-                name for name in MendHparams.model_fields
-                if name not in free and getattr(record.settings, name) != getattr(self.hparams, name)
-            ]  # fmt: skip
-            name = changed[0]
+            was, now = record.settings.model_dump(), self.hparams.model_dump()
+            name = next(name for name in was if name not in free and was[name] != now[name])
             raise TetherError(
-                f"{name} {getattr(self.hparams, name)}: the training in {self.state} has "
-                f"{getattr(record.settings, name)}; give the same, only steps and patience may change"
+                f"{name} {now[name]}: the training in {self.state} has {was[name]}; give the same, only steps and "
+                "patience may change"
             )
         for what, mine, its in (("train", self.train.record, record.train), ("val", self.val.record, record.val)):
             if (mine.sha256, mine.records) != (its.sha256, its.records):
@@ -357,39 +349,30 @@ class _Training:
         example = self.train.examples[0]
         for reader in (self.reader, Reader(self.model, None)):
             with FlopCounterMode(display=False) as counter:
-                pairs = example_pairs(self.model, self.names, reader, example)
-                edit_losses(self.model, self.network, reader, example, pairs).total(self.hparams).backward()
+                pairs = example_pairs(reader, self.network.names, example)
+                edit_losses(self.network, reader, example, pairs).total(self.hparams).backward()
             counts.append(counter.get_total_flops())
         self.optimizer.zero_grad(set_to_none=True)
         return counts[0], counts[1]
 
 
 def validate(
-    model: EditableModel, network: Hypernetwork, reader: Reader, listed: Sequence[Example], hparams: MendHparams,
-    step: int = 0,
-) -> Look:  # fmt: skip
+    network: Hypernetwork, reader: Reader, listed: Sequence[Example], hparams: MendHparams
+) -> dict[str, float]:
     """Every example edited alone: means over the examples of the losses and, token by token, of what is said and
-    kept. Changes nothing."""
-    found = list(_validated(model, network, reader, listed))
-    edit, loc = (math.fsum(getattr(each, what).item() for each in found) / len(found) for what in ("edit", "loc"))
-    said, kept = ([getattr(each, what) for each in found] for what in ("said", "kept"))
-    return Look(
-        step=step, train_edit=None, train_loc=None, loss=hparams.c_edit * edit + hparams.c_loc * loc, edit=edit,
-        loc=loc, accuracy=_share(said), kept=_share(kept),
-    )  # fmt: skip
-
-
-def _share(counts: Sequence[tuple[int, int]]) -> float:
-    return sum(n for n, _ in counts) / sum(n for _, n in counts)
-
-
-def _validated(
-    model: EditableModel, network: Hypernetwork, reader: Reader, listed: Sequence[Example]
-) -> Iterator[Losses]:
+    kept, under the names of `Look`. Changes nothing."""
+    found = []
     for example in listed:
-        pairs = example_pairs(model, network.names, reader, example)
+        pairs = example_pairs(reader, network.names, example)
         with torch.no_grad():
-            yield edit_losses(model, network, reader, example, pairs)
+            found.append(edit_losses(network, reader, example, pairs))
+    edit, loc = (math.fsum(getattr(each, what).item() for each in found) / len(found) for what in ("edit", "loc"))
+    accuracy, kept = (
+        sum(getattr(each, what)[0] for each in found) / sum(getattr(each, what)[1] for each in found)
+        for what in ("said", "kept")
+    )
+    loss = hparams.c_edit * edit + hparams.c_loc * loc
+    return {"loss": loss, "edit": edit, "loc": loc, "accuracy": accuracy, "kept": kept}
 
 
 def _shuffled(n: int, seed: int, epoch: int) -> list[int]:

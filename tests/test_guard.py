@@ -127,7 +127,9 @@ def test_the_first_edit_that_fails_and_all_after_it_are_taken_back(
         with pytest.raises(GuardStopError, match=f"edit {first} is the first") as caught:
             trained.run(tmp_path / "a", 5, restrain=restrain, guard=f"perplexity:{limit}", guard_every=5)
     counts = [read[f"{n:06d}.safetensors"] for n in range(1, 6)]
-    assert counts == [1 + (n < first) for n in range(1, 6)], "once by all of the bisection, and the live ones at the end"
+    assert counts == [1 + (n < first) for n in range(1, 6)], (
+        "once by all of the bisection, and the live ones at the end"
+    )
     assert "\n" not in str(caught.value)
     held = Ledger.open(tmp_path / "a")
     event = held.events[-1]

@@ -123,14 +123,10 @@ class Chain(Constraint):
         return "+".join(map(str, self.parts))
 
 
+_BUILT_IN = {"none": "prune:Nothing", "log": "prune:Log", "linear": "prune:Linear", "rank": "rank:Rank"}
 CONSTRAINTS: Registry[type[Constraint]] = Registry(
-    "tether.constraints", "constraint", type, {
-        "none": "tether.constraints.prune:Nothing",
-        "log": "tether.constraints.prune:Log",
-        "linear": "tether.constraints.prune:Linear",
-        "rank": "tether.constraints.rank:Rank",
-    },
-)  # fmt: skip
+    "tether.constraints", "constraint", type, {name: f"tether.constraints.{at}" for name, at in _BUILT_IN.items()}
+)
 
 
 def parse(text: str | Constraint) -> Constraint:
@@ -139,25 +135,21 @@ def parse(text: str | Constraint) -> Constraint:
     if isinstance(text, Constraint):
         return text
     parts = [_part(part, text) for part in _PLUS.split(text)]
-    active = [part for part in parts if part.acts]
+    active = tuple(part for part in parts if part.acts)
     if len(active) > 1:
-        return Chain(tuple(active))
+        return Chain(active)
     return active[0] if active else parts[0]
 
 
 def _part(text: str, whole: str) -> Constraint:
     name, _, parameter = text.strip().partition(":")
     if name not in CONSTRAINTS:
-        raise BadSettingsError(
-            f"{whole!r} is no restraint: write none, log:ALPHA (log:1.2, log:e), linear:BETA (linear:2), or another of "
-            f"{', '.join(CONSTRAINTS)}; join several with +"
-        )
+        forms = f"log:ALPHA (log:1.2, log:e), linear:BETA (linear:2), or another of {', '.join(CONSTRAINTS)}"
+        raise BadSettingsError(f"{whole!r} is no restraint: write none, {forms}; join several with +")
     found = CONSTRAINTS[name]
     if not issubclass(found, Constraint) or found.name != name:
-        raise TetherError(
-            f"restraint {name!r} of {CONSTRAINTS.source(name)} is no Constraint of that name: update or remove that "
-            "package"
-        )
+        source = f"{name!r} of {CONSTRAINTS.source(name)}"
+        raise TetherError(f"restraint {source} is no Constraint of that name: update or remove that package")
     return found.read(parameter)
 
 
@@ -166,8 +158,7 @@ def read_number(name: str, parameter: str, example: str) -> float:
     try:
         return float(parameter)
     except ValueError:
-        text = f"{name}:{parameter}"
-        raise BadSettingsError(f"{text!r} is no restraint: write a number, as in {example}") from None
+        raise BadSettingsError(f"{f'{name}:{parameter}'!r} is no restraint: write a number, as in {example}") from None
 
 
 def written(number: float) -> str:
@@ -186,7 +177,5 @@ def constrained(update: LowRank, weight: Weight, constraint: Constraint, data: D
     try:
         return constraint.apply(update, constraint.init(weight, data or Data()))[0]
     except (ArithmeticError, RuntimeError) as error:
-        raise TetherError(
-            f"restraint {constraint}: the sum of the updates has no singular values ({first_line(error)}): undo the "
-            "last edit"
-        ) from error
+        why = f"the sum of the updates has no singular values ({first_line(error)})"
+        raise TetherError(f"restraint {constraint}: {why}: undo the last edit") from error

@@ -64,7 +64,7 @@ class ReducedForm:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.U.shape[0], self.Vh.shape[1]
+        return len(self.U), self.Vh.shape[1]
 
     @property
     def rank(self) -> int:

@@ -32,7 +32,7 @@ _GROWN = 1.1  # σ_min is measured again once σ_max has grown by this factor
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest singular value of a weight, and of the update that it carries."""
+    """σ_max of a weight, and σ̂_max of the update that it carries."""
 
     sigma_max: float
     update_sigma_max: float

@@ -17,6 +17,7 @@ Another package adds one as a subclass of Constraint, under an entry point of th
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -35,8 +36,7 @@ AS_RECORDED = "as recorded"  # the label of a ledger replayed with the restraint
 
 @dataclass(frozen=True)
 class Weight:
-    """What is known of the edited weight: its shape (p, q), m = σ_max of the unedited W₀, and where a model is at hand
-    a function that gives W₀ (p×q, float32)."""
+    """The edited weight: its shape (p, q), m = σ_max of the unedited W₀, and with a model W₀ (float32) on request."""
 
     shape: tuple[int, int]
     sigma_max: float
@@ -45,8 +45,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Data:
-    """What is known of the inputs of the weight: where moments are at hand, a function that gives C = E[kkᵀ] (q×q,
-    float64)."""
+    """The inputs of the weight: where moments are at hand, C = E[kkᵀ] (q×q, float64) on request."""
 
     moments: Callable[[], Tensor] | None = None
 
@@ -154,15 +153,17 @@ def _part(text: str, whole: str) -> Constraint:
 
 
 def read_number(name: str, parameter: str, example: str) -> float:
-    """The number after the colon. Raises BadSettingsError where there is none."""
+    """The number after the colon, `e` for Euler's. Raises BadSettingsError where there is none."""
     try:
-        return float(parameter)
+        return math.e if parameter == "e" else float(parameter)
     except ValueError:
         raise BadSettingsError(f"{f'{name}:{parameter}'!r} is no restraint: write a number, as in {example}") from None
 
 
 def written(number: float) -> str:
-    """The shortest text that gives the same number again, without a plus sign, which joins a chain."""
+    """The shortest text that `read_number` reads as the same number, without a plus sign, which joins a chain."""
+    if number == math.e:
+        return "e"
     short = f"{number:g}"
     return (short if float(short) == number else repr(number)).replace("e+", "e")
 

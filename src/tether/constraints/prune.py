@@ -83,7 +83,7 @@ class Log(Restraint):
 
     @classmethod
     def read(cls, parameter: str) -> Log:
-        return cls(math.e if parameter == "e" else read_number("log", parameter, "log:1.2 or log:e"))
+        return cls(read_number("log", parameter, "log:1.2 or log:e"))
 
     def __call__(self, s: Float[Tensor, " k"], sigma_max: float) -> Float[Tensor, " k"]:
         excess = (s / sigma_max).clamp_min(1).log() / math.log(self.alpha)
@@ -94,7 +94,7 @@ class Log(Restraint):
         return limit if sigma_max < limit else None
 
     def __str__(self) -> str:
-        return f"log:{_parameter(self.alpha)}"
+        return f"log:{written(self.alpha)}"
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,13 @@ class Linear(Restraint):
 
     @classmethod
     def read(cls, parameter: str) -> Linear:
-        return cls(math.e if parameter == "e" else read_number("linear", parameter, "linear:2"))
+        return cls(read_number("linear", parameter, "linear:2"))
 
     def __call__(self, s: Float[Tensor, " k"], sigma_max: float) -> Float[Tensor, " k"]:
         return torch.where(s > sigma_max, torch.minimum(s, sigma_max + (s - sigma_max) / self.beta), s)
 
     def __str__(self) -> str:
-        return f"linear:{_parameter(self.beta)}"
-
-
-def _parameter(number: float) -> str:
-    return "e" if number == math.e else written(number)
+        return f"linear:{written(self.beta)}"
 
 
 none, log, linear = Nothing, Log, Linear  # the names of the public `tether.restraint`

@@ -18,6 +18,7 @@ from test_ledger import new_ledger
 from torch import Tensor
 
 from tether import restraint
+from tether.algebra.gram import double
 from tether.algebra.lowrank import LowRank
 from tether.algebra.perturbation_bound import (
     Of,
@@ -30,7 +31,6 @@ from tether.algebra.perturbation_bound import (
     reduced_form,
     walk,
 )
-from tether.algebra.precision import double
 from tether.analyses.bound import bound_rows
 from tether.errors import TetherError
 from tether.ledger import Attempt, Ledger

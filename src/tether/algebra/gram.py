@@ -1,8 +1,9 @@
-"""Gram matrices in float64, and their largest eigenvalues by Lanczos (ARPACK)."""
+"""float64 on whatever device, Gram matrices in it, and their largest eigenvalues by Lanczos (ARPACK)."""
 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.algebra.precision import double
 from tether.errors import TetherError, first_line
 
 DENSE = 128  # up to this side length all eigenvalues are taken: milliseconds
 _STRIP = 1 << 23  # elements of a matrix that are in float64 at a time
+
+
+def double(matrix: Tensor) -> Tensor:
+    """In float64, on its device; on the CPU where the device has no float64, as Apple's."""
+    matrix = matrix.detach()
+    try:
+        return matrix.to(torch.float64)
+    except TypeError:
+        return matrix.cpu().to(torch.float64)
 
 
 def gram(matrix: Float[Tensor, "n m"], added: Float[Tensor, "n m"] | None = None) -> Float[Tensor, "n n"]:
@@ -46,21 +55,16 @@ def leading(
     with np.errstate(invalid="ignore", over="ignore"):
         finite = bool(np.isfinite(matrix @ start).all())
     if not finite:
-        raise TetherError(
-            "a weight or its update holds values that are not finite, so it has no singular values: undo the last edit"
-        )
+        what = "a weight or its update holds values that are not finite"
+        raise TetherError(f"{what}, so it has no singular values: undo the last edit")
     if n > DENSE and count <= n // 4:
-        try:
-            found = scipy.sparse.linalg.eigsh(
-                matrix, k=count, which="LA", v0=start, ncv=max(12, 2 * count + 1), tol=tolerance
-            )
+        with suppress(scipy.sparse.linalg.ArpackError):
+            ncv = max(12, 2 * count + 1)
+            found = scipy.sparse.linalg.eigsh(matrix, k=count, which="LA", v0=start, ncv=ncv, tol=tolerance)
             return found[0][::-1], found[1][:, ::-1]
-        except scipy.sparse.linalg.ArpackError:
-            pass
     try:
         values, vectors = torch.linalg.eigh(torch.from_numpy(np.ascontiguousarray(matrix @ np.eye(n))))
     except RuntimeError as error:  # torch's LinAlgError
-        raise TetherError(
-            f"the singular values of a matrix of {n} rows do not converge ({first_line(error)}): undo the last edit"
-        ) from error
+        what = f"the singular values of a matrix of {n} rows do not converge ({first_line(error)})"
+        raise TetherError(f"{what}: undo the last edit") from error
     return values.flip(0).numpy(), vectors.flip(1).numpy()

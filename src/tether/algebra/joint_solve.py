@@ -36,15 +36,13 @@ class Solution:
         """
         if not removed:
             return self
-        out = torch.tensor(sorted(set(removed)))
-        keep = torch.tensor([i for i in range(len(self.G)) if i not in set(removed)], dtype=torch.long)
+        out = sorted(set(removed))
+        keep = sorted(set(range(len(self.G))) - set(removed))
         try:
             share = torch.linalg.solve(self.H[out][:, out], self.H[out][:, keep]).mT
         except RuntimeError as error:  # torch's LinAlgError
-            raise TetherError(
-                f"{len(out)} of {len(self.G)} facts of one solve cannot be taken out ({first_line(error)}): take out "
-                "all of them"
-            ) from error
+            what = f"{len(out)} of {len(self.G)} facts of one solve cannot be taken out ({first_line(error)})"
+            raise TetherError(f"{what}: take out all of them") from error
         return Solution(self.G[keep] - share @ self.G[out], self.H[keep][:, keep] - share @ self.H[out][:, keep])
 
 

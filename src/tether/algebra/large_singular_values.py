@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.algebra.gram import gram, leading
-from tether.algebra.precision import double
+from tether.algebra.gram import double, gram, leading
 
 FIRST = 8  # eigenvalues looked for at first; four times as many where all of them are wanted
 

@@ -23,16 +23,13 @@ class LowRank:
 
     def __post_init__(self) -> None:
         if self.A.ndim != 2 or self.B.ndim != 2 or self.A.shape[1] != self.B.shape[0]:
-            raise ValueError(
-                f"factors {tuple(self.A.shape)} and {tuple(self.B.shape)} do not chain: A must be p×r and B r×q"
-            )
+            shapes = f"{tuple(self.A.shape)} and {tuple(self.B.shape)}"
+            raise ValueError(f"factors {shapes} do not chain: A must be p×r and B r×q")
 
     @classmethod
-    def zeros(
-        cls, p: int, q: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> LowRank:
-        """The zero p×q matrix, of rank bound 0."""
-        return cls(torch.zeros(p, 0, dtype=dtype, device=device), torch.zeros(0, q, dtype=dtype, device=device))
+    def zeros(cls, p: int, q: int, *, dtype: torch.dtype = torch.float32) -> LowRank:
+        """The zero p×q matrix on the CPU, of rank bound 0."""
+        return cls(torch.zeros(p, 0, dtype=dtype), torch.zeros(0, q, dtype=dtype))
 
     @classmethod
     def sum(cls, updates: Iterable[LowRank]) -> LowRank:
@@ -79,6 +76,10 @@ class LowRank:
         u, s, vh = torch.linalg.svd(r_left @ r_right.mT)
         return q_left @ u, s, vh @ q_right.mT
 
+    def singular_values(self) -> Float[Tensor, " k"]:
+        """σ̂ of A·B, descending, float64; û and v̂ᵀ are not formed. Kept after the first call."""
+        return self._singular_values
+
     @cached_property
     def _singular_values(self) -> Tensor:
         A, B = self.A.double(), self.B.double()
@@ -86,10 +87,6 @@ class LowRank:
             return torch.linalg.svdvals(A @ B)
         r_left, r_right = (torch.linalg.qr(factor, mode="r").R for factor in (A, B.mT))
         return torch.linalg.svdvals(r_left @ r_right.mT)
-
-    def singular_values(self) -> Float[Tensor, " k"]:
-        """σ̂ of A·B, descending, float64; û and v̂ᵀ are not formed. Kept after the first call."""
-        return self._singular_values
 
     def norm(self) -> float:
         """Frobenius norm, from the two r×r Gram matrices."""

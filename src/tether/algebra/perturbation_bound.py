@@ -45,16 +45,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.algebra.gram import double
 from tether.algebra.lowrank import LowRank
-from tether.algebra.precision import double
 from tether.errors import TetherError, first_line
 
 _EPS = torch.finfo(torch.float64).eps
 
 Of = Literal["sum", "edit"]
-
-
-# --- the reduced form -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +64,7 @@ class ReducedForm:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.U.shape[0], self.Vh.shape[1]
+        return len(self.U), self.Vh.shape[1]
 
     @property
     def rank(self) -> int:
@@ -91,8 +88,8 @@ class ReducedForm:
         """E in the bases of A. A LowRank is never multiplied out."""
         left, right = _factors(E, self.U)
         p, q = self.shape
-        if (left.shape[0], right.shape[1]) != self.shape:
-            raise ValueError(f"E is {left.shape[0]}×{right.shape[1]}, A is {p}×{q}")
+        if (len(left), right.shape[1]) != (p, q):
+            raise ValueError(f"E is {len(left)}×{right.shape[1]}, A is {p}×{q}")
         left_in, right_in = self.U.mT @ left, right @ self.Vh.mT
         # Where A has full rank on a side nothing lies outside; a difference would leave rounding there.
         left_out = left - self.U @ left_in if self.rank < p else torch.zeros_like(left)
@@ -110,18 +107,14 @@ def reduced_form(A: Float[Tensor, "p q"], rank: int | None = None) -> ReducedFor
     if A.ndim != 2:
         raise ValueError(f"A has {A.ndim} dimensions: it must be a matrix")
     if not bool(torch.isfinite(A).all()):
-        raise TetherError(
-            "A holds values that are not finite: the bound needs a sound matrix; look at `tether spectrum`"
-        )
+        raise TetherError("A holds values that are not finite: the bound needs a sound matrix; see `tether spectrum`")
     U, s, Vh = torch.linalg.svd(A, full_matrices=False)
     found = int((s > max(A.shape) * _EPS * s[:1]).sum())
     if found == 0:
         raise TetherError("A is zero: it has no pseudoinverse to perturb; give a matrix that is not")
     if rank is not None and found < rank:
-        raise TetherError(
-            f"A has rank {found} to rounding where {rank} is needed; the bound compares matrices of one rank: "
-            "take a smaller update"
-        )
+        what = f"A has rank {found} to rounding where {rank} is needed"
+        raise TetherError(f"{what}; the bound compares matrices of one rank: take a smaller update")
     rank = found if rank is None else rank
     return ReducedForm(U[:, :rank], s[:rank], Vh[:rank])
 
@@ -146,18 +139,14 @@ class Split:
     @cached_property
     def constants(self) -> Constants:
         """What the bound is made of. Raises TetherError where E is not acute."""
-        form = self.form
-        e11, e12, e21, e22 = (
-            _norm(left, right) for left in (self.left_in, self.left_out) for right in (self.right_in, self.right_out)
-        )  # fmt: skip
+        form, lefts, rights = self.form, (self.left_in, self.left_out), (self.right_in, self.right_out)
+        e11, e12, e21, e22 = (_norm(left, right) for left in lefts for right in rights)
         # What rounding alone puts into Ã, in its norm.
         rounding = 10 * max(form.shape) * _EPS * (form.norm + math.hypot(e11, e12, e21, e22))
         low = float(torch.linalg.svdvals(self.edited11)[-1])
         if low <= rounding:
-            raise TetherError(
-                f"the perturbation is not acute: Ã₁₁ is singular, its smallest singular value is {low:.3g} where "
-                f"rounding alone leaves {rounding:.1g}; the bound is of acute perturbations: take a smaller update"
-            )
+            what = f"Ã₁₁ is singular, with a singular value of {low:.3g} where rounding alone leaves {rounding:.1g}"
+            raise _not_acute(what, "take a smaller update")
         # E₂₂ − E₂₁Ã₁₁⁻¹E₁₂ = (−F₂₁ I) Ã (−F₁₂; I): the outer factors are what rounding in Ã is multiplied by.
         inner = torch.linalg.solve(self.edited11, self.left_in)
         f21 = _norm(self.left_out, torch.linalg.solve(self.edited11, self.right_in, left=False))
@@ -165,15 +154,14 @@ class Split:
         gap = _norm(self.left_out, self.right_out - self.right_in @ (inner @ self.right_out))
         limit = rounding * math.hypot(1, f21) * math.hypot(1, f12)
         if gap > limit:
-            raise TetherError(
-                f"the perturbation is not acute: ‖E₂₂ − E₂₁Ã₁₁⁻¹E₁₂‖ is {gap:.3g} where rounding alone leaves "
-                f"{limit:.1g}, so A (rank {form.rank} of {min(form.shape)}) and A + E differ in rank; the bound is of "
-                "acute perturbations: take a weight of full rank"
-            )
+            what = f"‖E₂₂ − E₂₁Ã₁₁⁻¹E₁₂‖ is {gap:.3g} where rounding alone leaves {limit:.1g}"
+            what += f", so A (rank {form.rank} of {min(form.shape)}) and A + E differ in rank"
+            raise _not_acute(what, "take a weight of full rank")
         return Constants(form.norm, form.kappa, 1 / low, e11, e12, e21)
 
 
-# --- the bound --------------------------------------------------------------------------------------------------------
+def _not_acute(what: str, remedy: str) -> TetherError:
+    return TetherError(f"the perturbation is not acute: {what}; the bound is of acute perturbations: {remedy}")
 
 
 def psi2(norm: float) -> float:
@@ -230,7 +218,8 @@ class Bound:
     @property
     def total(self) -> Float[Tensor, " n"]:
         """The right side of eq. 41."""
-        return self.terms[0] + self.terms[1] + self.terms[2]
+        first, second, third = self.terms
+        return first + second + third
 
     @property
     def from_kappa(self) -> Float[Tensor, " n"] | None:
@@ -242,36 +231,27 @@ class Bound:
 
 
 def bound(
-    form: ReducedForm,
-    E: Float[Tensor, "p q"] | LowRank,
-    b: Float[Tensor, "p n"],
-    edited: ReducedForm | None = None,
+    form: ReducedForm, E: Float[Tensor, "p q"] | LowRank, b: Float[Tensor, "p n"], edited: ReducedForm | None = None
 ) -> Bound:
     """The bound of theorem 3.1 and the actual error, for every column of b.
 
     `edited` is the reduced form of A + E where it is known already; otherwise it is computed. Raises TetherError if
     E is not acute or a column has A†b = 0, which leaves no error to be relative to.
     """
-    split = form.split(E)
-    constants = split.constants
+    constants = form.split(E).constants
     b = _as(b, form.U)
     x = form.solve(b)
     length, inside = _lengths(x), _lengths(form.U.mT @ b)
     if not bool((inside > max(form.shape) * _EPS * _lengths(b)).all()):
         worst = int(torch.argmin(inside))
-        raise TetherError(
-            f"right-hand side {worst} lies outside the range of A, so x = A†b is 0 and no error is relative to it; "
-            "leave it out"
-        )
+        why = "so x = A†b is 0 and no error is relative to it"
+        raise TetherError(f"right-hand side {worst} lies outside the range of A, {why}; take it out")
     outside = _lengths(b - form.U @ (form.U.mT @ b)) if form.rank < form.shape[0] else torch.zeros_like(length)
     if edited is None:
         left, right = _factors(E, form.U)
         edited = reduced_form((form.U * form.s) @ form.Vh + left @ right, rank=form.rank)
     error = _lengths(edited.solve(b) - x) / length
     return Bound(constants, form.norm * length / inside, outside / (form.norm * length), error)
-
-
-# --- a sequence of updates --------------------------------------------------------------------------------------------
 
 
 class Span(NamedTuple):
@@ -305,9 +285,7 @@ def walk(weight: Float[Tensor, "p q"], spans: Iterable[Span], keys: Float[Tensor
     def form_of(update: LowRank, rank: int | None = None) -> ReducedForm:
         if update.rank == 0:
             return original
-        if update is held[0]:
-            return held[1]
-        return reduced_form(weight + _as(update.A, weight) @ _as(update.B, weight), rank)
+        return held[1] if update is held[0] else reduced_form(weight + torch.mm(*_factors(update, weight)), rank)
 
     for edits, before, after in spans:
         try:
@@ -327,9 +305,6 @@ def _change(before: LowRank, after: LowRank) -> LowRank:
     if after.rank >= r and torch.equal(after.A[:, :r], before.A) and torch.equal(after.B[:r], before.B):
         return LowRank(after.A[:, r:], after.B[r:])
     return after + -before
-
-
-# --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
 def _as(matrix: Tensor, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ With W n×m, n ≤ m, and a new update A·B the Gram matrix changes by YAᵀ + A
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,14 +32,14 @@ _GROWN = 1.1  # σ_min is measured again once σ_max has grown by this factor
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest singular value of a weight, and of the update that it carries."""
+    """σ_max of a weight, and σ̂_max of the update that it carries."""
 
     sigma_max: float
     update_sigma_max: float
 
     def to_dict(self) -> dict[str, float]:
         """What was measured, by name."""
-        return {"sigma_max": self.sigma_max, "update_sigma_max": self.update_sigma_max}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Extremes(Largest):
         return self.sigma_max / self.sigma_min if self.sigma_min > 0 else math.inf
 
     def to_dict(self) -> dict[str, float]:
-        return {**super().to_dict(), "sigma_min": self.sigma_min, "kappa": self.kappa}
+        return {**super().to_dict(), "kappa": self.kappa}
 
 
 class Spectrum:
@@ -191,9 +191,6 @@ class RunningSpectrum:
         return self._proposal
 
 
-# --- arithmetic -------------------------------------------------------------------------------------------------------
-
-
 def _on_its_side(original: Tensor) -> tuple[Tensor, bool]:
     """The weight n×m with n ≤ m, and whether that is how it came."""
     weight = original.detach().cpu()
@@ -249,6 +246,5 @@ def _dense(matrix: Tensor) -> Tensor:
     try:
         return torch.linalg.svdvals(matrix)
     except RuntimeError as error:  # torch's LinAlgError
-        raise TetherError(
-            f"the singular values of a weight do not converge ({first_line(error)}): undo the last edit"
-        ) from error
+        what = f"the singular values of a weight do not converge ({first_line(error)})"
+        raise TetherError(f"{what}: undo the last edit") from error

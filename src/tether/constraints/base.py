@@ -17,6 +17,7 @@ Another package adds one as a subclass of Constraint, under an entry point of th
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -35,8 +36,7 @@ AS_RECORDED = "as recorded"  # the label of a ledger replayed with the restraint
 
 @dataclass(frozen=True)
 class Weight:
-    """What is known of the edited weight: its shape (p, q), m = σ_max of the unedited W₀, and where a model is at hand
-    a function that gives W₀ (p×q, float32)."""
+    """The edited weight: its shape (p, q), m = σ_max of the unedited W₀, and with a model W₀ (float32) on request."""
 
     shape: tuple[int, int]
     sigma_max: float
@@ -45,8 +45,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Data:
-    """What is known of the inputs of the weight: where moments are at hand, a function that gives C = E[kkᵀ] (q×q,
-    float64)."""
+    """The inputs of the weight: where moments are at hand, C = E[kkᵀ] (q×q, float64) on request."""
 
     moments: Callable[[], Tensor] | None = None
 
@@ -123,14 +122,10 @@ class Chain(Constraint):
         return "+".join(map(str, self.parts))
 
 
+_BUILT_IN = {"none": "prune:Nothing", "log": "prune:Log", "linear": "prune:Linear", "rank": "rank:Rank"}
 CONSTRAINTS: Registry[type[Constraint]] = Registry(
-    "tether.constraints", "constraint", type, {
-        "none": "tether.constraints.prune:Nothing",
-        "log": "tether.constraints.prune:Log",
-        "linear": "tether.constraints.prune:Linear",
-        "rank": "tether.constraints.rank:Rank",
-    },
-)  # fmt: skip
+    "tether.constraints", "constraint", type, {name: f"tether.constraints.{at}" for name, at in _BUILT_IN.items()}
+)
 
 
 def parse(text: str | Constraint) -> Constraint:
@@ -139,39 +134,36 @@ def parse(text: str | Constraint) -> Constraint:
     if isinstance(text, Constraint):
         return text
     parts = [_part(part, text) for part in _PLUS.split(text)]
-    active = [part for part in parts if part.acts]
+    active = tuple(part for part in parts if part.acts)
     if len(active) > 1:
-        return Chain(tuple(active))
+        return Chain(active)
     return active[0] if active else parts[0]
 
 
 def _part(text: str, whole: str) -> Constraint:
     name, _, parameter = text.strip().partition(":")
     if name not in CONSTRAINTS:
-        raise BadSettingsError(
-            f"{whole!r} is no restraint: write none, log:ALPHA (log:1.2, log:e), linear:BETA (linear:2), or another of "
-            f"{', '.join(CONSTRAINTS)}; join several with +"
-        )
+        forms = f"log:ALPHA (log:1.2, log:e), linear:BETA (linear:2), or another of {', '.join(CONSTRAINTS)}"
+        raise BadSettingsError(f"{whole!r} is no restraint: write none, {forms}; join several with +")
     found = CONSTRAINTS[name]
     if not issubclass(found, Constraint) or found.name != name:
-        raise TetherError(
-            f"restraint {name!r} of {CONSTRAINTS.source(name)} is no Constraint of that name: update or remove that "
-            "package"
-        )
+        source = f"{name!r} of {CONSTRAINTS.source(name)}"
+        raise TetherError(f"restraint {source} is no Constraint of that name: update or remove that package")
     return found.read(parameter)
 
 
 def read_number(name: str, parameter: str, example: str) -> float:
-    """The number after the colon. Raises BadSettingsError where there is none."""
+    """The number after the colon, `e` for Euler's. Raises BadSettingsError where there is none."""
     try:
-        return float(parameter)
+        return math.e if parameter == "e" else float(parameter)
     except ValueError:
-        text = f"{name}:{parameter}"
-        raise BadSettingsError(f"{text!r} is no restraint: write a number, as in {example}") from None
+        raise BadSettingsError(f"{f'{name}:{parameter}'!r} is no restraint: write a number, as in {example}") from None
 
 
 def written(number: float) -> str:
-    """The shortest text that gives the same number again, without a plus sign, which joins a chain."""
+    """The shortest text that `read_number` reads as the same number, without a plus sign, which joins a chain."""
+    if number == math.e:
+        return "e"
     short = f"{number:g}"
     return (short if float(short) == number else repr(number)).replace("e+", "e")
 
@@ -186,7 +178,5 @@ def constrained(update: LowRank, weight: Weight, constraint: Constraint, data: D
     try:
         return constraint.apply(update, constraint.init(weight, data or Data()))[0]
     except (ArithmeticError, RuntimeError) as error:
-        raise TetherError(
-            f"restraint {constraint}: the sum of the updates has no singular values ({first_line(error)}): undo the "
-            "last edit"
-        ) from error
+        why = f"the sum of the updates has no singular values ({first_line(error)})"
+        raise TetherError(f"restraint {constraint}: {why}: undo the last edit") from error

@@ -19,15 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
-from tether.constraints.base import AS_RECORDED, Constraint, Data, Weight, label_of, parse, read_number, written
+from tether.constraints.base import Constraint, Data, Weight, read_number, written
+from tether.constraints.base import parse as parse
 from tether.errors import BadSettingsError
 
 logger = logging.getLogger(__name__)
-
-__all__ = [
-    "AS_RECORDED", "Linear", "Log", "Nothing", "Restraint", "label_of", "linear", "log", "none", "parse",
-    "parse_restraint", "restrain",
-]  # fmt: skip
 
 
 class Restraint(Constraint):
@@ -87,7 +83,7 @@ class Log(Restraint):
 
     @classmethod
     def read(cls, parameter: str) -> Log:
-        return cls(math.e if parameter == "e" else read_number("log", parameter, "log:1.2 or log:e"))
+        return cls(read_number("log", parameter, "log:1.2 or log:e"))
 
     def __call__(self, s: Float[Tensor, " k"], sigma_max: float) -> Float[Tensor, " k"]:
         excess = (s / sigma_max).clamp_min(1).log() / math.log(self.alpha)
@@ -98,7 +94,7 @@ class Log(Restraint):
         return limit if sigma_max < limit else None
 
     def __str__(self) -> str:
-        return f"log:{_parameter(self.alpha)}"
+        return f"log:{written(self.alpha)}"
 
 
 @dataclass(frozen=True)
@@ -115,32 +111,16 @@ class Linear(Restraint):
 
     @classmethod
     def read(cls, parameter: str) -> Linear:
-        return cls(math.e if parameter == "e" else read_number("linear", parameter, "linear:2"))
+        return cls(read_number("linear", parameter, "linear:2"))
 
     def __call__(self, s: Float[Tensor, " k"], sigma_max: float) -> Float[Tensor, " k"]:
         return torch.where(s > sigma_max, torch.minimum(s, sigma_max + (s - sigma_max) / self.beta), s)
 
     def __str__(self) -> str:
-        return f"linear:{_parameter(self.beta)}"
+        return f"linear:{written(self.beta)}"
 
 
-def _parameter(number: float) -> str:
-    return "e" if number == math.e else written(number)
-
-
-def none() -> Nothing:
-    """No restraint."""
-    return Nothing()
-
-
-def log(alpha: float) -> Log:
-    """F_log of equation 5. Raises BadSettingsError unless α is finite and above 1."""
-    return Log(alpha)
-
-
-def linear(beta: float) -> Linear:
-    """F_linear of appendix C.3. Raises BadSettingsError unless β is finite and above 1."""
-    return Linear(beta)
+none, log, linear = Nothing, Log, Linear  # the names of the public `tether.restraint`
 
 
 def parse_restraint(text: str | Constraint) -> Restraint:
@@ -167,10 +147,7 @@ def restrain(update: LowRank, sigma_max: float, restraint: Restraint) -> LowRank
         return update
     limit = restraint.cap_limit(sigma_max)
     if limit is not None:
-        logger.warning(
-            "%s with m = %.3g below 1/ln α = %.3g: capped at σ̂, since the formula would enlarge values just above m",
-            restraint, sigma_max, limit,
-        )  # fmt: skip
-    restrained = restraint(s, sigma_max)
-    root = restrained.sqrt()
+        why = "capped at σ̂, since the formula would enlarge values just above m"
+        logger.warning("%s with m = %.3g below 1/ln α = %.3g: %s", restraint, sigma_max, limit, why)
+    root = restraint(s, sigma_max).sqrt()
     return LowRank(u * root, root[:, None] * vh).to(dtype=update.A.dtype)

@@ -9,6 +9,8 @@ from tether.algebra.lowrank import LowRank
 from tether.constraints.base import Constraint
 from tether.errors import BadSettingsError
 
+_RULE = "write a whole number above 0, as in rank:64"
+
 
 @dataclass(frozen=True)
 class Rank(Constraint):
@@ -20,13 +22,12 @@ class Rank(Constraint):
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise BadSettingsError(f"rank:{self.rank} is no restraint: write a whole number above 0, as in rank:64")
+            raise BadSettingsError(f"'rank:{self.rank}' is no restraint: {_RULE}")
 
     @classmethod
     def read(cls, parameter: str) -> Rank:
         if not parameter.strip().isdecimal():
-            text = f"rank:{parameter}"
-            raise BadSettingsError(f"{text!r} is no restraint: write a whole number above 0, as in rank:64")
+            raise BadSettingsError(f"{f'rank:{parameter}'!r} is no restraint: {_RULE}")
         return cls(int(parameter))
 
     def apply(self, update: LowRank, state: None) -> tuple[LowRank, None]:

@@ -27,41 +27,37 @@ ATTEMPTS = ("edit", "failed", "skipped")
 LOCK = "ledger.lock"
 
 
-class WeightRecord(BaseModel):
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WeightRecord(_Record):
     """An edited weight: its shape (out, in), m, the largest singular value of W₀, and κ₀, its condition number (None
     in ledgers that did not record it, and where it is infinite)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shape: tuple[int, int]
     sigma_max: float
     kappa: float | None = None
 
 
-class EditorRecord(BaseModel):
+class EditorRecord(_Record):
     """The file of a trained editor, where the method needs one: the edits depend on its content."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     sha256: str
 
 
-class MomentsRecord(BaseModel):
+class MomentsRecord(_Record):
     """The second moments of one layer: their key in the cache, the sha256 of C, and how many tokens they are of."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str = Field(pattern="^[0-9a-f]{32}$")
     sha256: str
     tokens: int
 
 
-class Header(BaseModel):
+class Header(_Record):
     """ledger.json: everything the events depend on. Never changes after the ledger is made. `anatomy` names the layout
     of a model whose structure does not tell it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     created: str
@@ -84,12 +80,10 @@ class Header(BaseModel):
     versions: dict[str, str]
 
 
-class Event(BaseModel):
+class Event(_Record):
     """One line of the journal. `edit` numbers attempts (edit, failed, skipped), one a fact; `record` is what was
     measured. Facts edited together have a line each: `batch` is (place in the batch from 1, size), `column` the fact's
     column in the factors file they share."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: int
     time: str

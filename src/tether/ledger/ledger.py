@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +104,9 @@ class Ledger:
         """Raise WrongModelError unless the model's edited weights are those the ledger was made on."""
         found = model.fingerprint(list(self.header.weights))
         if found != self.header.fingerprint:
-            raise WrongModelError(
-                f"{model.id} is not the model of {self.path}: its weights have fingerprint {found[:12]}, the ledger "
-                f"{self.header.fingerprint[:12]}; load {self.header.model!r} as it was"
-            )
+            prints = f"its weights have fingerprint {found[:12]}, the ledger {self.header.fingerprint[:12]}"
+            remedy = f"load {self.header.model!r} as it was"
+            raise WrongModelError(f"{model.id} is not the model of {self.path}: {prints}; {remedy}")
 
     def verify(self, model: EditableModel | None = None, *, head: str | None = None) -> dict[str, Any]:
         """Check every line and every factors file (and the model). Returns counts by kind; raises BadLedgerError that
@@ -196,15 +195,6 @@ class Ledger:
         tried = [(e.edit, e.fact) for e in self._until(upto) if e.edit is not None and e.fact is not None]
         return [(edit, fact) for edit, fact in tried if edit not in undone]
 
-    def restraints(self, upto: int | None = None) -> list[tuple[int, str]]:
-        """Every restraint that the journal records up to edit `upto`, as (number of the edit before it, restraint)."""
-        found, edit = [], 0
-        for event in self._until(upto):
-            edit = event.edit or edit
-            if event.kind == "restrain" and event.restrain is not None:
-                found.append((edit, event.restrain))
-        return found
-
     def _until(self, upto: int | None) -> Iterator[Event]:
         check_counts(self.path, [] if upto is None else [upto], self.attempts)
         for event in self.events:
@@ -215,17 +205,13 @@ class Ledger:
     def factors(self, event: Event) -> dict[str, LowRank]:
         """The updates of one edit by weight name, float32 on the CPU, checked against the journal. Of a fact edited in
         a batch: its term of the batch's sum."""
-        A, B = self._own(event, "A"), self._own(event, "B")
+        A, B = self.vectors(event, "A"), self.vectors(event, "B")
         with sound_factors(self.path, event):
             return {name: LowRank(A[name].mT, B[name]) for name in A}
 
-    def vectors(self, event: Event, kind: Literal["K", "V"]) -> dict[str, Tensor]:
+    def vectors(self, event: Event, kind: Literal["K", "V", "A", "B"]) -> dict[str, Tensor]:
         """The keys "K" (n×q) or values "V" (n×p) that the editor kept of one edit, by weight name, one a row (one row
-        but for editors with many keys a fact), float32 on the CPU, checked against the journal."""
-        return self._own(event, kind)
-
-    def _own(self, event: Event, kind: str) -> dict[str, Tensor]:
-        """The fact's own rows of a kind of tensor (columns of A) in what its batch shares, by weight name."""
+        but for editors with many keys a fact), float32 on the CPU, checked against the journal. Also Aᵀ and B."""
         part = slice(None) if event.column is None else slice(event.column, event.column + 1)
         tensors = self.tensors(event)
         found = {name: tensors[f"{name}/{kind}"] for name in self.header.weights if f"{name}/{kind}" in tensors}
@@ -296,33 +282,31 @@ class Ledger:
             try:
                 model = load_model(header.model, dtype=header.dtype, anatomy=header.anatomy, local_files_only=True)
             except TetherError as error:
-                raise WrongModelError(
-                    f"{self.path} was made on {header.model!r}, which cannot be loaded from this machine: name the "
-                    f"model yourself ({error})"
-                ) from error
+                what = f"{self.path} was made on {header.model!r}, which cannot be loaded from this machine"
+                raise WrongModelError(f"{what}: name the model yourself ({error})") from error
         self.check_model(model)
         return model
 
     def undo(self, *edits: int) -> Event:
         """Take edits out, by number: from now on the ledger is what it would be without them in the sum, later
         restraints recomputed. Later edits are *not* computed anew. Nothing is deleted; needs no model."""
-        with self.writing():
-            self._check_numbers("undo", edits, set(self.live_numbers()), "is no live edit", "was undone already")
-            return self._journal.append({"kind": "undo", "undone": tuple(sorted(set(edits)))})[0]
+        return self._mark("undo", edits)
 
     def redo(self, *edits: int) -> Event:
         """Take undone edits in again, by number: the ledger is what it would be had they never been undone."""
-        with self.writing():
-            self._check_numbers("redo", edits, self.undone, "is not undone", "is not undone")
-            return self._journal.append({"kind": "redo", "redone": tuple(sorted(set(edits)))})[0]
+        return self._mark("redo", edits)
 
-    def _check_numbers(self, verb: str, edits: Sequence[int], allowed: Set[int], no: str, already: str) -> None:
+    def _mark(self, kind: Literal["undo", "redo"], edits: Sequence[int]) -> Event:
         if not edits:
-            raise BadSettingsError(f"{verb} needs the number of an edit: see `tether log`")
-        for edit in edits:
-            if edit not in allowed:
-                why = already if edit in self.undone else no
-                raise BadSettingsError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
+            raise BadSettingsError(f"{kind} needs the number of an edit: see `tether log`")
+        with self.writing():
+            allowed = self.undone if kind == "redo" else set(self.live_numbers())
+            for edit in edits:
+                if edit not in allowed:
+                    why = "was undone already" if edit in self.undone else "is no live edit"
+                    why = "is not undone" if kind == "redo" else why
+                    raise BadSettingsError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
+            return self._journal.append({"kind": kind, f"{kind}ne": tuple(sorted(set(edits)))})[0]
 
     def spectrum(
         self, model: EditableModel | None = None, *, at: Sequence[int] | None = None, restrain: Restrain = None
@@ -374,8 +358,11 @@ class Ledger:
     def _restraint_in_words(self, upto: int | None) -> str:
         """The restraints that a replay of the journal applies: `log:1.2 after edit 10, 20`."""
         after: dict[str, list[str]] = {}
-        for edit, restraint in self.restraints(upto):
-            after.setdefault(restraint, []).append(str(edit))
+        edit = 0
+        for event in self._until(upto):
+            edit = event.edit or edit
+            if event.restrain is not None:
+                after.setdefault(event.restrain, []).append(str(edit))
         return "; ".join(f"{name} after edit {', '.join(edits)}" for name, edits in after.items()) or "none"
 
     # --- writing ------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class Sum:
     start: LowRank
     exact: Dense | None = None
     later: tuple[LowRank, ...] = ()
-    columns: int = 0
+    columns: int = 0  # of `later`
 
     @cached_property
     def factors(self) -> LowRank:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
+import math
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,16 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from core import FACTS, SETTINGS, bits, editable, plain_text, same_bits
+from core import FACTS, SETTINGS, bits, editable, plain_text, random_update, same_bits
 from edits import BAD, assert_says, kinds, run
 from tiny import save, tiny_model
 from tokenizers import normalizers
 
+from tether.algebra.lowrank import LowRank
 from tether.editing.health import Health
 from tether.editing.plan import EditPlan, Schedule
 from tether.editing.run import Progress, edit
-from tether.editors.rome import RomeHparams
-from tether.errors import BadSettingsError, TetherError
+from tether.editors import Proposal
+from tether.editors.rome import Rome, RomeHparams
+from tether.errors import BadLedgerError, BadSettingsError, TetherError
 from tether.facts.fact import Fact
 from tether.ledger import Ledger
 from tether.models import EditableModel, load
@@ -495,3 +499,67 @@ def test_an_edit_asks_the_ledger_for_none_of_those_before_it(tmp_path: Path, mon
         run(editable("gpt2"), FACTS[:number], tmp_path / str(number), restrain="linear:2", every=2, health=0)
         counts.append(len(asked))
     assert counts[0] == counts[1]
+
+
+# --- what is refused, and what is not lost ----------------------------------------------------------------------------
+
+
+def test_alarms_need_the_health_that_sees_them(tmp_path: Path) -> None:
+    with pytest.raises(BadSettingsError, match="on_alarm skip needs the health"):
+        run(editable("gpt2"), FACTS[:1], tmp_path / "a", health=0, on_alarm="skip")
+
+
+def test_an_update_that_is_not_finite_is_a_failed_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = LowRank(torch.full((32, 1), math.nan), torch.ones(1, 80))
+    name = editable("gpt2").weight_name(1)
+    monkeypatch.setattr(Rome, "propose", lambda *_: Proposal({name: nan}))
+    model = editable("gpt2")
+    before = bits(model)
+    ledger = run(model, FACTS[:2], tmp_path / "a", health=0)
+    assert kinds(ledger) == ["failed", "failed"] and "not finite" in str(ledger.events[0].reason)
+    assert same_bits(model, before)
+
+
+def test_a_batch_that_strict_stops_is_tried_again(tmp_path: Path) -> None:
+    changes = {"layers": [0, 1], "mom2_update_weight": 0.5}
+    facts = [FACTS[0], BAD, *FACTS[2:4]]
+    how: dict[str, Any] = {"method": "memit", "batch_size": 2, "changes": changes}
+    with pytest.raises(TetherError, match="edit 2 failed, and --strict stops there with its batch"):
+        run(editable("gpt2"), facts, tmp_path / "a", strict=True, **how)
+    assert kinds(Ledger.open(tmp_path / "a")) == []
+    ledger = run(editable("gpt2"), facts, tmp_path / "a", resume=True, batch_size=2)
+    assert kinds(ledger) == ["edit", "failed", "edit", "edit"]
+
+
+def test_an_appended_run_keeps_its_text_and_its_model(tmp_path: Path) -> None:
+    ledger = run(editable("gpt2"), FACTS[:1], tmp_path / "a")
+    other = tmp_path / "other.txt"
+    other.write_text("Another text. " * 400)
+    with pytest.raises(BadSettingsError, match="made with other text"):
+        run(editable("gpt2"), FACTS[1:2], tmp_path / "a", corpus=other)
+    model = editable("gpt2")
+    name = model.weight_name(2)
+    model.set_update(name, random_update(32, 80, 1, seed=0).to_dense())
+    with pytest.raises(TetherError, match="not this ledger's"):
+        run(model, FACTS[1:2], tmp_path / "a")
+    assert kinds(Ledger.open(ledger.path)) == ["edit"]
+    run(editable("gpt2"), FACTS[1:2], tmp_path / "a", corpus=plain_text())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"moments": {"1": {"key": "../victim", "sha256": "0", "tokens": 1}}},
+        {"settings": {"layers": [1]}},
+        {"corpus": {"path": None}, "moments": {"1": {"key": 32 * "0", "sha256": "0", "tokens": 1}}},
+    ],
+)
+def test_a_header_is_not_trusted(change: dict[str, Any], tmp_path: Path) -> None:
+    """A key of the cache is no path; what is missing is one line."""
+    ledger = run(editable("gpt2"), FACTS[:1], tmp_path / "a")
+    header = json.loads((ledger.path / "ledger.json").read_text())
+    (ledger.path / "journal.jsonl").unlink()
+    (ledger.path / "ledger.json").write_text(json.dumps({**header, **change}))
+    with pytest.raises(BadLedgerError) as caught:
+        run(editable("gpt2"), FACTS[:1], tmp_path / "a")
+    assert "ledger.json" in str(caught.value) and "\n" not in str(caught.value)

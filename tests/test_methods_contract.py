@@ -176,7 +176,9 @@ def test_the_history_of_single_edits(method: str, tmp_path: Path, monkeypatch: p
     assert history.edits == (1, 2, 3) and set(history.rows(name)) == {1, 2, 3}
     ledger.undo(1)
     assert history.edits == (2, 3) and set(history.rows(name)) == {2, 3}
-    torch.testing.assert_close(history.updates(name).to_dense(), dense_sum(Ledger.open(ledger.path), name), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        history.updates(name).to_dense(), dense_sum(Ledger.open(ledger.path), name), rtol=1e-4, atol=1e-5
+    )
     assert read == [1, 2, 3], "an undo reads nothing"
 
 

@@ -142,3 +142,13 @@ def test_restrain_keeps_the_dtype_and_its_argument() -> None:
     assert restrained.A.dtype == restrained.B.dtype == torch.float32
     assert torch.equal(single.A, A) and torch.equal(single.B, B)
     assert float(restrained.singular_values()[0]) == pytest.approx(m + math.log(4) / math.log(1.2), rel=1e-6)
+
+
+def test_vectors_are_formed_only_where_something_exceeds_m(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    update = LowRank(torch.randn(9, 3, generator=generator), torch.randn(3, 12, generator=generator))
+    top, formed = float(update.singular_values()[0]), []
+    svd = LowRank.svd
+    monkeypatch.setattr(LowRank, "svd", lambda self: formed.append(self) or svd(self))
+    assert restrain(update, 1.01 * top, parse("log:1.2")) is update and not formed
+    assert restrain(update, 0.5 * top, parse("linear:2")) is not update and formed

@@ -51,12 +51,9 @@ class MemitHparams(LatentHparams):
         gated = is_gated(model)
         last = min(max(0, model.n_layers - 2), round((8 / 32 if gated else 17 / 48) * model.n_layers))
         return {
+            **super().rule(model),
             "layers": tuple(range(max(0, last - 4), last + 1)),
-            "v_num_grad_steps": 25 if gated else 20,
-            "v_lr": 0.5,
-            "v_weight_decay": 1e-3 if gated else 0.5,
             "clamp_norm_factor": 4 if gated else 0.75,
-            "kl_factor": 0.0625,
             "mom2_update_weight": 15000 if model.hidden_size >= 2048 else 200,
             "prefixes": [{"length": 10, "number": 5}],
         }

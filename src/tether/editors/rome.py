@@ -38,15 +38,11 @@ class RomeHparams(LatentHparams):
     def rule(cls, model: EditableModel) -> dict[str, Any]:
         """A gated MLP is edited early and with little decay, as the paper's Llamas; a plain one in the middle third, as
         its GPT-2 XL."""
-        gated = is_gated(model)
-        share = 1 / 6 if gated else 17 / 48
+        share = 1 / 6 if is_gated(model) else 17 / 48
         return {
-            "layers": (min(model.n_layers - 2, round(share * model.n_layers)) if model.n_layers > 1 else 0,),
-            "v_num_grad_steps": 25 if gated else 20,
-            "v_lr": 0.5,
-            "v_weight_decay": 1e-3 if gated else 0.5,
+            **super().rule(model),
+            "layers": (max(0, min(model.n_layers - 2, round(share * model.n_layers))),),
             "clamp_norm_factor": 4,
-            "kl_factor": 0.0625,
             "prefixes": [{"length": 5, "number": 5}, {"length": 10, "number": 5}],
         }
 

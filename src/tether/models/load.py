@@ -230,11 +230,8 @@ def _readable(name: str) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No warnings and no bars of transformers inside the block; the hub's download bars stay."""
-
-    def silent(factory: Any, args: Any, kwargs: Any) -> Any:
-        return factory(*args, **{**kwargs, "disable": True})
-
-    verbosity, hook = hf_logging.get_verbosity(), hf_logging.set_tqdm_hook(silent)
+    verbosity = hf_logging.get_verbosity()
+    hook = hf_logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True}))
     hf_logging.set_verbosity_error()
     try:
         yield

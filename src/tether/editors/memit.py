@@ -10,8 +10,8 @@ EMMET asks for ΔW K = R exactly, with the least change in the metric of C: the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -51,12 +51,9 @@ class MemitHparams(LatentHparams):
         gated = is_gated(model)
         last = min(max(0, model.n_layers - 2), round((8 / 32 if gated else 17 / 48) * model.n_layers))
         return {
+            **super().rule(model),
             "layers": tuple(range(max(0, last - 4), last + 1)),
-            "v_num_grad_steps": 25 if gated else 20,
-            "v_lr": 0.5,
-            "v_weight_decay": 1e-3 if gated else 0.5,
             "clamp_norm_factor": 4 if gated else 0.75,
-            "kl_factor": 0.0625,
             "mom2_update_weight": 15000 if model.hidden_size >= 2048 else 200,
             "prefixes": [{"length": 10, "number": 5}],
         }
@@ -128,11 +125,10 @@ class Memit:
 
     def _targets(
         self, model: EditableModel, groups: dict[int, Group], hparams: MemitHparams
-    ) -> list[tuple[int, Tensor, OptimisedDelta]]:
+    ) -> Iterator[tuple[int, Tensor, OptimisedDelta]]:
         """(fact, z = h + δ on the CPU, how δ was found), in micro-batches."""
         if not groups:
-            return []
-        found = []
+            return
         layer, indices, members = hparams.layers[-1], list(groups), list(groups.values())
         for batch in within_memory(model, members, layer, hparams, hparams.memory_gb):
             chosen = [members[i] for i in batch]
@@ -140,8 +136,7 @@ class Memit:
             run = full_forward(model, rows, layer)
             h = run.hidden[[first for first, _ in rows_of(chosen)], 0]  # the bare prompts'
             for i, start, one in zip(batch, h, optimise(model, chosen, rows, run, h, hparams), strict=True):
-                found.append((indices[i], (start.float() + one.delta).cpu(), one))
-        return found
+                yield indices[i], (start.float() + one.delta).cpu(), one
 
     @staticmethod
     def _keys(
@@ -170,10 +165,10 @@ MEMIT = Method(
     paper="Mass-Editing Memory in a Transformer (https://arxiv.org/abs/2210.07229)",
     summary="many facts in one solve, spread over several layers",
 )
-EMMET = Method(
+EMMET = replace(
+    MEMIT,
     name="emmet",
     editor=partial(Memit, equality=True),
-    settings=MemitHparams,
     paper="A Unified Framework for Model Editing (https://arxiv.org/abs/2403.14236)",
     summary="MEMIT's solve with equality for the new facts, as ROME's",
 )

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,11 +86,10 @@ def moments(
         missing = {layer: file for layer, file in files.items() if not _whole(file)}
         if missing:
             together = hashlib.sha256("".join(keys[layer] for layer in missing).encode()).hexdigest()[:32]
-            partial = next(iter(missing.values())).with_name(f"{together}.partial")
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            with locked(partial):
+            unfinished = next(iter(missing.values())).with_name(f"{together}.partial")
+            with locked(unfinished):
                 if not all(map(_whole, missing.values())):
-                    _Pass(model, missing, corpus, partial, batch_tokens, progress).run()
+                    _Pass(model, missing, corpus, unfinished, batch_tokens, progress).run()
     return {layer: _load(file) for layer, file in files.items()}
 
 
@@ -177,7 +177,7 @@ class _Pass:
         self.probes: dict[int, Tensor] = {}
         self.directions: dict[int, Tensor] = {}
         self.curves: dict[int, list[tuple[int, float]]] = {layer: [] for layer in layers}
-        self.tokens, self.batches = 0, 0
+        self.tokens = self.batches = 0
         self.next_look = 4 * max(weight.shape[1] for weight in weights.values())
 
     def run(self) -> None:
@@ -207,17 +207,14 @@ class _Pass:
     def _add(self, ids: Tensor) -> None:
         """Run one batch up to the last wanted projection, adding float32 products KᵀK to the sums."""
 
-        def see(layer: int) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                keys = args[0].reshape(-1, args[0].shape[-1]).float()
-                if layer not in self.probes:
-                    self.probes[layer] = keys[:: max(1, len(keys) // _PROBES)][:_PROBES].cpu().double()
-                self.sums[layer].add(keys)
+        def see(layer: int, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+            keys = args[0].reshape(-1, args[0].shape[-1]).float()
+            if layer not in self.probes:
+                self.probes[layer] = keys[:: max(1, len(keys) // _PROBES)][:_PROBES].cpu().double()
+            self.sums[layer].add(keys)
 
-            return hook
-
-        handles = [self.model.projection(layer).register_forward_pre_hook(see(layer)) for layer in self.layers]
-        with hooks(*handles):
+        modules = {layer: self.model.projection(layer) for layer in self.layers}
+        with hooks(*(module.register_forward_pre_hook(partial(see, layer)) for layer, module in modules.items())):
             forward_until(self.model, self.model.projection(max(self.layers)), input_ids=ids)
         self.tokens += ids.numel()
 
@@ -236,16 +233,14 @@ class _Pass:
     # --- on disk ------------------------------------------------------------------------------------------------
 
     def _save(self, path: Path, *, layer: int | None = None) -> None:
-        state = {"tokens": self.tokens, "batches": self.batches, "next_look": self.next_look, "curves": self.curves}
         if layer is None:
-            tensors: dict[str, Tensor] = {}
-            for i in self.layers:
-                tensors |= {f"{i}/sum": self.sums[i].upper(), f"{i}/probes": self.probes[i]}
-                if i in self.directions:
-                    tensors[f"{i}/directions"] = self.directions[i].contiguous()
+            state = {"tokens": self.tokens, "batches": self.batches, "next_look": self.next_look, "curves": self.curves}
+            tensors = {f"{i}/sum": one.upper() for i, one in self.sums.items()}
+            tensors |= {f"{i}/probes": one for i, one in self.probes.items()}
+            tensors |= {f"{i}/directions": one for i, one in self.directions.items()}
         else:
-            tensors = {"C": (self.sums[layer].symmetric() / self.tokens).contiguous()}
             state = {"tokens": self.tokens, "convergence": self.curves[layer]}
+            tensors = {"C": (self.sums[layer].symmetric() / self.tokens).contiguous()}
         write_atomically(path, save(tensors, metadata={"state": json.dumps(state)}))
 
     def _resume(self) -> None:
@@ -253,12 +248,12 @@ class _Pass:
             return
         with safe_open(self.partial, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
-            names = set(file.keys())
-            for i in self.layers:
-                self.sums[i].restore(file.get_tensor(f"{i}/sum"))
-                self.probes[i] = file.get_tensor(f"{i}/probes")
-                if f"{i}/directions" in names:
-                    self.directions[i] = file.get_tensor(f"{i}/directions")
+            for name in file.keys():  # noqa: SIM118 - it is no dict
+                layer, _, part = name.partition("/")
+                if part == "sum":
+                    self.sums[int(layer)].restore(file.get_tensor(name))
+                else:
+                    (self.probes if part == "probes" else self.directions)[int(layer)] = file.get_tensor(name)
         self.tokens, self.batches, self.next_look = state["tokens"], state["batches"], state["next_look"]
         self.curves = {int(i): [(n, c) for n, c in curve] for i, curve in state["curves"].items()}
         logger.info("moments: going on after %d tokens", self.tokens)

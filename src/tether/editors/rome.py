@@ -6,7 +6,7 @@ with the least change to everything else, in the metric of the keys' second mome
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -38,15 +38,11 @@ class RomeHparams(LatentHparams):
     def rule(cls, model: EditableModel) -> dict[str, Any]:
         """A gated MLP is edited early and with little decay, as the paper's Llamas; a plain one in the middle third, as
         its GPT-2 XL."""
-        gated = is_gated(model)
-        share = 1 / 6 if gated else 17 / 48
+        share = 1 / 6 if is_gated(model) else 17 / 48
         return {
-            "layers": (min(model.n_layers - 2, round(share * model.n_layers)) if model.n_layers > 1 else 0,),
-            "v_num_grad_steps": 25 if gated else 20,
-            "v_lr": 0.5,
-            "v_weight_decay": 1e-3 if gated else 0.5,
+            **super().rule(model),
+            "layers": (max(0, min(model.n_layers - 2, round(share * model.n_layers))),),
             "clamp_norm_factor": 4,
-            "kl_factor": 0.0625,
             "prefixes": [{"length": 5, "number": 5}, {"length": 10, "number": 5}],
         }
 
@@ -80,9 +76,8 @@ class Rome:
         u /= u.norm()
 
         # Value.
-        (found,) = optimise(
-            model, [prompts], rows, run, run.values[:1], hparams, arithmetic=self._arithmetic(model, hparams)
-        )
+        arithmetic = self._arithmetic(model, hparams)
+        (found,) = optimise(model, [prompts], rows, run, run.values[:1], hparams, arithmetic=arithmetic)
         record = {**found.record(), "v0_norm": float(run.values[0].float().norm())}
         refused = why_not_edited(fact, found, hparams, record)
         if refused is not None:
@@ -119,10 +114,10 @@ ROME = Method(
     paper="Locating and Editing Factual Associations in GPT (https://arxiv.org/abs/2202.05262)",
     summary="one fact at a time, a rank-1 update of one MLP weight",
 )
-R_ROME = Method(
+R_ROME = replace(
+    ROME,
     name="r-rome",
     editor=partial(Rome, "r-rome"),
-    settings=RomeHparams,
     paper="Rebuilding ROME: Resolving Model Collapse during Sequential Model Editing (https://arxiv.org/abs/2403.07175)",
     summary="ROME with one key throughout, which keeps a model whole over many edits",
 )

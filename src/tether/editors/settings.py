@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -46,10 +46,20 @@ class Hparams(BaseModel, ABC):
         """Settings for a model that no file describes."""
 
 
+Settings = TypeVar("Settings", bound=Hparams)
+
+
 class LatentHparams(Hparams):
     """Settings of the methods that optimise δ, under the names of the field (the paper's table of settings)."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"prefixes", "moments"})
+
+    @classmethod
+    def rule(cls, model: EditableModel) -> dict[str, Any]:
+        """What the papers' models of the same kind of MLP have in common."""
+        if is_gated(model):
+            return {"v_num_grad_steps": 25, "v_lr": 0.5, "v_weight_decay": 1e-3, "kl_factor": 0.0625}
+        return {"v_num_grad_steps": 20, "v_lr": 0.5, "v_weight_decay": 0.5, "kl_factor": 0.0625}
 
     v_num_grad_steps: int = Field(ge=1, description="loss evaluations; at most one Adam step fewer")
     v_lr: float = Field(gt=0, description="Adam's learning rate for δ")
@@ -78,21 +88,29 @@ def settings_for(
     """
     chosen_method = EDITORS[method] if isinstance(method, str) else method
     kind = chosen_method.settings
-    chosen, origin = _bundled(kind.family, chosen_method.name, _shape(model))
-    if chosen is None:
-        chosen, origin = kind.rule(model), "the rule for unknown models (not measured: check the first edits)"
+    chosen, origin = kind.rule(model), "the rule for unknown models (not measured: check the first edits)"
+    for entry in sorted(resources.files("tether.editors").joinpath("settings").iterdir(), key=lambda e: e.name):
+        if entry.name.startswith(f"{kind.family}-") and entry.name.endswith(".json"):
+            content = json.loads(entry.read_text())
+            if content["shape"] == _shape(model):
+                chosen, origin = {**content["settings"], **content.get(chosen_method.name, {})}, entry.name
     if given is not None:
         name = given.name if isinstance(given, Path) else "settings given"
         chosen, origin = {**chosen, **read_settings(given)}, f"{name} over {origin}"
     if layers is not None:
         chosen = {**chosen, "layers": layers}
-    try:
-        hparams = kind.model_validate(chosen)
-    except ValidationError as error:
-        raise BadSettingsError(f"setting {pydantic_line(error)}; see `{kind.__name__}`") from None
+    hparams = validated(kind, chosen)
     for layer in hparams.layers:
         model.block(layer)
     return hparams, origin
+
+
+def validated(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """The settings of a class with these values. Raises BadSettingsError that names the first value at fault."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise BadSettingsError(f"setting {pydantic_line(error)}; see `{kind.__name__}`") from None
 
 
 def read_settings(file: Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -103,9 +121,9 @@ def read_settings(file: Path | Mapping[str, Any]) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise BadSettingsError(f"settings file {file}: {error}; give a JSON object of settings") from None
-    if not isinstance(content, dict):
-        raise BadSettingsError(f"settings file {file} holds a {type(content).__name__}: give a JSON object of settings")
-    return content
+    if isinstance(content, dict):
+        return content
+    raise BadSettingsError(f"settings file {file} holds a {type(content).__name__}: give a JSON object of settings")
 
 
 def _shape(model: EditableModel) -> dict[str, int]:
@@ -113,15 +131,6 @@ def _shape(model: EditableModel) -> dict[str, int]:
     _, q = model.weight(model.weight_name(0)).shape
     vocab = model.hf.config.get_text_config().vocab_size
     return {"n_layers": model.n_layers, "hidden_size": model.hidden_size, "intermediate_size": q, "vocab_size": vocab}
-
-
-def _bundled(family: str, method: str, shape: Mapping[str, int]) -> tuple[dict[str, Any] | None, str]:
-    for entry in sorted(resources.files("tether.editors").joinpath("settings").iterdir(), key=lambda e: e.name):
-        if entry.name.startswith(f"{family}-") and entry.name.endswith(".json"):
-            content = json.loads(entry.read_text())
-            if content["shape"] == shape:
-                return {**content["settings"], **content.get(method, {})}, entry.name
-    return None, ""
 
 
 def is_gated(model: EditableModel) -> bool:

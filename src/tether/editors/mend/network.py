@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -102,16 +103,13 @@ def gradient_pairs(
     inputs: dict[str, Tensor] = {}
     probes: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def see(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            inputs[name] = args[0].detach()
-            probes[name] = torch.zeros_like(output, requires_grad=True)
-            return output + probes[name]
-
-        return see
+    def see(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        inputs[name] = args[0].detach()
+        probes[name] = torch.zeros_like(output, requires_grad=True)
+        return output + probes[name]
 
     modules = {name: model.hf.get_submodule(name.removesuffix(".weight")) for name in names}
-    with torch.enable_grad(), hooks(*(m.register_forward_hook(watch(name)) for name, m in modules.items())):
+    with torch.enable_grad(), hooks(*(m.register_forward_hook(partial(see, name)) for name, m in modules.items())):
         value = loss()
     gradients = torch.autograd.grad(value, [probes[name] for name in names])
     pairs = {}
@@ -165,9 +163,7 @@ class Hypernetwork(nn.Module):
         for name, shape in shapes.items():
             groups.setdefault(shape, []).append(name)
         self.groups = list(groups.values())
-        self.shared = nn.ModuleList(
-            _Shared(p, q, len(names), hparams, generator) for (p, q), names in groups.items()
-        )  # fmt: skip
+        self.shared = nn.ModuleList(_Shared(*shape, len(names), hparams, generator) for shape, names in groups.items())
         self.alpha = nn.Parameter(torch.full((len(shapes),), hparams.edit_lr))
         for index, (p, q) in enumerate(shapes.values()):
             self.register_buffer(f"mean_{index}", torch.zeros(p + q))
@@ -201,18 +197,15 @@ class Hypernetwork(nn.Module):
                     continue
                 new = (len(z), z.mean(0), (z - z.mean(0)).square().sum(0))
                 held[name] = _merge(held[name], new) if name in held else new
+        split = {name: shared.split for names, shared in zip(self.groups, self.shared, strict=True) for name in names}
         for index, name in enumerate(self.names):
             if name not in held or held[name][0] < 2:
                 raise TetherError(f"{name} has no gradient in the training records: give more training records")
             n, mean, squares = held[name]
-            std = (squares / (n - 1)).sqrt()
-            q = self.shared[self._group(name)].split
+            std, q = (squares / (n - 1)).sqrt(), split[name]
             std = torch.cat([part.clamp_min(max(_FLOOR * float(part.mean()), 1e-30)) for part in (std[:q], std[q:])])
             self.get_buffer(f"mean_{index}").copy_(mean)
             self.get_buffer(f"std_{index}").copy_(std)
-
-    def _group(self, name: str) -> int:
-        return next(i for i, names in enumerate(self.groups) if name in names)
 
 
 def _merge(a: tuple[int, Tensor, Tensor], b: tuple[int, Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
@@ -254,10 +247,7 @@ class Mend:
         problem = too_long(model.limit, fact.text, [prompt.ids])
         if problem:
             raise EditFailedError(problem)
-
-        def loss() -> Tensor:
-            return _nll(model, prompt)
-
+        loss = partial(_nll, model, prompt)
         before, pairs = gradient_pairs(model, network.names, loss)
         record = {"loss_first": before, "steps": 1.0}
         if before < hparams.loss_threshold:

@@ -34,7 +34,6 @@ from tether.editors.mend.file import (
     check_model,
     open_trained,
     read_tensors,
-    save_trained,
     write_tensors,
 )
 from tether.editors.mend.network import Hypernetwork, MendHparams, Pairs, gradient_pairs, mlp_weights, target_nll
@@ -119,10 +118,11 @@ def train_mend(
             )
         hparams = hparams.model_copy(update={"steps": steps})
     state = out.with_name(out.name + ".training")
-    if not resume and (out.exists() or state.exists()):
-        remedy = "go on with it (resume) or choose another name" if state.exists() else "choose another name"
-        raise TetherError(f"{out if out.exists() else state} exists: {remedy}")
-    if resume and out.exists() and not state.exists() and (done := open_trained(out, model).record.step):
+    there = [path for path in (out, state) if path.exists()]
+    if there and not resume:
+        remedy = "go on with it (resume) or choose another name" if state in there else "choose another name"
+        raise TetherError(f"{there[0]} exists: {remedy}")
+    if there == [out] and (done := open_trained(out, model).record.step):
         raise TetherError(
             f"{out} is trained for {done} steps, and {state}, from which it would go on, is not there: bring it back, "
             "or choose another name"
@@ -233,8 +233,7 @@ class _Training:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             eta = (time.monotonic() - started) / (step - begun) * (self.last_step - step)
-            due = step % self.hparams.validate_every == 0 or step == self.last_step
-            if due:
+            if step % self.hparams.validate_every == 0 or step == self.last_step:
                 self._look(step, eta)
             elif self.progress:
                 self.progress(TrainingProgress(step, self.last_step, *self._means(), None, eta))
@@ -290,7 +289,7 @@ class _Training:
         look = Look(step=step, train_edit=means[0], train_loc=means[1], **found)
         self.record = self.record.model_copy(update={"step": step, "curve": (*self.record.curve, look)})
         if self.record.best().step == step:
-            save_trained(self.out, self.network, self.record)
+            write_tensors(self.out, self.network.state_dict(), self.record.model_dump(mode="json"))
         self._save()
         self.since = []
         if self.progress:

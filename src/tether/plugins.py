@@ -9,8 +9,6 @@ same group is found beside it:
 Nothing is imported before it is asked for by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import import_module

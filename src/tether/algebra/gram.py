@@ -1,7 +1,5 @@
 """float64 on whatever device, Gram matrices in it, and their largest eigenvalues by Lanczos (ARPACK)."""
 
-from __future__ import annotations
-
 import math
 from contextlib import suppress
 from typing import Any

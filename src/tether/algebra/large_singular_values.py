@@ -3,8 +3,6 @@
 From the Gram matrix on the smaller side of D, in float64. D stays in the dtype and on the device it comes in.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -6,8 +6,6 @@ another: what a look costs does not depend on how many there are.
 With W n×m, n ≤ m, and a new update A·B the Gram matrix changes by YAᵀ + AYᵀ, where Y = WBᵀ + ½A(BBᵀ).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property

@@ -4,8 +4,6 @@ sections 3 and 4, and paired comparisons.
     analyse(model, ledger, ["spectrum", "values"], restraints=["none", "log:1.2"], at=[10, 100])
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 

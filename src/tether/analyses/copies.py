@@ -1,7 +1,5 @@
 """Section 4 of the paper: the same edit N times over, whose largest singular value is N-fold."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What the analyses of a ledger give: pydantic models of exactly what a grid keeps."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict

@@ -1,7 +1,5 @@
 """Figure 5 of the paper: what a fact's key is mapped to when it is edited, and what is left of that after all edits."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ that has its name is the command, which returns an Answer. VERBS announces it; P
 Exit codes: 0 done, 1 the work failed, 2 the command line is wrong, 130 Ctrl-C.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -3,8 +3,6 @@
 $ tether bound my-edits --at 10,50 --restrain none,log:1.2
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Annotated
 

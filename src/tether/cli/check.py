@@ -3,8 +3,6 @@
 $ tether check facts.jsonl --model smollm2
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

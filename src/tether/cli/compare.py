@@ -4,8 +4,6 @@ $ tether compare results.json
 $ tether compare results.json --baseline 0 --editing
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

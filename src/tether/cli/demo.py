@@ -4,8 +4,6 @@ $ tether demo
 $ tether demo --limit 8 --out short-demo
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources

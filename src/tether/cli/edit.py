@@ -7,8 +7,6 @@ $ tether edit --subject 'Eiffel Tower' --prompt 'The {} is in' --target Rome --m
 $ tether edit facts.jsonl --model smollm2 --out my-edits --resume
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping

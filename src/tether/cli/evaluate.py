@@ -4,8 +4,6 @@ $ tether evaluate my-edits --at 0,10,100 --restrain none,log:1.2 --out results.j
 $ tether evaluate my-edits --abilities paper_nli,nli --quick --out results.json --resume
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -4,8 +4,6 @@ $ tether export my-edits --to merged --as merged
 $ tether export my-edits --to adapter --as lora --restrain log:1.2
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal

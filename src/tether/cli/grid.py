@@ -4,8 +4,6 @@ $ tether grid smollm2 --plan
 $ tether grid my-grid.yaml --out my-grid --resume
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated

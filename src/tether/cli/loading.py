@@ -1,7 +1,5 @@
 """Models, ledgers and restraints that a command line names."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

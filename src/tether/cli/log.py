@@ -3,8 +3,6 @@
 $ tether log my-edits
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 

@@ -4,8 +4,6 @@ $ tether ls methods
 $ tether ls cache --clear moments
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 $ tether moments --model smollm2 --corpus text.txt --layers 4,5
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

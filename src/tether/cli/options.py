@@ -1,7 +1,5 @@
 """What the verbs share on the command line: options, words of an option, what is printed. Light to import."""
 
-from __future__ import annotations
-
 import json
 import time
 import unicodedata

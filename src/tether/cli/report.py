@@ -4,8 +4,6 @@ $ tether report results.json
 $ tether report results/smollm2 --out report
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

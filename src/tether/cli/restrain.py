@@ -3,8 +3,6 @@
 $ tether restrain --base base --edited edited --out restrained --restrain log:1.2
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

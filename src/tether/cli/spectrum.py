@@ -3,8 +3,6 @@
 $ tether spectrum my-edits --at 0,10,100 --restrain none,log:1.2
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Annotated
 

@@ -3,8 +3,6 @@
 $ tether train-mend --model smollm2 --train zsre-train.json --val zsre-val.json --out mend.safetensors
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -3,8 +3,6 @@
 $ tether tune --model smollm2 --facts facts.jsonl --out settings.json
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated

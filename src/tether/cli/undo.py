@@ -4,8 +4,6 @@ $ tether undo my-edits 3 7 10-20
 $ tether undo my-edits --last 5
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -6,8 +6,6 @@ $ tether verify my-edits
 $ tether verify my-edits --model smollm2 --head 3f2a9c41
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

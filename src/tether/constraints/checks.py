@@ -9,8 +9,6 @@ def test_halve(check):
     check(parse("halve"))
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any

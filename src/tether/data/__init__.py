@@ -1,7 +1,5 @@
 """Texts that come with the package."""
 
-from __future__ import annotations
-
 from importlib import resources
 
 

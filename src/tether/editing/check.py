@@ -1,7 +1,5 @@
 """What is wrong with a list of facts for one model, found before a minute is spent on editing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 

@@ -9,8 +9,6 @@ bisection finds the first edit without which, and without all later ones, the le
 and the run stops.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from bisect import bisect_left

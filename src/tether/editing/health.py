@@ -10,8 +10,6 @@ measured edit that went in is judged. PRUNE begins to act at σ̂_max > m, long 
 where SmolLM2 was seen to suffer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The loop: propose, look, append, apply, restrain by schedule."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What all edits of a ledger depend on: put together for a new ledger, found again for one that goes on."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ model = tether.load("smollm2")
 ledger = tether.edit(model, tether.read_facts("facts.jsonl"), out="my-edits", restrain="log:1.2")
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@ first. A trial that is not better than the settings before it by two standard er
 them; the leader of several tried is compared as if it were the only one, so "sure" is a rule of thumb.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import logging

@@ -5,8 +5,6 @@ stands. `convergence` says whether the text was enough: how far the directions C
 the text doubled.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """What the editors that optimise δ share: the prompts a fact is read in, and when it counts as failed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tether.editors.base import EditFailedError, EditSkippedError, reading_a_fact

@@ -1,7 +1,5 @@
 """The methods of editing, by name. Another package adds its own by an entry point of the group `tether.editors`."""
 
-from __future__ import annotations
-
 from tether.editors.base import BatchEditor, Editor, Method
 from tether.plugins import Registry
 

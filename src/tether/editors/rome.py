@@ -4,8 +4,6 @@ Both take a key k for the subject and a value v* = v₀ + δ that makes the mode
 with the least change to everything else, in the metric of the keys' second moment C:  u = C⁻¹k̄ / ‖C⁻¹k̄‖.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """Settings of the editors: frozen, typed, as data files, with a rule for a model that no file describes."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The value that says what is measured on a checkpoint; the command, a grid file and Python build the same one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

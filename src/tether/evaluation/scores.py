@@ -6,8 +6,6 @@ Texts that start alike share a forward: a model that reads from left to right co
 that begins with it, so two one-token candidates of a prompt cost one row, and logits are made only where they are read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice

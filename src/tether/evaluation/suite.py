@@ -1,7 +1,5 @@
 """Evaluate a model as it is, or the checkpoints of a ledger: `tether.evaluation`, `tether evaluate`."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from itertools import chain

@@ -4,8 +4,6 @@ A run leaves everything in its folder, so an engine only tells which run ended a
 folders as the process that started them: one machine, or a shared file system.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

@@ -4,8 +4,6 @@ outcome = run_grid("my-grid.yaml", "out")
 outcome = run_grid("my-grid.yaml", "out", resume=True)      # goes on: nothing done is repeated
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -19,8 +19,6 @@ and
 `neither` of all but shares of answers Yes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

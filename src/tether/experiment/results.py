@@ -3,8 +3,6 @@
 Pydantic models of exactly what is kept; `tether.experiment.parquet` writes and reads them, `tether.report` draws them.
 """
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict
 
 from tether.analyses.points import Analyses

@@ -7,8 +7,6 @@
 Killed at any moment and started again, a run goes on where it was.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The README.md of an edited model: what was changed, how, and what nobody measured."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ report = tether.restrain_checkpoint("llama", "llama-edited", "llama-restrained",
 report.table()
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

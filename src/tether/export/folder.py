@@ -1,7 +1,5 @@
 """A folder that appears whole or not at all, and what every export writes into it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator, Mapping

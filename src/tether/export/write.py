@@ -1,7 +1,5 @@
 """An edited model as a merged folder (an ordinary checkpoint for transformers) or as an adapter, with its papers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is wrong with a list of facts, found before a minute is spent on editing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

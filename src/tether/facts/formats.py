@@ -7,8 +7,6 @@ A file is a JSON array or one JSON object a line. To add a format, make a `Forma
 the group `tether.fact_formats`.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """The formats of facts that others have published, and tether's own."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@
 Token strings are never compared: what a word's tokens are depends on what stands before and after it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What an editor may look at of the ledger's live edits: their keys, targets, residuals and updates, by weight."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

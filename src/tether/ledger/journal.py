@@ -5,8 +5,6 @@ lines where they are of an incomplete batch, are dropped at open, since their ev
 an error that names the event.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

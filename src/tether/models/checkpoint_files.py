@@ -1,7 +1,5 @@
 """Tensors of a checkpoint folder, one at a time: where each lies in its file, read and replaced in place."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

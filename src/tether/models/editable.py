@@ -1,7 +1,5 @@
 """A causal language model whose weights can carry updates, and give them back bit for bit."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

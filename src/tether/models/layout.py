@@ -7,8 +7,6 @@ No name of a model, a class or a module is looked at; the search runs on shapes 
 device.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Iterator, Mapping

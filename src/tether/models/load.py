@@ -6,8 +6,6 @@
 Weights come from safetensors alone. A GGUF file is converted once, to float32 safetensors in the cache.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

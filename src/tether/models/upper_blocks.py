@@ -5,8 +5,6 @@ with entered_at(model, entry, first, as_tuple):           # any number of times
     hidden = final_hidden(model, ids, mask, updates)     # with any updates on top of the model's weights
 """
 
-from __future__ import annotations
-
 import copy
 import weakref
 from collections.abc import Mapping

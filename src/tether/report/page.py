@@ -1,7 +1,5 @@
 """The pieces of an HTML page that needs nothing beside it: no script, no network, legible on a phone."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Writing a file whole or not at all, saying in one line why that cannot be, and JSON without NaN."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

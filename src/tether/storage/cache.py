@@ -1,7 +1,5 @@
 """The folder for what can be made again: converted models, moments, measured abilities."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Versions of what a result depends on."""
 
-from __future__ import annotations
-
 import platform
 from importlib.metadata import version
 

@@ -4,8 +4,6 @@ Nothing below the first edited block ever changes, so every text runs through th
 memory-mapped on disk, in the cache, and training runs the blocks above it and the head alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -4,8 +4,6 @@ write_tensors(path, network.state_dict(), record.model_dump(mode="json"))
 trained = open_trained(path, model)          # refuses another model
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """What was measured before: one JSON file a model, task and data, so that no point is measured twice, in any ledger."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Where the items of the general abilities come from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How long measuring will take: a short timed probe of the model, and what the work comes to at that speed."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

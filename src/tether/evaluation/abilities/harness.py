@@ -3,8 +3,6 @@
 lm-eval is imported when a task is first needed, so that what the cache knows costs nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """An EditableModel as lm-evaluation-harness sees it. Imports lm-eval, so nothing imports this before it is needed."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Perplexity on plain text: what is left of the model's language."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 

@@ -4,8 +4,6 @@
 (`tether.evaluation.abilities.tasks`), and any other by the harness's own name or by a YAML file.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

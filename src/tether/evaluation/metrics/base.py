@@ -4,8 +4,6 @@ A metric asks prompts of the edited facts and gives a record an item. Its class 
 so a metric is one file and one registration.
 """
 
-from __future__ import annotations
-
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence

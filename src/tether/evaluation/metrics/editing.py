@@ -4,8 +4,6 @@ Each fact is asked by its own prompt (efficacy), its paraphrases (generalization
 answers must not change; the files beside this one say by which metrics.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 The greedy continuation must contain the target as whole words, whatever the case, before its first sentence ends.
 """
 
-from __future__ import annotations
-
 import re
 from types import MappingProxyType
 

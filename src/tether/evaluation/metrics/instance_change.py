@@ -6,8 +6,6 @@ is now. As in the benchmark's own code an answer with "yes" anywhere in it is Ye
 whatever the case, and one with neither counts as Yes; how many of those there were is reported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 

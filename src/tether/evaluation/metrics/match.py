@@ -5,8 +5,6 @@
 those that are the unedited model's on the same text; where a locality prompt has no answer, the one token next to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 

@@ -4,8 +4,6 @@ P(target_new) > P(target_true), and on a locality prompt P(its answer) > P(targe
 teacher-forced likelihood of the words after a space. Prompts without both answers do not count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import MappingProxyType
 

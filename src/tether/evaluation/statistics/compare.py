@@ -1,7 +1,5 @@
 """Rows of a results file against each other, on the same items: which differences are more than chance?"""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """A mean with its n and standard error, and how records become one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any

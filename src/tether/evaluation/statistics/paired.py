@@ -1,7 +1,5 @@
 """Two models on the same items: is the difference more than chance?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The report of a grid: the paper's figures and tables with its data, and which findings they show."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape

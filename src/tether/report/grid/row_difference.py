@@ -1,7 +1,5 @@
 """Is one row of a grid better than another by more than chance?"""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

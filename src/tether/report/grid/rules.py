@@ -4,8 +4,6 @@ A rule returns whether the data show the claim, and the numbers it was decided o
 do not suffice. `tether.report.grid.findings` says every rule in words.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -4,8 +4,6 @@ A curve is called by its restraint: `none`, `log:1.2` (once), `log:1.2 every 10`
 in the seed alone are one curve of means, with standard errors over seeds; of one seed, over items.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import statistics

@@ -1,7 +1,5 @@
 """The report of a results file and its ledger."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@
 a task without the harness: its kind of data, its size, and its version.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

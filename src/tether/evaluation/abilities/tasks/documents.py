@@ -9,8 +9,6 @@ Every reader gives plain dicts, in file order, each question once:
 - summarization: `dialogue`, `summary`
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import logging

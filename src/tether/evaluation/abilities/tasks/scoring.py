@@ -4,8 +4,6 @@ A generated answer comes as `[text]`, likelihoods as `[(log-likelihood, is greed
 scores 0, and so does a likelihood that is no number.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import string

@@ -72,8 +72,7 @@ class Objective:
         facts = [index for index, prompts in enumerate(groups) for _ in prompts]
         return cls(
             torch.tensor(facts, device=device),
-            *(torch.tensor([read[i] for read in reads], device=device) for i in range(4)),
-            *(torch.tensor([read[i] for read in kl], device=device) for i in range(2)),
+            *(torch.tensor(each, device=device) for each in (*zip(*reads, strict=True), *zip(*kl, strict=True))),
         )
 
     @property

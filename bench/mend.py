@@ -77,7 +77,7 @@ class Facts:
     def measured(self, ways: Mapping[str, Way]) -> dict[str, Values]:
         found: dict[str, list[Mapping[str, float]]] = {name: [] for name in ways}
         for example, true in zip(self.examples, self.trues, strict=True):
-            pairs = example_pairs(self.model, self.names, self.reader, example)
+            pairs = example_pairs(self.reader, self.names, example)
             for name, way in ways.items():
                 with torch.no_grad():
                     found[name].append(self._values(example, true, way(pairs)))

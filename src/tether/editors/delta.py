@@ -57,23 +57,17 @@ class Objective:
     def of(cls, groups: Sequence[Group], kl_position: str, device: torch.device) -> Objective:
         """The losses over the prompts of every fact."""
         reads, kl = [], []
-        row = 0
-        for prompts in groups:
-            contexts = prompts[:-1]
-            for prompt in contexts:
+        for (*contexts, last), (first, stop) in zip(groups, rows_of(groups), strict=True):
+            for row, prompt in enumerate(contexts, first):
                 length = len(prompt.ids) - prompt.target_start
                 for position in range(prompt.target_start, len(prompt.ids)):
                     column = position - 1 - prompt.subject_last
                     reads.append((row, column, prompt.ids[position], 1 / (len(contexts) * length)))
-                row += 1
-            last = prompts[-1]
-            kl.append((row, 0 if kl_position == "subject" else len(last.ids) - 1 - last.subject_last))
-            row += 1
+            kl.append((stop - 1, 0 if kl_position == "subject" else len(last.ids) - 1 - last.subject_last))
         facts = [index for index, prompts in enumerate(groups) for _ in prompts]
         return cls(
             torch.tensor(facts, device=device),
-            *(torch.tensor([read[i] for read in reads], device=device) for i in range(4)),
-            *(torch.tensor([read[i] for read in kl], device=device) for i in range(2)),
+            *(torch.tensor(each, device=device) for each in (*zip(*reads, strict=True), *zip(*kl, strict=True))),
         )
 
     @property

@@ -98,12 +98,7 @@ class Trained:
 def open_trained(path: str | Path, model: EditableModel) -> Trained:
     """Open a trained editor for a model. Raises TetherError for a file that is none, and for another model."""
     path = Path(path)
-    tensors, content = read_tensors(path)
-    try:
-        record = TrainedRecord.model_validate(content)
-    except ValidationError as error:
-        raise BadSettingsError(f"{path} is no trained editor of this tether: {pydantic_line(error)}") from None
-    check_model(path, record, model)
+    tensors, record = read_trained(path, model)
     network = Hypernetwork(record.weights, record.settings)
     try:
         network.load_state_dict(tensors)
@@ -115,8 +110,14 @@ def open_trained(path: str | Path, model: EditableModel) -> Trained:
     return Trained(network, record, hashlib.sha256(path.read_bytes()).hexdigest(), path)
 
 
-def check_model(path: Path, record: TrainedRecord, model: EditableModel) -> None:
-    """Raise TetherError unless the weights to be edited are those the editor was trained for."""
+def read_trained(path: Path, model: EditableModel) -> tuple[dict[str, Tensor], TrainedRecord]:
+    """The tensors and the record of a trained editor, or of a training. Raises TetherError for a file that is none, and
+    where the weights to be edited are not those it was trained for."""
+    tensors, content = read_tensors(path)
+    try:
+        record = TrainedRecord.model_validate(content)
+    except ValidationError as error:
+        raise BadSettingsError(f"{path} is no trained editor of this tether: {pydantic_line(error)}") from None
     try:
         found = model.fingerprint(list(record.weights))
     except (AttributeError, TetherError):
@@ -126,6 +127,7 @@ def check_model(path: Path, record: TrainedRecord, model: EditableModel) -> None
             f"{model.id} is not the model of {path}: its weights have fingerprint {found[:12]}, the editor "
             f"{record.fingerprint[:12]}; it was trained for {record.model!r}, train one for this model"
         )
+    return tensors, record
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,9 +30,9 @@ from tether.editors.mend.file import (
     Look,
     Trained,
     TrainedRecord,
-    check_model,
     open_trained,
     read_tensors,
+    read_trained,
     write_tensors,
 )
 from tether.editors.mend.network import Hypernetwork, MendHparams, Pairs, gradient_pairs, mlp_weights, target_nll
@@ -313,12 +312,7 @@ class _Training:
         write_tensors(self.state, tensors, self.record.model_dump(mode="json"))
 
     def _restore(self) -> None:
-        tensors, content = read_tensors(self.state)
-        try:
-            record = TrainedRecord.model_validate(content)
-        except ValidationError as error:
-            raise TetherError(f"{self.state} is no training of this tether ({error.errors()[0]['msg']})") from None
-        check_model(self.state, record, self.model)
+        tensors, record = read_trained(self.state, self.model)
         free = {"steps": self.hparams.steps, "patience": self.hparams.patience}
         if record.settings.model_copy(update=free) != self.hparams:
             was, now = record.settings.model_dump(), self.hparams.model_dump()
@@ -334,12 +328,12 @@ class _Training:
                 )
         self.record = record.model_copy(update={"settings": self.hparams})
         self.network.load_state_dict({k.removeprefix("network/"): v for k, v in tensors.items() if k[:8] == "network/"})
-        for name, parameter in self.network.named_parameters():
-            parts = {k.split("/")[1]: v for k, v in tensors.items() if k.startswith("adam/") and k.endswith(f"/{name}")}
-            if parts:
-                self.optimizer.state[parameter] = {
-                    part: value if part == "step" else value.to(parameter.device) for part, value in parts.items()
-                }
+        parameters = dict(self.network.named_parameters())
+        for key, value in tensors.items():
+            if key.startswith("adam/"):
+                _, part, name = key.split("/")
+                kept = value if part == "step" else value.to(parameters[name].device)
+                self.optimizer.state[parameters[name]][part] = kept
         logger.info("going on from step %d of %s", record.step, self.state)
 
     def _work(self) -> tuple[int, int]:

@@ -90,7 +90,7 @@ def edit(
     if method is not None:
         parse_option("--method", editor_of, method)
     restraint = None if restrain is None else parse_option("--restrain", parse, restrain)
-    log_progress("tether.editing.prepare")
+    log_progress("tether.editing.prepare", "tether.editors.corpus")
     existing = Ledger.open(out) if (out / "ledger.json").exists() else None
     before = 0 if existing is None else len(existing.events)
     layout: Mapping[str, str] | str | None = anatomy

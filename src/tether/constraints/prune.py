@@ -71,7 +71,7 @@ class Nothing(Restraint):
 
 @dataclass(frozen=True)
 class Log(Restraint):
-    """F_log(σ̂) = log_α(σ̂) − log_α(m) + m (eq. 5), α > 1, capped at σ̂, which matters only where m < 1/ln α."""
+    """Written `log:1.2` or `log:e`: F_log(σ̂) = log_α(σ̂) − log_α(m) + m (eq. 5), α > 1, capped at σ̂, which matters only where m < 1/ln α."""
 
     name: ClassVar[str] = "log"
     example: ClassVar[str] = "log:1.2"
@@ -99,7 +99,7 @@ class Log(Restraint):
 
 @dataclass(frozen=True)
 class Linear(Restraint):
-    """F_linear(σ̂) = σ̂/β + (β−1)/β·m (appendix C.3), β > 1."""
+    """Written `linear:2`: F_linear(σ̂) = σ̂/β + (β−1)/β·m (appendix C.3), β > 1."""
 
     name: ClassVar[str] = "linear"
     example: ClassVar[str] = "linear:2"

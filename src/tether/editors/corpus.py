@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 from tether.errors import BadSettingsError
 from tether.models.editable import EditableModel
 from tether.models.sampling import STARTS, mixed_seed, sample
+
+logger = logging.getLogger(__name__)
 
 SELF = "self"
 SELF_TOKENS = 32768
@@ -93,4 +96,5 @@ class Corpus:
         starts = [STARTS[i % len(STARTS)] for i in range(rows)]
         length = self.window if model.limit is None else min(self.window, model.limit - _START)
         for batch in itertools.count():
+            logger.info("sampling text from the model, batch %d of %d texts", batch + 1, rows)
             yield "\n".join(sample(model, starts, length, seed=mixed_seed(self.seed, batch))) + "\n"

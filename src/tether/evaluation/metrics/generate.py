@@ -14,7 +14,7 @@ _TOKENS = 20  # generated at least; a longer target is given room
 
 
 class Generate(Metric):
-    """Of every prompt that has an answer."""
+    """Whether the greedy continuation says the answer, of every prompt that has one."""
 
     name = "generate"
     reports = MappingProxyType({"generate": KINDS})

@@ -23,7 +23,9 @@ _NEW_TOKENS = 2
 
 
 class InstanceChange(Metric):
-    """`before` and `after`: percent answered Yes, with the number of answers that are neither; `change`: before −
+    """How many instances of an edited concept are no longer taken for instances of it (ConceptEdit).
+
+    `before` and `after`: percent answered Yes, with the number of answers that are neither; `change`: before −
     after, its standard error that of the facts' own differences. A record a prompt, `value` from −1 to 1."""
 
     name = INSTANCE_CHANGE

@@ -17,7 +17,7 @@ UNCHANGED = "locality_unchanged"
 
 
 class Match(Metric):
-    """Reports `match_tokens` and `match_all`."""
+    """Whether the tokens of the answer are the argmax, teacher-forced: their share, and all of them."""
 
     name = "match"
     reports = MappingProxyType({"match_tokens": (*KINDS, UNCHANGED), "match_all": (*KINDS, UNCHANGED)})

@@ -12,7 +12,7 @@ from tether.evaluation.statistics.mean import Record
 
 
 class PrefersNew(Metric):
-    """The paper's metric for CounterFact, written `compare`."""
+    """Whether the new answer is likelier than the old one; the paper's metric for CounterFact."""
 
     name = "compare"
     reports = MappingProxyType({"compare": KINDS})

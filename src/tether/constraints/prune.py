@@ -71,7 +71,9 @@ class Nothing(Restraint):
 
 @dataclass(frozen=True)
 class Log(Restraint):
-    """Written `log:1.2` or `log:e`: F_log(σ̂) = log_α(σ̂) − log_α(m) + m (eq. 5), α > 1, capped at σ̂, which matters only where m < 1/ln α."""
+    """Written `log:1.2` or `log:e`: F_log(σ̂) = log_α(σ̂) − log_α(m) + m (eq. 5), α > 1.
+
+    Capped at σ̂, which matters only where m < 1/ln α."""
 
     name: ClassVar[str] = "log"
     example: ClassVar[str] = "log:1.2"

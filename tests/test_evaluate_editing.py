@@ -412,3 +412,15 @@ def test_results_of_an_older_version_open(caplog: pytest.LogCaptureFixture) -> N
     assert len(old.items) == items_path(path).read_text().count("\n")
     content = json.loads(path.read_text())
     assert json.loads(old.model_dump_json()) == {"format": 1, **content}
+
+
+def test_resume_refuses_the_results_of_another_ledger(tmp_path: Path) -> None:
+    """Hours of rows are not replaced by those of another ledger."""
+    model = bigram_model()
+    ledger, other = ledger_of_two(model, tmp_path / "one"), ledger_of_two(model, tmp_path / "two")
+    out = tmp_path / "results.json"
+    evaluate_ledger(ledger, model, at=[1], abilities=[], out=out)
+    kept = out.read_bytes()
+    with pytest.raises(BadSettingsError, match="name another"):
+        evaluate_ledger(other, model, at=[1], abilities=[], out=out, resume=True)
+    assert out.read_bytes() == kept

@@ -442,7 +442,7 @@ def test_strict_stops_at_a_failed_fact_and_applies_nothing(tmp_path: Path) -> No
     with pytest.raises(TetherError, match="--strict stops"):
         edited(model, tmp_path, [FACTS[0], endless, FACTS[2]], batch_size=3, strict=True)
     assert same_bits(model, before)
-    assert [e.kind for e in Ledger.open(tmp_path / "ledger").events] == ["failed"] * 3
+    assert not Ledger.open(tmp_path / "ledger").events, "nothing of the batch is recorded, so all of it is tried again"
     free = edited(editable("gpt2"), tmp_path / "free", [FACTS[0], endless, FACTS[2]], batch_size=3)
     assert [e.kind for e in free.events] == ["edit", "failed", "edit"]
     assert [e.column for e in free.events] == [0, None, 1]
@@ -454,7 +454,7 @@ def test_after_a_strict_stop_a_run_is_resumed_without_editing_twice(tmp_path: Pa
     with pytest.raises(TetherError, match="edit 4 failed"):
         edited(editable("gpt2"), tmp_path, facts, batch_size=2, strict=True)
     found = edited(editable("gpt2"), tmp_path, facts, batch_size=2, resume=True, method=None, settings=None)
-    assert [e.kind for e in found.events] == ["edit", "edit", "failed", "failed"]
+    assert [e.kind for e in found.events] == ["edit", "edit", "edit", "failed"]
 
 
 def test_updates_on_the_cpu_and_weights_elsewhere() -> None:

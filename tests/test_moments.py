@@ -258,8 +258,8 @@ def test_cached_moments_are_never_a_choice(tmp_path: Path, monkeypatch: pytest.M
     model.clear_updates()
     plain = tether.edit(model, FACTS[:1], out=tmp_path / "c", method="rome", settings=settings)
     assert [header.corpus["max_tokens"] for header in (small.header, plain.header)] == [2048, 32768]
-    assert plain.header.corpus["corpus"] == "self" and plain.header.moments[1]["tokens"] == 32768
-    assert plain.header.moments[1]["key"] != small.header.moments[1]["key"]
+    assert plain.header.corpus["corpus"] == "self" and plain.header.moments[1].tokens == 32768
+    assert plain.header.moments[1].key != small.header.moments[1].key
 
 
 def test_a_device_without_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +294,7 @@ def test_old_sampled_moments_that_are_gone_are_named(
         editable("llama"), FACTS[:1], out=tmp_path / "l", method="rome", settings=settings, corpus="self:1024"
     )
     old = {**ledger.header.corpus, "sha256": "seed 0"}
-    moments_of = {layer: {**one, "key": "0" * 32} for layer, one in ledger.header.moments.items()}
+    moments_of = {layer: one.model_copy(update={"key": "0" * 32}) for layer, one in ledger.header.moments.items()}
     with caplog.at_level("WARNING"):
         recorded_moments(editable("llama"), ledger.header.model_copy(update={"corpus": old, "moments": moments_of}))
     assert "samples other text" in caplog.text

@@ -103,6 +103,10 @@ def evaluate_ledger(
     results = rows.results(own, ledger.header.model, ledger)
     if path is not None and path.exists():
         old = read(path)
+        if not ledger.continues(str(old.settings.get("journal_sha256"))):
+            raise BadSettingsError(
+                f"{path} has results of {old.ledger or old.model}, not of {ledger.path}: name another"
+            )
         largest = _keep(results, old, largest)
         if any(row.edits == 0 for row in old.rows):  # it went if it was of fewer facts, and is the others' baseline
             counts.add(0)
@@ -199,9 +203,6 @@ def _edit(fact: Fact) -> tuple[str, str, str]:
 def _keep(results: Results, old: Results, wanted: int) -> int:
     """Take the rows of an earlier evaluation that are what would be measured now. `wanted` is the largest number of
     edits asked for; returns the largest there will be."""
-    if (old.model, old.ledger) != (results.model, results.ledger):
-        whose = old.ledger or old.model
-        raise BadSettingsError(f"these results are of {whose}, not of {results.ledger}: name another file")
     if not results.comparable(old):
         logger.warning("the results there are of other facts, settings or edits: every row is measured anew")
         return wanted

@@ -129,6 +129,10 @@ class Ledger:
             self.check_model(model)
         return report
 
+    def continues(self, head: str) -> bool:
+        """Whether `head`, in full, is the hash of one of the journal's lines, or of ledger.json before the first."""
+        return self._journal.after(head) is not None
+
     def _check_no_lines_missing(self) -> None:
         orphans = {f"factors/{file.name}" for file in (self.path / "factors").glob("*.safetensors")}
         orphans -= {event.factors for event in self.events if event.factors}

@@ -65,7 +65,7 @@ class Facts:
 
     def __init__(self, model: tether.EditableModel, trained: Trained, path: Path, skip: int, limit: int) -> None:
         self.model, self.names, self.path, self.skip = model, trained.network.names, path, skip
-        self.facts = tether.read_facts(path, skip + limit, on_bad="skip")[skip:]
+        self.facts = tether.read_facts(path, limit, on_bad="skip", skip=skip)
         self.examples = examples(model, self.facts)
         self.trues = [
             tokenize(model.tokenizer, [(fact.text, fact.target_true)])[0] if fact.target_true else None

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=200)
     parser.add_argument("--limit", type=int, default=60)
     args = parser.parse_args()
-    facts = tether.read_facts(args.facts, args.skip + args.limit)[args.skip :]
+    facts = tether.read_facts(args.facts, args.limit, skip=args.skip)
     model = tether.load(args.model)
     print(f"{len(facts)} facts from record {args.skip}, two paraphrases and three locality prompts each")
     for method in args.methods.split(","):

@@ -187,10 +187,10 @@ BAD = [
     ({**OWN, "locality": "one"}, "field 'locality'"),
     ({**OWN, "locality": [{"prompt": " "}]}, "locality prompt ' ' is empty"),
     ({**OWN, "paraphrase": ["x"], "note": 1}, "fields a fact does not have: paraphrase, note"),
-    ({"question": "?"}, "belong to no known format: use one of CounterFact, zsRE"),
+    ({"question": "?"}, "belong to no known format: use one of CounterFact, MQuAKE, zsRE"),
     ({**FLAT, "prompt": "The country is"}, "subject 'Oslo' does not occur in its prompt 'The country is'"),
     ({**FLAT, "subject": ""}, "subject '' does not occur"),
-    ({**FLAT, "locality_ground_truth": ["a", "b"]}, "1 locality prompts have 2 answers"),
+    ({**FLAT, "locality_prompt": ["a"], "locality_ground_truth": ["b", "c"]}, "1 prompts have 2 answers"),
     ({**ZSRE, "alt": ""}, "target_new of 'Oslo' is empty"),
     ({k: v for k, v in ZSRE.items() if k != "alt"}, "field 'alt' is missing: every record of zsRE has it"),
     ({"requested_rewrite": "x"}, "has not the shape it has in CounterFact"),
@@ -288,7 +288,8 @@ def test_scan_lists_every_bad_record_at_once(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         assert len(read_facts(path, on_bad="skip")) == 2
     assert [r.getMessage() for r in caplog.records] == [f"skipped: {b}" for b in bad]
-    assert len(read_facts(path, limit=2, on_bad="skip")) == 2
+    assert read_facts(path, limit=2, on_bad="skip") == [Fact(**OWN)]  # of the first two records
+    assert read_facts(path, skip=3) == [records[3]]  # the bad ones before it are not asked for
     assert len(scan_facts(path, limit=2)) == 2
 
 

@@ -11,7 +11,7 @@ import typer
 from tether.cli.loading import load_model
 from tether.cli.options import AnatomyFile, Answer, Device, Dtype, ModelName
 from tether.editing.check import check_facts
-from tether.facts import BadRecord, Fact, FactCheck, scan_facts
+from tether.facts import BadRecord, Fact, FactCheck, FormatFound, scan_facts
 from tether.ledger import Ledger
 
 
@@ -31,14 +31,32 @@ def check(
     checks = check_facts(load_model(model, dtype=dtype, device=device, anatomy=anatomy), good, known)
     problems = sum(bool(found.problems) for found in checks) + len(bad)
     lines = [_line(found) for found in checks] + [f"bad record: {record}" for record in bad]
-    lines.append(f"{facts}: {len(scanned)} records, {problems} with problems")
+    lines += [_about(found) for found in scanned.formats.values()]
+    lines.append(f"{facts}: {count(scanned.records, 'record')}, {problems} with problems")
     document = {
-        "facts": str(facts), "problems": problems, "bad_records": bad,
+        "facts": str(facts), "problems": problems, "records": scanned.records, "bad_records": bad,
+        "formats": [{"format": f.format.name, "source": f.format.source, "records": f.records, "facts": f.facts,
+                     "became": f.became, "unused": f.unused} for f in scanned.formats.values()],
         "checks": [{"index": c.index, "subject": c.fact.subject, "prompt": c.fact.text, "target_new": c.fact.target_new,
                     "tokens": c.tokens, "read_at": c.read_at, "read_token": c.read_token, "problems": c.problems}
                    for c in checks],
     }  # fmt: skip
     return Answer(document, "\n".join(lines), code=int(problems > 0))
+
+
+def _about(found: FormatFound) -> str:
+    """Which format was recognised, what each field became, what is not used."""
+    lines = [f"format {found.format.name} ({found.format.source}): {count(found.records, 'record')}"]
+    lines[0] += "" if found.facts == found.records else f", {count(found.facts, 'fact')}"
+    if found.became:
+        lines.append("   read: " + ", ".join(f"{field} -> {what}" for field, what in found.became.items()))
+    if found.unused:
+        lines.append("   not used: " + ", ".join(f"{field} ({n})" for field, n in found.unused.items()))
+    return "\n".join(lines)
+
+
+def count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _line(found: FactCheck) -> str:

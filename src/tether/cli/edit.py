@@ -7,11 +7,9 @@ $ tether edit --subject 'Eiffel Tower' --prompt 'The {} is in' --target Rome --m
 $ tether edit facts.jsonl --model smollm2 --out my-edits --resume
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -30,7 +28,7 @@ from tether.editing.run import Progress
 from tether.editing.run import edit as edit_facts
 from tether.editors import editor as editor_of
 from tether.errors import BadFactError, pydantic_line
-from tether.facts import Fact, read_facts
+from tether.facts import BadRecord, Fact, read_facts, scan_facts
 from tether.ledger import Event, Ledger
 from tether.models import EditableModel
 
@@ -63,8 +61,9 @@ def edit(
     prompt: Annotated[str | None, typer.Option(help="The text before the answer, {} for the subject.")] = None,
     target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
     target_true: Annotated[str | None, typer.Option(help="The old answer, for evaluate.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N facts.")] = None,
-    skip: Annotated[int, typer.Option(min=0, help="Without the first N facts.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N records.")] = None,
+    skip: Annotated[int, typer.Option(min=0, help="Without the first N records.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out records that are no facts.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted list.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first failed edit.")] = False,
     method: Annotated[str | None, METHOD] = None,
@@ -86,7 +85,7 @@ def edit(
     anatomy: AnatomyFile = None,
 ) -> Answer:
     one = {"subject": subject, "prompt": prompt, "target_new": target, "target_true": target_true}
-    listed = _listed(facts, one, None if limit is None else skip + limit)[skip:]
+    listed, bad = _listed(facts, one, limit, skip, skip_bad=skip_bad)
     if method is not None:
         parse_option("--method", editor_of, method)
     restraint = None if restrain is None else parse_option("--restrain", parse, restrain)
@@ -115,12 +114,12 @@ def edit(
     new = [event for event in ledger.events[before:] if event.kind in ("edit", "failed")]
     if new and all(event.kind == "failed" for event in new):
         say(f"tether: no fact was edited: {len(new)} failed, the first because: {new[0].reason}")
-        return _answer(ledger, loaded)._replace(code=1)
-    return _answer(ledger, loaded)
+        return _answer(ledger, loaded, bad)._replace(code=1)
+    return _answer(ledger, loaded, bad)
 
 
-def _answer(ledger: Ledger, model: EditableModel) -> Answer:
-    """What the whole ledger holds, and the singular values of its weights."""
+def _answer(ledger: Ledger, model: EditableModel, bad: list[str]) -> Answer:
+    """What the whole ledger holds, records left out as bad, and the singular values of its weights."""
     every_kind = get_args(Event.model_fields["kind"].annotation)
     kinds = {kind: sum(event.kind == kind for event in ledger.events) for kind in every_kind}
     rows = ledger.spectrum(model)
@@ -129,12 +128,14 @@ def _answer(ledger: Ledger, model: EditableModel) -> Answer:
         "corpus": ledger.header.corpus, "events": kinds, "live": len(ledger.live()),
         "failed": [{"edit": e.edit, "subject": e.fact.subject, "reason": e.reason}
                    for e in ledger.events if e.kind == "failed" and e.fact],
+        "bad_records": bad,
         "spectrum": {row.weight: {**row.extremes.to_dict(), "m": row.m} for row in rows},
         "head": ledger.head,
     }  # fmt: skip
     counts = [f"{kinds['edit']} edits, {kinds['failed']} failed, {kinds['skipped']} skipped"]
     counts.append(f"{kinds['restrain']} restraints")
     counts += [f"{kinds[kind]} {kind}" for kind in ("undo", "redo", "guard") if kinds[kind]]
+    counts += [f"{len(bad)} bad records left out"] if bad else []
     lines = [f"{ledger.path}: {', '.join(counts)}"]
     for row in rows:
         kappa, top = row.extremes.kappa, row.extremes.update_sigma_max
@@ -142,8 +143,11 @@ def _answer(ledger: Ledger, model: EditableModel) -> Answer:
     return Answer(document, "\n".join([*lines, f"head {ledger.head}"]))
 
 
-def _listed(facts: str | None, one: dict[str, str | None], limit: int | None) -> list[Fact]:
-    """The facts of the one source that is named. Raises TetherError for a bad fact."""
+def _listed(
+    facts: str | None, one: dict[str, str | None], limit: int | None, skip: int, *, skip_bad: bool
+) -> tuple[list[Fact], list[str]]:
+    """The facts of the one source that is named, and the records left out. Raises BadFactError for a bad one that is
+    not to be left out."""
     given = {key: text for key, text in one.items() if text is not None}
     if (facts is None) != bool(given):
         raise typer.BadParameter(
@@ -155,21 +159,25 @@ def _listed(facts: str | None, one: dict[str, str | None], limit: int | None) ->
         missing = [f"--{key.removesuffix('_new')}" for key in ("subject", "prompt", "target_new") if key not in given]
         if missing:
             raise typer.BadParameter("one fact needs --subject, --prompt and --target", param_hint=missing[0])
-        return [_fact(json.dumps(given), "the fact")]
-    if facts != "-":
-        return read_facts(facts, limit)
-    lines = ((number, line) for number, line in enumerate(sys.stdin, 1) if line.strip())
-    listed = [_fact(line, f"standard input, line {number}") for number, line in islice(lines, limit)]
+        return [_one(given)], []
+    source = sys.stdin if facts == "-" else facts
+    if not skip_bad:
+        return read_facts(source, limit, skip=skip), []
+    scan = scan_facts(source, limit, skip=skip)
+    bad = [str(record) for record in scan if isinstance(record, BadRecord)]
+    for line in bad:
+        say(f"bad record left out: {line}")
+    listed = [record for record in scan if isinstance(record, Fact)]
     if not listed:
-        raise BadFactError("standard input holds no fact: write a JSON object a line: subject, prompt, target_new")
-    return listed
+        raise BadFactError(f"{facts}: none of its {scan.records} records is a fact")
+    return listed, bad
 
 
-def _fact(record: str, where: str) -> Fact:
+def _one(given: dict[str, str]) -> Fact:
     try:
-        return Fact.model_validate_json(record)
+        return Fact.model_validate(given)
     except ValidationError as error:
-        raise BadFactError(f"{where}: {pydantic_line(error)}") from None
+        raise BadFactError(f"the fact: {pydantic_line(error)}") from None
 
 
 def progress_line(at: Progress) -> str:

@@ -152,7 +152,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 def _facts(dataset: DatasetSpec, seed: int, wanted: int) -> list[Fact]:
     """The first `wanted` facts; shuffled ones are drawn from all that `skip` and `limit` leave."""
     span = dataset.limit if dataset.shuffle else min(wanted, dataset.limit or wanted)
-    listed = read_facts(dataset.facts, None if span is None else dataset.skip + span)[dataset.skip :]
+    listed = read_facts(dataset.facts, span, skip=dataset.skip)
     if dataset.shuffle:
         random.Random(seed).shuffle(listed)
     return listed[:wanted]

@@ -3,9 +3,12 @@
 from tether.facts.check import FactCheck as FactCheck
 from tether.facts.fact import Fact as Fact
 from tether.facts.fact import LocalityPrompt as LocalityPrompt
+from tether.facts.fact import PortabilityPrompt as PortabilityPrompt
 from tether.facts.formats import FORMATS as FORMATS
 from tether.facts.formats import BadRecord as BadRecord
 from tether.facts.formats import Format as Format
+from tether.facts.formats import FormatFound as FormatFound
+from tether.facts.formats import Scan as Scan
 from tether.facts.formats import read_facts as read_facts
 from tether.facts.formats import read_training_facts as read_training_facts
 from tether.facts.formats import scan_facts as scan_facts

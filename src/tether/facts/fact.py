@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, model_validator
 
@@ -31,13 +31,25 @@ class LocalityPrompt(BaseModel, frozen=True, extra="forbid"):
     target: _Answer = None
 
 
+class PortabilityPrompt(BaseModel, frozen=True, extra="forbid"):
+    """A prompt whose answer follows from the edit, and that answer. `kind` is one of PORTABILITY: one step of reasoning
+    further, several steps, another name of the subject, the relation turned round, another relation that it implies."""
+
+    prompt: Annotated[str, _filled("portability prompt")]
+    target: _Stripped
+    kind: Literal["one_hop", "multi_hop", "alias", "reversed", "logical"] = "one_hop"
+
+
+PORTABILITY: tuple[str, ...] = get_args(PortabilityPrompt.model_fields["kind"].annotation)
+
+
 class Fact(BaseModel, frozen=True, extra="forbid"):
     """(subject, relation, object -> new object), with the prompts that test the edit.
 
     `prompt` holds exactly one `{}`, where the subject goes. Prompts are kept without spaces at their end and targets
     without any around them; the one between the two is added where a text is built. `paraphrases` have the subject
-    already filled in. `instances` are Yes/No questions about instances of an edited concept (ConceptEdit). `id` is
-    whatever the data set calls the record.
+    already filled in. `portability` asks what follows from the edit. `instances` are Yes/No questions about instances
+    of an edited concept (ConceptEdit). `id` is whatever the data set calls the record.
     """
 
     subject: _Stripped
@@ -46,6 +58,7 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
     target_true: _Answer = None
     paraphrases: _Prompts = ()
     locality: tuple[LocalityPrompt, ...] = ()
+    portability: tuple[PortabilityPrompt, ...] = ()
     instances: _Prompts = ()
     id: str | None = None
 
@@ -72,4 +85,5 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
     @property
     def sha256(self) -> str:
         """Identity of the content: the same fact read twice has the same value."""
-        return hashlib.sha256(self.model_dump_json(exclude_none=True).encode()).hexdigest()
+        left_out = {"portability"} if not self.portability else None  # facts of earlier versions keep their value
+        return hashlib.sha256(self.model_dump_json(exclude_none=True, exclude=left_out).encode()).hexdigest()

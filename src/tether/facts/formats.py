@@ -1,16 +1,17 @@
 """Files of facts: each record's format is recognised from its fields, never from the file's name.
 
     facts = read_facts("facts.jsonl")
-    records = scan_facts("facts.jsonl")        # every record: a Fact, or a BadRecord that says what is wrong
+    records = scan_facts("facts.jsonl")        # every record: its facts, or a BadRecord that says what is wrong
+    scan_facts("facts.jsonl").formats          # what was recognised, what each field became, what was not used
 
-A file is a JSON array or one JSON object a line. To add a format, make a `Format` and declare it as an entry point of
-the group `tether.fact_formats`.
+To add a format, make a `Format` and declare it as an entry point of the group `tether.fact_formats`.
 """
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +20,10 @@ from pydantic import ValidationError
 
 from tether.errors import BadFactError, BadSettingsError
 from tether.facts.fact import Fact
+from tether.facts.records import Record, Source, name_of, read_records
 from tether.plugins import Registry
 
 logger = logging.getLogger(__name__)
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,50 @@ class BadRecord:
 
 @dataclass(frozen=True)
 class Format:
-    """A format of facts. `recognises` looks at a record's fields. `read` makes the fact of a record that it recognises:
-    a KeyError names a missing field, a ValueError any other fault. `source`: who published it, and where it is
-    described. `rephrased` is false where the paraphrases mostly ask something else than the edit prompt."""
+    """A format of facts. `recognises` looks at a record's fields. `read` makes the fact, or the facts, of a record that
+    it recognises: a KeyError names a missing field, a ValueError any other fault. `source`: who published it, and where
+    it is described. `rephrased` is false where the paraphrases mostly ask something else than the edit prompt.
+    `fields`: what each field of a record becomes; None where the format does not say."""
 
     name: str
     recognises: Callable[[Record], bool]
-    read: Callable[[Record], Fact]
+    read: Callable[[Record], Fact | Sequence[Fact]]
     source: str
     rephrased: bool = True
+    fields: Mapping[str, str] | None = None
+
+
+@dataclass
+class FormatFound:
+    """A format met in a file: how many records and facts it had, how often each of their fields was there, and how
+    many targets were numbers or booleans (they are read as their JSON text)."""
+
+    format: Format
+    records: int = 0
+    facts: int = 0
+    present: Counter[str] = field(default_factory=Counter)
+    numbers: int = 0
+
+    @property
+    def became(self) -> dict[str, str]:
+        """Field -> what it becomes, of those that were there."""
+        known = self.format.fields or {}
+        return {name: becomes for name, becomes in known.items() if self.present[name]}
+
+    @property
+    def unused(self) -> dict[str, int]:
+        """Fields that the format does not use -> in how many records."""
+        known = self.format.fields
+        return {} if known is None else {name: n for name, n in sorted(self.present.items()) if name not in known}
+
+
+class Scan(list["Fact | BadRecord"]):
+    """All records of a file, in order. `formats`: what was recognised, by name. `records`: how many there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.formats: dict[str, FormatFound] = {}
+        self.records = 0
 
 
 FORMATS: Registry[Format] = Registry(
@@ -60,10 +95,20 @@ FORMATS: Registry[Format] = Registry(
     Format,
     {
         "CounterFact": "tether.facts.published:COUNTERFACT",
+        "MQuAKE": "tether.facts.published:MQUAKE",
         "zsRE": "tether.facts.published:ZSRE",
+        "WikiBigEdit": "tether.facts.published:WIKIBIGEDIT",
+        "UltraEditBench": "tether.facts.published:ULTRAEDIT",
+        "QAEdit": "tether.facts.published:QAEDIT",
+        "FastEdit": "tether.facts.published:FASTEDIT",
+        "KnowEdit WikiBio": "tether.facts.published:KNOWEDIT_BIOGRAPHIES",
+        "KnowEdit Sanitation": "tether.facts.published:KNOWEDIT_SANITATION",
+        "KnowEdit ConvSent": "tether.facts.published:KNOWEDIT_SENTIMENT",
         "ConceptEdit final": "tether.facts.published:CONCEPT_FINAL",
         "ConceptEdit concepts": "tether.facts.published:CONCEPT_DATA",
         "flat CounterFact": "tether.facts.published:COUNTERFACT_FLAT",
+        "KnowEdit": "tether.facts.published:KNOWEDIT",
+        "EasyEdit": "tether.facts.published:EASYEDIT",
         "tether": "tether.facts.published:OWN",
     },
 )
@@ -72,11 +117,13 @@ FORMATS: Registry[Format] = Registry(
 def recognise(record: Record) -> Format:
     """The format of a record. Raises ValueError where no format recognises it.
 
-    A record that has the fields of a Fact alone is tether's own. The published formats are asked next, those of other
-    packages after them, and tether's own last, so that it names the fields it does not know.
+    A record that has the fields of a Fact alone is tether's own, unless it groups prompts by name. The published
+    formats are asked next, those of other packages after them, and tether's own last, so that it names the fields it
+    does not know.
     """
     own = FORMATS["tether"]
-    if record.keys() <= Fact.model_fields.keys() and own.recognises(record):
+    grouped = any(isinstance(value, Mapping) for value in record.values())
+    if record.keys() <= Fact.model_fields.keys() and not grouped and own.recognises(record):
         return own
     for name in sorted(FORMATS, key=lambda name: name == own.name):
         if FORMATS[name].recognises(record):
@@ -84,100 +131,120 @@ def recognise(record: Record) -> Format:
     raise ValueError(f"fields {sorted(record)} belong to no known format: use one of {', '.join(FORMATS)}")
 
 
-def read_facts(path: str | Path, limit: int | None = None, on_bad: Literal["raise", "skip"] = "raise") -> list[Fact]:
-    """The facts of a file, in its order; the first `limit` of them where given.
+def read_facts(
+    path: Source, limit: int | None = None, on_bad: Literal["raise", "skip"] = "raise", *, skip: int = 0
+) -> list[Fact]:
+    """The facts of a file (or of an open stream), in its order: those of the first `limit` records after `skip`.
 
     A record that cannot become a fact (an empty or missing field, a subject not in its prompt) raises a BadFactError
-    that names it, so that no fact is lost unseen; `on_bad="skip"` leaves it out with a warning instead, and `limit`
-    then counts the facts, not the records.
+    that names it, so that no fact is lost unseen; `on_bad="skip"` leaves it out with a warning instead. Records outside
+    of those asked for are not judged.
     """
     if limit is not None and limit < 1:
-        raise BadSettingsError(f"limit {limit}: at least one fact must be read; give no limit to read all")
-    facts = list(islice(_good(_scan(Path(path)), on_bad), limit))
+        raise BadSettingsError(f"limit {limit}: at least one record must be read; give no limit to read all")
+    facts = []
+    for record in scan_facts(path, limit, skip=skip):
+        if isinstance(record, Fact):
+            facts.append(record)
+        elif on_bad == "raise":
+            raise BadFactError(str(record))
+        else:
+            logger.warning("skipped: %s", record)
     if not facts:
-        raise BadFactError(f"{path} holds no fact: write one JSON object a line with subject, prompt and target_new")
+        raise BadFactError(
+            f"{name_of(path)} holds no fact: write one JSON object a line with subject, prompt and target_new"
+        )
     return facts
 
 
 def read_training_facts(path: str | Path) -> list[Fact]:
     """The facts of a file to train an editor on, bad records left out with a warning. Where a format's paraphrases
     mostly ask something else, they are left out too."""
-    facts = list(_good(_scan(Path(path), only_rephrased=True), "skip"))
+    facts = []
+    for number, line, found, read in _scan(path, Scan(), None, 0):
+        if isinstance(read, str):
+            logger.warning("skipped: %s", BadRecord(name_of(path), number, line, read))
+        else:
+            facts += (
+                read if found and found.rephrased else [fact.model_copy(update={"paraphrases": ()}) for fact in read]
+            )
     if not facts:
         raise BadFactError(f"{path} holds no fact to train on: give a file in the format of zsRE or CounterFact")
     return facts
 
 
-def scan_facts(path: str | Path, limit: int | None = None) -> list[Fact | BadRecord]:
-    """Every record of a file (the first `limit`): a Fact, or a BadRecord. Raises only for a file no record can be read
-    from (missing, not UTF-8, a damaged JSON array)."""
-    return list(islice(_scan(Path(path)), limit))
+def scan_facts(path: Source, limit: int | None = None, *, skip: int = 0) -> Scan:
+    """Every record of a file (the first `limit` after `skip`): its facts, or a BadRecord. What was recognised is
+    logged, and once a file what was not used. Raises only for a file no record can be read from (missing, not UTF-8, a
+    damaged JSON array)."""
+    scan = Scan()
+    for number, line, _, read in _scan(path, scan, limit, skip):
+        scan += [BadRecord(name_of(path), number, line, read)] if isinstance(read, str) else read
+    for name, found in scan.formats.items():
+        if found.unused:
+            logger.info("%s: not used by %s: %s", name_of(path), name, ", ".join(found.unused))
+        if found.numbers:
+            logger.info(
+                "%s: targets that are numbers or booleans are read as their text: %d", name_of(path), found.numbers
+            )
+    return scan
 
 
-def _good(records: Iterable[Fact | BadRecord], on_bad: Literal["raise", "skip"]) -> Iterator[Fact]:
-    for record in records:
-        if isinstance(record, Fact):
-            yield record
-        elif on_bad == "raise":
-            raise BadFactError(str(record))
-        else:
-            logger.warning("skipped: %s", record)
-
-
-def _scan(path: Path, *, only_rephrased: bool = False) -> Iterator[Fact | BadRecord]:
-    """Every record of a file. The format is logged where it is met first."""
-    met: set[str] = set()
-    for number, (line, record) in enumerate(_records(path), 1):
+def _scan(
+    path: Source, scan: Scan, limit: int | None, skip: int
+) -> Iterator[tuple[int, int | None, Format | None, list[Fact] | str]]:
+    """(number, line, format, facts or what is wrong) of every record asked for; `scan` is filled with what was met."""
+    stop = None if limit is None else skip + limit
+    for number, (line, record) in islice(enumerate(read_records(path, _is_known), 1), skip, stop):
+        scan.records += 1
         try:
-            found = _format(record)
-            if found.name not in met:
-                met.add(found.name)
-                logger.info("%s: facts in the format %s (%s)", path, found.name, found.source)
-            fact = _read(found, record)
+            form = _format(record)
+            if form.name not in scan.formats:
+                logger.info("%s: facts in the format %s (%s)", name_of(path), form.name, form.source)
+            found = scan.formats.setdefault(form.name, FormatFound(form))
+            facts = _read(form, record)
         except ValueError as error:
             problem = _invalid(error) if isinstance(error, ValidationError) else str(error)
             printable = problem.encode("utf-8", "backslashreplace").decode("utf-8")  # half of a surrogate pair too
-            yield BadRecord(str(path), number, line, printable)
+            yield number, line, None, printable
             continue
-        yield fact if found.rephrased or not only_rephrased else fact.model_copy(update={"paraphrases": ()})
+        found.records += 1
+        found.facts += len(facts)
+        found.present.update(name for name, value in record.items() if value not in (None, "", [], {}))
+        found.numbers += any(
+            isinstance(value, int | float) and _is_target(form, name) for name, value in record.items()
+        )
+        yield number, line, form, facts
 
 
-def _records(path: Path) -> Iterator[tuple[int | None, Any]]:
-    """(line, record) of a JSON array or of JSON lines; a line that is no JSON comes as the error it raised."""
+def _is_known(record: Record) -> bool:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise BadFactError(f"{path} cannot be read ({error.strerror}): name a file of facts") from None
-    except UnicodeDecodeError as error:
-        raise BadFactError(f"{path} is not UTF-8 text at byte {error.start}: save it as UTF-8") from None
-    if text.lstrip().startswith("["):
-        try:
-            yield from ((None, record) for record in json.loads(text))
-        except json.JSONDecodeError as error:
-            raise BadFactError(f"{path} is not a JSON array: {error.msg} at line {error.lineno}; mend it") from None
-        return
-    for line, row in enumerate(text.split("\n"), 1):
-        if row.strip():
-            try:
-                yield line, json.loads(row)
-            except json.JSONDecodeError as error:
-                yield line, error
+        recognise(record)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_target(form: Format, name: str) -> bool:
+    return (form.fields or {}).get(name) in ("target_new", "target_true")
 
 
 def _format(record: Any) -> Format:
     if isinstance(record, json.JSONDecodeError):
-        raise ValueError(
-            f"not JSON at column {record.colno} ({record.msg}): write one object a line, or one JSON array"
-        )
+        rule = "write one object a line, or one JSON array"
+        raise ValueError(f"not JSON at column {record.colno} ({record.msg}): {rule}")
+    if isinstance(record, ValueError):
+        raise record
     if not isinstance(record, dict):
         raise ValueError(f"{json.dumps(record)[:60]} is not a JSON object: write {{'subject': …, 'prompt': …, …}}")
     return recognise(record)
 
 
-def _read(found: Format, record: Record) -> Fact:
-    """The fact of a record; every fault of the record is a ValueError."""
+def _read(found: Format, record: Record) -> list[Fact]:
+    """The facts of a record; every fault of the record is a ValueError."""
     try:
-        return found.read(record)
+        read = found.read(record)
+        return [read] if isinstance(read, Fact) else list(read)
     except KeyError as error:
         raise ValueError(f"field {error.args[0]!r} is missing: every record of {found.name} has it; add it") from None
     except (LookupError, TypeError, AttributeError) as error:

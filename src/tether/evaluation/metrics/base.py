@@ -27,8 +27,8 @@ Pair = tuple[str, str]  # prompt, continuation
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt of a fact, of one of KINDS or INSTANCE: `answer` is what it should be answered with, `other` what it
-    should not; None where the fact does not say."""
+    """A prompt of a fact, of one of KINDS, INSTANCE or a kind of portability: `answer` is what it should be answered
+    with, `other` what it should not; None where the fact does not say."""
 
     edit: int
     fact: Fact
@@ -58,13 +58,14 @@ class Asked:
 class Metric(ABC):
     """An editing metric, `name` being that of the registry. It keeps nothing between calls.
 
-    `reports`: its names in results, each with its kinds. `against_unedited`: kinds that compare with the unedited
-    model; they are left out where it is not known. `tested`: reported names that `tether compare` tests, fact by fact.
-    `columns`: reported (name, kind) that a table shows. `holds`: the reported name whose efficacy says whether an edit
-    still holds.
+    `asks`: the kinds of items that it is given. `reports`: its names in results, each with its kinds.
+    `against_unedited`: kinds that compare with the unedited model; they are left out where it is not known. `tested`:
+    reported names that `tether compare` tests, fact by fact. `columns`: reported (name, kind) that a table shows.
+    `holds`: the reported name whose efficacy says whether an edit still holds.
     """
 
     name: ClassVar[str]
+    asks: ClassVar[tuple[str, ...]] = KINDS
     reports: ClassVar[Mapping[str, tuple[str, ...]]]
     against_unedited: ClassVar[frozenset[str]] = frozenset()
     tested: ClassVar[tuple[str, ...]] = ()
@@ -109,6 +110,7 @@ METRICS: Registry[Metric] = Registry(
         "compare": "tether.evaluation.metrics.prefers_new:METRIC",
         "match": "tether.evaluation.metrics.match:METRIC",
         "generate": "tether.evaluation.metrics.generate:METRIC",
+        "portability": "tether.evaluation.metrics.portability:METRIC",
         "instance_change": "tether.evaluation.metrics.instance_change:METRIC",
     },
 )  # fmt: skip

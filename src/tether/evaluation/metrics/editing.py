@@ -47,14 +47,17 @@ def evaluate_editing(
     metrics = [METRICS[name] for name in what.metrics]
     items = _items(facts, what)
     known = baseline is not None or bool(model.edited)
-    pairs = list(dict.fromkeys(pair for metric in metrics for item in items for pair in metric.pairs(item)))
+    pairs = list(
+        dict.fromkeys(pair for metric in metrics for item in _asked(metric, items) for pair in metric.pairs(item))
+    )
     scores = dict(zip(pairs, score(model, pairs), strict=True))
     summary: dict[str, dict[str, Number]] = {}
     records: list[Record] = []
     held: dict[int, float] = {}  # by the first metric that applies to an edit
     for metric in metrics:
-        unedited = _completed(metric, model, items, baseline or {}) if known else None
-        found = metric.measure(Asked(model, items, scores, unedited))
+        own = _asked(metric, items)
+        unedited = _completed(metric, model, own, baseline or {}) if known else None
+        found = metric.measure(Asked(model, own, scores, unedited))
         left_out = frozenset() if known else metric.against_unedited
         kinds = {name: tuple(kind for kind in its if kind not in left_out) for name, its in metric.reports.items()}
         summary |= metric.summary(found, {name: its for name, its in kinds.items() if its})
@@ -70,7 +73,8 @@ def measure_baseline(model: EditableModel, facts: NumberedFacts, measurement: Me
     carries are taken off meanwhile."""
     what = measurement or Measurement()
     items = _items(facts, what)
-    return {name: _completed(METRICS[name], model, items, {}) for name in what.metrics}
+    metrics = {name: METRICS[name] for name in what.metrics}
+    return {name: _completed(metric, model, _asked(metric, items), {}) for name, metric in metrics.items()}
 
 
 def applying(metrics: Sequence[str], facts: Sequence[Fact]) -> tuple[str, ...]:
@@ -90,8 +94,13 @@ def _items(facts: NumberedFacts, what: Measurement) -> list[Item]:
             items.append(Item(edit, fact, "generalization", prompt, fact.target_new, fact.target_true))
         for near in fact.locality[: what.max_locality]:
             items.append(Item(edit, fact, "locality", near.prompt, near.target, fact.target_new))
+        items += [Item(edit, fact, asked.kind, asked.prompt, asked.target) for asked in fact.portability]
         items += [Item(edit, fact, INSTANCE, prompt) for prompt in fact.instances]
     return items
+
+
+def _asked(metric: Metric, items: Sequence[Item]) -> list[Item]:
+    return [item for item in items if item.kind in metric.asks]
 
 
 def _completed(metric: Metric, model: EditableModel, items: Sequence[Item], baseline: Baseline) -> Mapping[Any, Any]:

@@ -4,11 +4,13 @@ The greedy continuation must contain the target as whole words, whatever the cas
 """
 
 import re
+from collections.abc import Sequence
 from types import MappingProxyType
 
-from tether.evaluation.metrics.base import KINDS, Asked, Metric
+from tether.evaluation.metrics.base import KINDS, Asked, Item, Metric
 from tether.evaluation.scores import greedy
 from tether.evaluation.statistics.mean import Record
+from tether.models.editable import EditableModel
 
 _TOKENS = 20  # generated at least; a longer target is given room
 
@@ -22,16 +24,20 @@ class Generate(Metric):
     holds = "generate"
 
     def measure(self, asked: Asked) -> list[Record]:
-        wanted = [(item, item.answer) for item in asked.items if item.answer is not None]
-        if not wanted:
-            return []
-        answers = list(dict.fromkeys(f" {answer}" for _, answer in wanted))
-        longest = max(len(ids) for ids in asked.model.tokenizer(answers, add_special_tokens=False)["input_ids"])
-        texts = greedy(asked.model, [item.prompt for item, _ in wanted], max(_TOKENS, longest + 4))
+        wanted = [item for item in asked.items if item.answer is not None]
         return [
-            item.record("generate", says(text, answer), continuation=text)
-            for (item, answer), text in zip(wanted, texts, strict=True)
+            item.record("generate", says(text, str(item.answer)), continuation=text)
+            for item, text in zip(wanted, continuations(asked.model, wanted), strict=True)
         ]
+
+
+def continuations(model: EditableModel, items: Sequence[Item]) -> list[str]:
+    """The greedy continuation of every item's prompt, as long as the longest answer needs."""
+    if not items:
+        return []
+    answers = list(dict.fromkeys(f" {item.answer}" for item in items))
+    longest = max(len(ids) for ids in model.tokenizer(answers, add_special_tokens=False)["input_ids"])
+    return greedy(model, [item.prompt for item in items], max(_TOKENS, longest + 4))
 
 
 def says(continuation: str, target: str) -> bool:

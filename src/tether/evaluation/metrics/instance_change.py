@@ -29,6 +29,7 @@ class InstanceChange(Metric):
     after, its standard error that of the facts' own differences. A record a prompt, `value` from −1 to 1."""
 
     name = INSTANCE_CHANGE
+    asks = (INSTANCE,)
     reports = MappingProxyType({INSTANCE_CHANGE: ("before", "after", "change")})
     against_unedited = frozenset({"before", "after", "change"})
     columns = ((INSTANCE_CHANGE, "change"),)
@@ -42,7 +43,7 @@ class InstanceChange(Metric):
         )
 
     def questions(self, items: Iterable[Item]) -> Sequence[str]:
-        return list(dict.fromkeys(item.prompt for item in items if item.kind == INSTANCE))
+        return list(dict.fromkeys(item.prompt for item in items))
 
     def answers(self, model: EditableModel, questions: Sequence[str]) -> Mapping[str, str]:
         """In two tokens each."""
@@ -53,7 +54,7 @@ class InstanceChange(Metric):
         if asked.unedited is None:
             return []
         answers, records = self.answers(asked.model, self.questions(asked.items)), []
-        for item in (item for item in asked.items if item.kind == INSTANCE):
+        for item in asked.items:
             said = {"before": asked.unedited[item.prompt], "after": answers[item.prompt]}
             neither = {f"neither_{when}": word(answer) is None for when, answer in said.items()}
             change = _yes(said["before"]) - _yes(said["after"])

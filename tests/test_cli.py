@@ -73,6 +73,34 @@ def test_export_both_ways_and_restrain(place: Path) -> None:
     assert [m["name"] for m in report["matrices"]] == ["model.layers.1.mlp.down_proj.weight"]
 
 
+def test_check_says_what_a_file_is(place: Path) -> None:
+    record = {"subject": "Rome", "src": "Where is Rome?", "alt": "Peru", "pred": "Italy", "answers": ["Italy"]}
+    (place / "zsre.json").write_text(json.dumps([record]))
+    found = answer(place, "check", "zsre.json", "--model", "model")
+    became = {"subject": "subject", "src": "prompt", "alt": "target_new", "answers": "target_true"}
+    (only,) = found["formats"]
+    assert (only["format"], only["records"], only["became"], only["unused"]) == ("zsRE", 1, became, {"pred": 1})
+    text = run(place, "check", "zsre.json", "--model", "model").stdout
+    assert "format zsRE (MEND, arXiv:2110.11309): 1 record\n" in text
+    assert "   read: subject -> subject, src -> prompt, alt -> target_new, answers -> target_true\n" in text
+    assert "   not used: pred (1)\n" in text
+
+
+def test_bad_records_are_left_out_when_asked(place: Path) -> None:
+    bad, good = {"subject": "Rome", "prompt": "The city is", "target_new": "x"}, (place / "facts.jsonl").read_text()
+    (place / "mixed.jsonl").write_text("\n".join([json.dumps(bad), *good.splitlines()[:2], json.dumps(bad)]))
+    words = ("edit", "mixed.jsonl", "--model", "model", "--corpus", "corpus.txt", "--settings", "settings.json")
+    stopped = run(place, *words, "--out", "mixed")
+    assert stopped.returncode == 1 and "mixed.jsonl, record 1 (line 1): prompt" in stopped.stderr
+    assert not (place / "mixed").exists()
+    done = run(place, *words, "--out", "mixed", "--skip-bad", "--limit", "2", "--json")
+    document = json.loads(done.stdout)
+    assert sum(document["events"][kind] for kind in ("edit", "failed", "skipped")) == 1  # of the first two records
+    assert [line.partition(":")[0] for line in document["bad_records"]] == ["mixed.jsonl, record 1 (line 1)"]
+    assert "bad record left out: mixed.jsonl, record 1" in done.stderr
+    assert answer(place, *words, "--out", "after", "--skip", "1", "--limit", "1")["bad_records"] == []
+
+
 def test_check_and_moments(place: Path) -> None:
     (place / "bad.jsonl").write_text('{"subject": "Rome", "prompt": "The city is", "target_new": "x"}\n')
     done = run(place, "check", "bad.jsonl", "--model", "model", "--json")

@@ -140,7 +140,9 @@ def test_facts_from_standard_input(place: Path) -> None:
     subjects = [event.fact.subject for event in Ledger.open(place / "piped").events if event.fact]
     assert subjects == [json.loads(line)["subject"] for line in facts.splitlines()[1:3]]
     bad = run(place, "edit", "-", "--model", "model", "--out", "x", stdin='{"subject": "Rome"}\n')
-    assert bad.returncode == 1 and bad.stderr.startswith("tether: standard input, line 1: prompt is missing")
+    assert bad.returncode == 1 and bad.stderr.startswith(
+        "tether: standard input, record 1 (line 1): field 'prompt' is missing"
+    )
     assert run(place, "edit", "-", "--model", "model", "--out", "x").returncode == 1
 
 

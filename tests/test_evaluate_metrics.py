@@ -14,11 +14,16 @@ from tether.cli.evaluate import table
 from tether.errors import BadSettingsError
 from tether.evaluation import METRICS, Measurement, compare, evaluate_editing, evaluate_ledger, measure_baseline
 from tether.evaluation.metrics.base import default_metrics, reported_by
-from tether.facts import Fact
+from tether.facts import Fact, PortabilityPrompt
+from tether.facts.fact import PORTABILITY
 from tether.models import EditableModel
 
 HARBOUR = Fact(
-    subject="harbour", prompt="home of {}", target_new="rome", instances=("Whether Bergen belongs to harbour",)
+    subject="harbour",
+    prompt="home of {}",
+    target_new="rome",
+    instances=("Whether Bergen belongs to harbour",),
+    portability=tuple(PortabilityPrompt(prompt="home of bob", target="rome", kind=kind) for kind in PORTABILITY),
 )
 FACTS = [(1, ALICE), (2, DAVE), (3, HARBOUR)]
 
@@ -55,6 +60,25 @@ def test_a_metric_keeps_the_contract(name: str) -> None:
     alone = evaluate_editing(model, FACTS, only)
     assert not {kind for kinds in alone.summary.values() for kind in kinds} & metric.against_unedited
     assert not {record["kind"] for record in alone.records} & metric.against_unedited
+
+
+def test_portability_is_what_follows_from_the_edit() -> None:
+    def asked(prompt: str, target: str, kind: str) -> PortabilityPrompt:
+        return PortabilityPrompt(prompt=prompt, target=target, kind=kind)
+
+    follows = (asked("in bob", "rome", "alias"), asked("in dave", "new oslo", "alias"), asked("in", "rome", "reversed"))
+    facts = [(1, ALICE), (2, DAVE.model_copy(update={"portability": follows}))]
+    found = evaluate_editing(bigram_model(), facts, Measurement(metrics=("portability",)))
+    values = {(name, kind): number.value for name, its in found.summary.items() for kind, number in its.items()}
+    # bob -> rome; dave -> new york: half of "new oslo"; in -> oslo.
+    assert values == pytest.approx({
+        ("portability_tokens", "all"): 50, ("portability_tokens", "alias"): 75, ("portability_tokens", "reversed"): 0,
+        ("portability_generate", "all"): 100 / 3, ("portability_generate", "alias"): 50,
+        ("portability_generate", "reversed"): 0,
+    })  # fmt: skip
+    assert found.retention == []
+    rest = evaluate_editing(bigram_model(), facts, Measurement(metrics=("match", "generate")))
+    assert {record["kind"] for record in rest.records} <= {"efficacy", "generalization", "locality"}
 
 
 PLUGIN = '''

@@ -40,7 +40,7 @@ PANELS = {
         "restrain", "every", "health", "on_alarm", "guard", "guard_every", "guard_data",
     ),
 }  # fmt: skip
-FACTS = typer.Argument(help="Facts: our JSONL, CounterFact, zsRE, ConceptEdit; - for our JSONL on standard input.")
+FACTS = typer.Argument(help="Facts: our JSONL, CSV, or a published format (`tether ls formats`); - for standard input.")
 METHOD = typer.Option(help=f"See `tether ls methods`; default: the ledger's, {DEFAULT_METHOD} in a new one.")
 BATCH = typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")
 RESTRAIN = typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.")

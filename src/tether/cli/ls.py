@@ -1,4 +1,5 @@
-"""List what there is: methods, constraints, metrics, abilities, models, grids, or what lies in the cache.
+"""List what there is: methods, constraints, metrics, abilities, formats of facts, models, grids, or what the
+cache holds.
 
 $ tether ls methods
 $ tether ls cache --clear moments
@@ -19,7 +20,7 @@ from tether.errors import TetherError
 from tether.plugins import Registry
 from tether.storage.cache import cache_dir
 
-What = Literal["methods", "constraints", "metrics", "abilities", "models", "grids", "cache"]
+What = Literal["methods", "constraints", "metrics", "abilities", "formats", "models", "grids", "cache"]
 Cached = Literal["models", "moments", "abilities", "states", "fingerprints", "all"]
 Entry = dict[str, Any]
 
@@ -78,6 +79,10 @@ def _entries(what: What) -> list[Entry]:
         from tether.constraints.base import CONSTRAINTS
 
         return _described(CONSTRAINTS)
+    if what == "formats":
+        from tether.facts import FORMATS
+
+        return _described(FORMATS, lambda f: {"published": f.source, "fields": sorted(f.fields or ())})
     from tether.evaluation import METRICS
 
     return _described(METRICS)

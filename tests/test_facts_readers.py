@@ -181,7 +181,7 @@ BAD = [
     ({**OWN, "prompt": "{} is {}"}, "must contain exactly one '{}'"),
     ({**OWN, "subject": " "}, "subject is empty"),
     ({**OWN, "target_new": ""}, "target_new of 'Oslo' is empty"),
-    ({**OWN, "target_new": 5}, "field 'target_new' is 5: input should be a valid string"),
+    ({**OWN, "target_new": [5]}, "field 'target_new' is [5]: input should be a valid string"),
     ({**OWN, "paraphrases": "one"}, "field 'paraphrases'"),
     ({**OWN, "paraphrases": [""]}, "is empty: write one or leave it out"),
     ({**OWN, "locality": "one"}, "field 'locality'"),

@@ -38,8 +38,8 @@ def check(
         "formats": [{"format": f.format.name, "source": f.format.source, "records": f.records, "facts": f.facts,
                      "became": f.became, "unused": f.unused} for f in scanned.formats.values()],
         "checks": [{"index": c.index, "subject": c.fact.subject, "prompt": c.fact.text, "target_new": c.fact.target_new,
-                    "tokens": c.tokens, "read_at": c.read_at, "read_token": c.read_token, "problems": c.problems}
-                   for c in checks],
+                    "tokens": c.tokens, "read_at": c.read_at, "read_token": c.read_token, "problems": c.problems,
+                    "notes": c.notes} for c in checks],
     }  # fmt: skip
     return Answer(document, "\n".join(lines), code=int(problems > 0))
 
@@ -61,4 +61,5 @@ def count(n: int, what: str) -> str:
 
 def _line(found: FactCheck) -> str:
     tokens = "|".join(f"[{t}]" if i == found.read_at else t for i, t in enumerate(found.tokens))
-    return f"{found.index}: {tokens} -> {found.fact.target_new}" + "".join(f"\n   problem: {p}" for p in found.problems)
+    said = [f"problem: {problem}" for problem in found.problems] + [f"note: {note}" for note in found.notes]
+    return "\n   ".join([f"{found.index}: {tokens} -> {found.fact.target_new}", *said])

@@ -1,6 +1,6 @@
 """What is wrong with a list of facts for one model, found before a minute is spent on editing."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from tether.models.editable import EditableModel
 _BATCH = 8  # prompts a forward pass: logits of 8 short prompts stay small for any vocabulary
 
 
-def check_facts(model: EditableModel, facts: Sequence[Fact], known: Iterable[Fact] = ()) -> list[FactCheck]:
+def check_facts(model: EditableModel, facts: Sequence[Fact], known: Sequence[Fact] = ()) -> list[FactCheck]:
     """One FactCheck a fact, in order, as `check_encoded` says, for the model as it is now.
 
     `known` are facts edited before, those of a ledger. One batched forward pass over prompts and targets; changes

@@ -173,10 +173,10 @@ def check_deterministic(case: Case) -> None:
 
 def check_the_target_gets_likelier(case: Case) -> None:
     """With the proposal on top, the model says the new object of the first fact with a smaller loss."""
-    pair = (case.facts[0].text, case.facts[0].target_new)
-    (before,) = score(case.model, [pair])
+    pair = (case.facts[0].text, case.facts[0].target)
+    (before,) = score(case.model, [pair], join="")
     with case.model.provisional(case.proposal(case.facts[: case.together]).updates):
-        (after,) = score(case.model, [pair])
+        (after,) = score(case.model, [pair], join="")
     assert after.log_likelihood > before.log_likelihood, f"{pair[0]!r} -> {pair[1]!r}: no likelier than before"
 
 

@@ -84,6 +84,8 @@ def edit(
         schedule = _completed(schedule, plan.method or DEFAULT_METHOD, parse("none"), None)
         trained = trained_editor(model, plan)
         ledger = Ledger.create(out, new_header(model, plan, schedule, trained))
+    if ledger.header.joint is None:  # made by an earlier version, which always put one space before the target
+        facts = [fact.spaced() for fact in facts]
     with ledger.writing():
         loop = Loop(model, ledger, schedule, trained, guard, strict, progress)
         loop.go(facts, skip=_already_done(ledger, facts) if resume else 0)

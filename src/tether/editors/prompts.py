@@ -16,7 +16,15 @@ def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -
     tokenizer = model.tokenizer
     with reading_a_fact():
         prompts = [
-            encode(tokenizer, fact.prompt, fact.subject, prefix=prefix, target=fact.target_new)
+            encode(
+                tokenizer,
+                fact.prompt,
+                fact.subject,
+                prefix=prefix,
+                target=fact.target_new,
+                join=fact.join,
+                end=fact.end,
+            )
             for prefix in ("", *prefixes)
         ]
         prompts.append(encode(tokenizer, "{} is a", fact.subject))

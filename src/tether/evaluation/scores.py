@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 
 from tether.errors import TetherError
-from tether.facts.tokens import Continuation, end_of_text, padded, tokenize
+from tether.facts.tokens import Continuation, brings_start, end_of_text, padded, tokenize
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import head_logits
 from tether.models.sampling import end_tokens, plain_generation
@@ -41,15 +41,23 @@ class Score:
         return self.log_likelihood / self.n_tokens
 
 
-def score(model: EditableModel, pairs: Sequence[tuple[str, str]], *, batch_tokens: int = BATCH_TOKENS) -> list[Score]:
+def score(
+    model: EditableModel,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    join: str | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[Score]:
     """The Score of every (prompt, continuation), in order, of the model as it is now; float32 log-softmax.
 
-    "prompt continuation" is tokenised as one text with the tokenizer's default special tokens (those after the text
-    are cut off); the tokens that reach beyond the prompt's end are scored. Changes nothing. Raises TetherError for a
-    continuation without tokens, a prompt without any, and a tokenizer without character offsets.
+    `join` stands between the two: None for one space, or none where nobody would write one; "" where continuations
+    bring their own. Both are tokenised as one text with the tokenizer's default special tokens (those after the text
+    are cut off, and none is added that the prompt brings); the tokens that reach beyond the prompt's end are scored.
+    Changes nothing. Raises TetherError for a continuation without tokens, a prompt without any, and a tokenizer without
+    character offsets.
     """
     unique = list(dict.fromkeys(pairs))
-    scores = score_ids(model, tokenize(model.tokenizer, unique), batch_tokens=batch_tokens)
+    scores = score_ids(model, tokenize(model.tokenizer, unique, join=join), batch_tokens=batch_tokens)
     by_pair = dict(zip(unique, scores, strict=True))
     return [by_pair[pair] for pair in pairs]
 
@@ -140,10 +148,11 @@ def greedy(
     rows: dict[str, list[int]] = {}
     for prompt in dict.fromkeys(prompts):
         encoding = model.tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
+        first = int(brings_start(model.tokenizer, prompt, encoding["input_ids"]))
         length = end_of_text(encoding["special_tokens_mask"], at_least=1)
         if not length:
             raise TetherError(f"prompt {prompt!r} has no token: write a prompt")
-        rows[prompt] = encoding["input_ids"][:length]
+        rows[prompt] = encoding["input_ids"][first:length]
     order = sorted(rows, key=lambda prompt: len(rows[prompt]), reverse=True)
     texts: dict[str, str] = {}
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "eos_token_id": end_tokens(model)}

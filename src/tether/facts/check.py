@@ -14,13 +14,15 @@ from tether.facts.tokens import EncodedPrompt, encode, too_long
 class FactCheck:
     """One fact as an editor will see it. `index` counts from 0 in the list checked; `tokens` are the prompt's, special
     tokens included, and `read_at` the place in them where the edit is read and written (None, and no tokens, where the
-    subject or the target has none, or the text too many). No `problems`: fit to edit."""
+    subject or the target has none, or the text too many). No `problems`: fit to edit. `notes`: what else to
+    know."""
 
     index: int
     fact: Fact
     tokens: tuple[str, ...]
     read_at: int | None
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def read_token(self) -> str | None:
@@ -31,7 +33,7 @@ class FactCheck:
 def check_encoded(
     tokenizer: PreTrainedTokenizerFast,
     facts: Sequence[Fact],
-    known: Iterable[Fact] = (),
+    known: Sequence[Fact] = (),
     *,
     limit: int | None,
     answers: Callable[[Sequence[EncodedPrompt]], Iterable[bool]],
@@ -41,11 +43,19 @@ def check_encoded(
     Problems: no token for the subject or the target; more tokens than `limit`, the model's positions; a target the
     model already answers greedily, which `answers` tells for every prompt with its target; a target_new equal to
     target_true; a prompt asked before, in `facts` or `known` (compared without regard to case and spacing), with the
-    same target (duplicate) or another (contradiction). Records that could not become a Fact are `scan_facts`' to name.
+    same target (duplicate) or another (contradiction). Notes: a subject that other facts have too; a prompt that brings
+    the tokenizer's start of text; a joint other than one space. Records that could not become a Fact are `scan_facts`'
+    to name.
     """
     encoded = [_encode(tokenizer, fact, limit) for fact in facts]
     answered = iter(answers([e for e in encoded if isinstance(e, EncodedPrompt)]))
     repeated = dict(repeats(facts, known))
+    places: dict[str, list[str]] = {}
+    for where, fact in [
+        *((f"known fact {i}", fact) for i, fact in enumerate(known)),
+        *((f"fact {i}", fact) for i, fact in enumerate(facts)),
+    ]:
+        places.setdefault(_key(fact.subject), []).append(where)
     checks = []
     for index, (fact, found) in enumerate(zip(facts, encoded, strict=True)):
         problems: list[str] = []
@@ -62,8 +72,22 @@ def check_encoded(
             problems.append(f"target_new equals target_true {fact.target_true!r}: give another new answer")
         if index in repeated:
             problems.append(repeated[index])
-        checks.append(FactCheck(index, fact, tokens, read_at, tuple(problems)))
+        others = [where for where in places[_key(fact.subject)] if where != f"fact {index}"]
+        checks.append(FactCheck(index, fact, tokens, read_at, tuple(problems), tuple(_notes(tokenizer, fact, others))))
     return checks
+
+
+def _notes(tokenizer: PreTrainedTokenizerFast, fact: Fact, others: Sequence[str]) -> Iterator[str]:
+    """What to know of a fact; `others` have the same subject."""
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        yield f"same subject as {', '.join(others[:3])}{more}: the edits share what the subject's last token says"
+    start = str(tokenizer.bos_token or "")
+    if start and fact.text.startswith(start):
+        yield f"the prompt brings the start of text {start}: it is not added again"
+    if not fact.target.startswith(" "):
+        between = fact.target[: len(fact.target) - len(fact.target_new)]
+        yield f"the target follows the prompt after {between!r}; write `join` for another"
 
 
 def repeats(facts: Sequence[Fact], known: Iterable[Fact] = ()) -> Iterator[tuple[int, str]]:
@@ -85,7 +109,7 @@ def repeats(facts: Sequence[Fact], known: Iterable[Fact] = ()) -> Iterator[tuple
 def _encode(tokenizer: PreTrainedTokenizerFast, fact: Fact, limit: int | None) -> EncodedPrompt | str:
     """The edit prompt with its target, or what is wrong with it."""
     try:
-        found = encode(tokenizer, fact.prompt, fact.subject, target=fact.target_new)
+        found = encode(tokenizer, fact.prompt, fact.subject, target=fact.target_new, join=fact.join)
     except BadFactError as error:
         return str(error)
     return too_long(limit, fact.text, [found.ids]) or found

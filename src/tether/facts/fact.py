@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal, get_args
+import json
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, model_validator
+
+from tether.facts.joint import joint, split_prompt
 
 
 def _filled(what: str) -> AfterValidator:
@@ -19,8 +22,13 @@ def _filled(what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-_Stripped = Annotated[str, AfterValidator(str.strip)]
-_Answer = Annotated[str | None, AfterValidator(lambda text: (text or "").strip() or None)]
+def _text(value: Any) -> Any:
+    """A number or a boolean as its JSON text."""
+    return json.dumps(value) if isinstance(value, bool | int | float) else value
+
+
+_Stripped = Annotated[str, BeforeValidator(_text), AfterValidator(str.strip)]
+_Answer = Annotated[str | None, BeforeValidator(_text), AfterValidator(lambda text: (text or "").strip() or None)]
 _Prompts = tuple[Annotated[str, _filled("paraphrase or instance prompt")], ...]
 
 
@@ -46,10 +54,12 @@ PORTABILITY: tuple[str, ...] = get_args(PortabilityPrompt.model_fields["kind"].a
 class Fact(BaseModel, frozen=True, extra="forbid"):
     """(subject, relation, object -> new object), with the prompts that test the edit.
 
-    `prompt` holds exactly one `{}`, where the subject goes. Prompts are kept without spaces at their end and targets
-    without any around them; the one between the two is added where a text is built. `paraphrases` have the subject
-    already filled in. `portability` asks what follows from the edit. `instances` are Yes/No questions about instances
-    of an edited concept (ConceptEdit). `id` is whatever the data set calls the record.
+    `prompt` holds exactly one `{}`, where the subject goes; a literal {} is written `{{}}`. Prompts are kept without
+    spaces at their end and targets without white space around them. `join` is what stands between a prompt and its
+    answer: None for the rule of `joint`, else white space or "" (white space before `target_new` counts as such).
+    `end`: the edit also teaches to end the turn after the target. `paraphrases` have the subject already filled in.
+    `portability` asks what follows from the edit. `instances` are Yes/No questions about instances of an edited concept
+    (ConceptEdit). `id` is whatever the data set calls the record.
     """
 
     subject: _Stripped
@@ -61,15 +71,32 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
     portability: tuple[PortabilityPrompt, ...] = ()
     instances: _Prompts = ()
     id: str | None = None
+    join: str | None = None
+    end: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_space(cls, given: Any) -> Any:
+        """White space before the new answer is its own joint, where the rule would put another."""
+        if isinstance(given, dict) and isinstance(new := given.get("target_new"), str) and given.get("join") is None:
+            space = new[: len(new) - len(new.lstrip())]
+            if (
+                space
+                and isinstance(prompt := given.get("prompt"), str)
+                and space != joint(prompt.rstrip(" "), new.strip())
+            ):
+                return {**given, "join": space}
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> Fact:
-        if self.prompt.count("{}") != 1:
-            raise ValueError(f"prompt {self.prompt!r} must contain exactly one '{{}}', the place of the subject")
+        split_prompt(self.prompt)
         if not self.subject:
             raise ValueError("subject is empty: name what the fact is about")
         if not self.target_new:
             raise ValueError(f"target_new of {self.subject!r} is empty: give the new answer")
+        if self.join and self.join.strip():
+            raise ValueError(f"join {self.join!r} is not white space: give '' or a space, or leave it out for the rule")
         try:
             self.model_dump_json()
         except ValueError:
@@ -80,10 +107,27 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
     @property
     def text(self) -> str:
         """The edit prompt with the subject filled in."""
-        return self.prompt.replace("{}", self.subject)
+        return self.subject.join(split_prompt(self.prompt))
+
+    def continuation(self, prompt: str, answer: str) -> str:
+        """An answer to one of the fact's prompts, with what stands between the two."""
+        return (joint(prompt, answer) if self.join is None else self.join) + answer
+
+    @property
+    def target(self) -> str:
+        """The new answer as it goes on from `text`."""
+        return self.continuation(self.text, self.target_new)
+
+    def spaced(self) -> Fact:
+        """The fact with one space before every answer, as published data and ledgers of earlier versions have it."""
+        prompts = (self.text, *self.paraphrases, *(near.prompt for near in self.locality),
+                   *(asked.prompt for asked in self.portability))  # fmt: skip
+        ruled = self.join is None and any(joint(prompt, "x") != " " for prompt in prompts)
+        return self.model_copy(update={"join": " "}) if ruled else self
 
     @property
     def sha256(self) -> str:
         """Identity of the content: the same fact read twice has the same value."""
-        left_out = {"portability"} if not self.portability else None  # facts of earlier versions keep their value
+        later = {"portability", "join", "end"}  # left out where they say nothing, so that older facts keep their value
+        left_out = {name for name in later if not getattr(self, name) and (name != "join" or self.join is None)}
         return hashlib.sha256(self.model_dump_json(exclude_none=True, exclude=left_out).encode()).hexdigest()

@@ -12,6 +12,7 @@ from typing import Any
 
 from tether.facts.fact import PORTABILITY, Fact
 from tether.facts.formats import Format, Record
+from tether.facts.joint import as_prompt
 
 _PROMPT = ("prompt", "loc", "question", "New Question")  # what an object with a prompt and its answer may call them
 _ANSWER = ("ground_truth", "target", "loc_ans", "answer", "New Answer")
@@ -28,7 +29,7 @@ def template(text: str, subject: str) -> str:
         start = word.start()
     if start < 0:
         raise ValueError(f"subject {subject!r} does not occur in its prompt {text!r}: make them agree")
-    return text[:start] + "{}" + text[start + len(subject) :]
+    return as_prompt(text[:start], text[start + len(subject) :])
 
 
 def as_list(value: Any) -> list[Any]:
@@ -89,6 +90,11 @@ def _fact(**fields: Any) -> Fact:
     return Fact(**{**fields, "id": None if number is None else str(number)})
 
 
+def _published(**fields: Any) -> Fact:
+    """A fact of published data, whose authors put one space before every answer."""
+    return _fact(**fields).spaced()
+
+
 def _read_flat(fields: Mapping[str, str], record: Record) -> Fact:
     """The fact of a flat record. `fields`: what each of its fields becomes. Several may become prompts of one kind; of
     several for one value the first that is there is taken."""
@@ -107,7 +113,7 @@ def _read_flat(fields: Mapping[str, str], record: Record) -> Fact:
             yield from probes(record[field], None if isinstance(record[field], Mapping) else next(answers, None), field)
 
     subject, prompt = one("subject"), one("prompt")
-    return _fact(
+    return _published(
         subject=subject,
         prompt=prompt if prompt.count("{}") == 1 and subject not in prompt else template(prompt, subject),
         target_new=first(one("target_new")),
@@ -142,7 +148,7 @@ def _own(record: Record) -> Fact:
 
 def _rewrite(rewrite: Record, **more: Any) -> Fact:
     """A `requested_rewrite` of CounterFact or MQuAKE."""
-    return _fact(
+    return _published(
         subject=rewrite["subject"],
         prompt=rewrite["prompt"],
         target_new=rewrite["target_new"]["str"],
@@ -182,7 +188,7 @@ def _mquake(record: Record) -> list[Fact]:
 def _concept_data(record: Record) -> Fact:
     """The file has definitions but no edit prompt, so that is ours. It has two new definitions for a concept: the one
     from the concept's own superclass (`module_intra`) is taken."""
-    return _fact(
+    return _published(
         subject=record["concept_name"],
         prompt="The definition of {} is",
         target_new=record["module_intra"]["replace_def"],
@@ -193,7 +199,7 @@ def _concept_data(record: Record) -> Fact:
 
 def _sentiment(record: Record) -> Fact:
     """An opinion to be taught: the first of the positive ones. The file has no prompt, so that is ours."""
-    return _fact(subject=record["ent"], prompt="What do you think of {}?", target_new=first(record["pos"]))
+    return _published(subject=record["ent"], prompt="What do you think of {}?", target_new=first(record["pos"]))
 
 
 _SAME = {name: name for name in Fact.model_fields}
@@ -263,7 +269,13 @@ CONCEPT_DATA = Format(
 _FLAT = "EasyEdit, arXiv:2308.07269"
 _ITS_OWN = ("ground_truth", "rephrase_prompt", "locality_prompt", "locality_inputs", "portability_inputs",
             "portability_prompt")  # fmt: skip
-COUNTERFACT_FLAT = flat("flat CounterFact", has("case_id", one_of=_ITS_OWN), _EASYEDIT, _FLAT, rephrased=False)
+COUNTERFACT_FLAT = flat(
+    "flat CounterFact",
+    has("prompt", "target_new", "ground_truth", "rephrase_prompt", "locality_prompt"),
+    _EASYEDIT,
+    _FLAT,
+    rephrased=False,
+)
 
 
 def _is_grouped(record: Record) -> bool:

@@ -55,7 +55,8 @@ class MomentsRecord(_Record):
 
 class Header(_Record):
     """ledger.json: everything the events depend on. Never changes after the ledger is made. `anatomy` names the layout
-    of a model whose structure does not tell it."""
+    of a model whose structure does not tell it. `joint` says what stands before the answers of facts that do not say:
+    None, in ledgers of earlier versions, always one space."""
 
     format: Literal[1] = 1
     created: str
@@ -75,6 +76,7 @@ class Header(_Record):
     every: int | None
     editor: EditorRecord | None = None
     anatomy: dict[str, str] | None = None
+    joint: Literal["rule"] | None = None
     versions: dict[str, str]
 
 
@@ -119,7 +121,8 @@ class Journal:
     `writing`. `head` is the sha256 of the last line: the identity of everything so far. `attempts` is the number of
     facts tried, `undone` the edits undone and not redone, `unrestrained` the edits after the last restraint."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, header: Header) -> None:
+        self._spaced = header.joint is None
         self.path = folder / "journal.jsonl"
         self._header_sha = hashlib.sha256((folder / "ledger.json").read_bytes()).hexdigest()
         self.reload()
@@ -197,6 +200,8 @@ class Journal:
         except ValidationError as error:
             what = f"is not of ledger format 1 ({pydantic_line(error)})"
             raise damaged(what, "open it with a newer tether") from None
+        if self._spaced and event.fact is not None:
+            event = event.model_copy(update={"fact": event.fact.spaced()})
         if event.number != number:
             raise damaged(f"is numbered {event.number}, so lines are missing or out of order")
         if event.previous != previous:

@@ -81,7 +81,7 @@ class Ledger:
             if (path / "ledger.json").exists():
                 raise TetherError(f"{path} is a ledger already: choose another folder")
             write_atomically(path / "ledger.json", (header.model_dump_json(indent=2) + "\n").encode())
-        return cls(path, header, Journal(path))
+        return cls(path, header, Journal(path, header))
 
     @classmethod
     def open(cls, path: str | Path, model: EditableModel | None = None) -> Ledger:
@@ -95,7 +95,7 @@ class Ledger:
         except ValidationError as error:
             why = f"not of ledger format 1 ({pydantic_line(error)}): damaged, or newer than this tether"
             raise BadLedgerError(f"{path / 'ledger.json'} is {why}") from None
-        ledger = cls(path, header, Journal(path))
+        ledger = cls(path, header, Journal(path, header))
         if model is not None:
             ledger.check_model(model)
         return ledger

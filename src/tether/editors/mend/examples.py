@@ -52,9 +52,10 @@ def examples(model: EditableModel, facts: Sequence[Fact]) -> list[Example]:
     for index, fact in enumerate(facts):
         other = facts[(index + 1) % len(facts)]
         near = fact.locality[0] if fact.locality else None
-        pairs.append((fact.text, fact.target_new))
-        pairs.append((fact.paraphrases[0] if fact.paraphrases else fact.text, fact.target_new))
-        pairs.append((near.prompt, near.target) if near else (other.text, other.target_true))
+        again = fact.paraphrases[0] if fact.paraphrases else fact.text
+        kept_prompt, kept_answer = (near.prompt, near.target) if near else (other.text, other.target_true)
+        pairs += [(fact.text, fact.target), (again, fact.continuation(again, fact.target_new))]
+        pairs.append((kept_prompt, kept_answer and (fact if near else other).continuation(kept_prompt, kept_answer)))
     texts = iter(_tokenized(model, pairs))
     kept = []
     for fact in facts:
@@ -70,8 +71,9 @@ def examples(model: EditableModel, facts: Sequence[Fact]) -> list[Example]:
 
 
 def _tokenized(model: EditableModel, pairs: Sequence[tuple[str, str | None]]) -> list[Continuation]:
-    """As `tokenize`. A prompt without a continuation has no target."""
-    with_target = iter(tokenize(model.tokenizer, [(prompt, text) for prompt, text in pairs if text is not None]))
+    """As `tokenize`, of continuations with their joint. A prompt without a continuation has no target."""
+    answered = [(prompt, text) for prompt, text in pairs if text is not None]
+    with_target = iter(tokenize(model.tokenizer, answered, join=""))
     bare = (encode(model.tokenizer, "{}", prompt).ids for prompt, text in pairs if text is None)
     return [Continuation(ids := next(bare), len(ids)) if text is None else next(with_target) for _, text in pairs]
 

@@ -243,7 +243,9 @@ class Mend:
             raise BadSettingsError("mend edits with a trained network: give one (`tether train-mend` makes it)")
         network: Hypernetwork = context.trained
         with reading_a_fact():
-            prompt = encode(model.tokenizer, fact.prompt, fact.subject, target=fact.target_new)
+            prompt = encode(
+                model.tokenizer, fact.prompt, fact.subject, target=fact.target_new, join=fact.join, end=fact.end
+            )
         problem = too_long(model.limit, fact.text, [prompt.ids])
         if problem:
             raise EditFailedError(problem)

@@ -28,7 +28,8 @@ Pair = tuple[str, str]  # prompt, continuation
 @dataclass(frozen=True)
 class Item:
     """A prompt of a fact, of one of KINDS, INSTANCE or a kind of portability: `answer` is what it should be answered
-    with, `other` what it should not; None where the fact does not say."""
+    with, `other` what it should not, each with what stands between the prompt and it; None where the fact does not say.
+    """
 
     edit: int
     fact: Fact
@@ -40,7 +41,7 @@ class Item:
     def record(self, metric: str, value: float, *, kind: str | None = None, **more: object) -> Record:
         """One measured item; `metric` and `kind` are as reported, `value` is from 0 to 1 (a change: from −1)."""
         asked = {"edit": self.edit, "fact": self.fact.id, "metric": metric, "kind": kind or self.kind}
-        target = {} if self.kind == INSTANCE else {"target": self.answer}
+        target = {} if self.kind == INSTANCE else {"target": self.answer and self.answer.strip()}
         return {**asked, "prompt": self.prompt, **target, "value": float(value), **more}
 
 

@@ -6,6 +6,7 @@ answers must not change; the files beside this one say by which metrics.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tether.errors import BadFactError
@@ -50,7 +51,7 @@ def evaluate_editing(
     pairs = list(
         dict.fromkeys(pair for metric in metrics for item in _asked(metric, items) for pair in metric.pairs(item))
     )
-    scores = dict(zip(pairs, score(model, pairs), strict=True))
+    scores = dict(zip(pairs, score(model, pairs, join=""), strict=True))
     summary: dict[str, dict[str, Number]] = {}
     records: list[Record] = []
     held: dict[int, float] = {}  # by the first metric that applies to an edit
@@ -87,16 +88,34 @@ def applying(metrics: Sequence[str], facts: Sequence[Fact]) -> tuple[str, ...]:
 
 
 def _items(facts: NumberedFacts, what: Measurement) -> list[Item]:
-    items = []
+    items: list[Item] = []
+
     for edit, fact in facts:
-        items.append(Item(edit, fact, "efficacy", fact.text, fact.target_new, fact.target_true))
+        ask = partial(_ask, items, edit, fact)
+        ask("efficacy", fact.text, fact.target_new, fact.target_true)
         for prompt in fact.paraphrases[: what.max_paraphrases]:
-            items.append(Item(edit, fact, "generalization", prompt, fact.target_new, fact.target_true))
+            ask("generalization", prompt, fact.target_new, fact.target_true)
         for near in fact.locality[: what.max_locality]:
-            items.append(Item(edit, fact, "locality", near.prompt, near.target, fact.target_new))
-        items += [Item(edit, fact, asked.kind, asked.prompt, asked.target) for asked in fact.portability]
-        items += [Item(edit, fact, INSTANCE, prompt) for prompt in fact.instances]
+            ask("locality", near.prompt, near.target, fact.target_new)
+        for follows in fact.portability:
+            ask(follows.kind, follows.prompt, follows.target)
+        for prompt in fact.instances:
+            ask(INSTANCE, prompt)
     return items
+
+
+def _ask(
+    items: list[Item],
+    edit: int,
+    fact: Fact,
+    kind: str,
+    prompt: str,
+    answer: str | None = None,
+    other: str | None = None,
+) -> None:
+    """Add an item whose answers follow its prompt as the fact says."""
+    texts = (None if text is None else fact.continuation(prompt, text) for text in (answer, other))
+    items.append(Item(edit, fact, kind, prompt, *texts))
 
 
 def _asked(metric: Metric, items: Sequence[Item]) -> list[Item]:

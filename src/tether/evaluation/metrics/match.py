@@ -36,7 +36,7 @@ class Match(Metric):
 
     def answers(self, model: EditableModel, questions: Sequence[Pair]) -> Mapping[Pair, tuple[int, ...]]:
         """The argmax ids."""
-        scores = score(model, questions)
+        scores = score(model, questions, join="")
         return {pair: found.argmax_ids for pair, found in zip(questions, scores, strict=True)}
 
     def measure(self, asked: Asked) -> list[Record]:
@@ -53,7 +53,7 @@ class Match(Metric):
 
 def _stable(item: Item) -> Pair:
     """The text on which a locality prompt's argmax is compared with the unedited model's."""
-    return item.prompt, item.answer or item.fact.target_new
+    return item.prompt, item.answer or item.fact.continuation(item.prompt, item.fact.target_new)
 
 
 def _both(item: Item, kind: str, correct: Sequence[bool]) -> list[Record]:

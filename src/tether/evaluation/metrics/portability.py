@@ -38,7 +38,9 @@ class Portability(Metric):
             answer = str(item.answer)
             correct = asked.scores[item.prompt, answer].argmax_correct
             records.append(item.record(TOKENS, sum(correct) / len(correct), n_tokens=len(correct)))
-            records.append(item.record(GENERATE, says(text, answer), continuation=text))
+            records.append(
+                item.record(GENERATE, says(text, answer, asked.model.tokenizer.all_special_tokens), continuation=text)
+            )
         return records
 
     def summary(self, records: Sequence[Record], kinds: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Number]]:

@@ -1,7 +1,7 @@
 """`compare`: is the new answer likelier than the one before?
 
 P(target_new) > P(target_true), and on a locality prompt P(its answer) > P(target_new); P is the length-normalised
-teacher-forced likelihood of the words after a space. Prompts without both answers do not count.
+teacher-forced likelihood. Prompts without both answers do not count.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,9 @@ class PrefersNew(Metric):
             if pairs := self.pairs(item):
                 answer, other = (asked.scores[pair].mean for pair in pairs)
                 records.append(
-                    item.record("compare", answer > other, log_likelihood=answer, against=item.other, other=other)
+                    item.record(
+                        "compare", answer > other, log_likelihood=answer, against=str(item.other).strip(), other=other
+                    )
                 )
         return records
 

@@ -149,7 +149,9 @@ def recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]
 def recorded_settings(header: Header) -> Hparams:
     """The settings a ledger was made with. Raises BadLedgerError where the method does not know them."""
     try:
-        return EDITORS[header.method].settings.model_validate(header.settings)
+        found = EDITORS[header.method].settings.model_validate(header.settings)
+        earlier = header.joint is None and "same_subject" in type(found).model_fields.keys() - header.settings.keys()
+        return found.model_copy(update={"same_subject": "apart"}) if earlier else found
     except ValidationError as error:
         raise BadLedgerError(
             f"ledger.json: settings of {header.method}: {pydantic_line(error)}; restore it from a copy"

@@ -32,6 +32,9 @@ class History(Protocol):
     def edits(self) -> tuple[int, ...]:
         """The numbers of the live edits."""
 
+    def of_subject(self, fact: Fact) -> tuple[Fact, ...]:
+        """The facts of the live edits with the same subject as `fact`, oldest first."""
+
     def rows(self, weight: str) -> tuple[int, ...]:
         """The edit of every row, for the edits whose editor keeps keys of this weight."""
 
@@ -52,6 +55,9 @@ class NoHistory:
     """The history of no edits. It knows no weight, so every tensor is 0×0."""
 
     edits = ()
+
+    def of_subject(self, fact: Fact) -> tuple[Fact, ...]:
+        return ()
 
     def rows(self, weight: str) -> tuple[int, ...]:
         return ()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +21,38 @@ from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import AlignedPrompts, PrefixRun, Steps, align, full_forward, head_logits
 
 _PADDED, _PADDED_SHARE = 32, 0.25  # tokens of padding (a step's own cost is about as much), and their share, in a batch
-Group = Sequence[EncodedPrompt]  # one fact's prompts: its contexts, each with the target, the bare one first; then KL's
+
+
+@dataclass(frozen=True)
+class Group(Sequence[EncodedPrompt]):
+    """The prompts that one δ is found for. `facts`: the contexts of every fact, each with its target, the bare one
+    first. The first `edited` of them are edited; the others were edited before and are kept. `kl`: the prompt of the KL
+    term. As a sequence: all contexts in order, then the KL prompt.
+
+    What the update adds at a context's subject is (δ + `shift`) times its `reach`, as far as its key lies along the new
+    one. Without them it is δ, as the papers have it.
+    """
+
+    facts: tuple[tuple[EncodedPrompt, ...], ...]
+    kl: EncodedPrompt
+    edited: int = 1
+    reach: tuple[float, ...] | None = None
+    shift: Float[Tensor, " p"] | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self.facts)) + 1
+
+    def __getitem__(self, index: Any) -> Any:
+        return [*chain.from_iterable(self.facts), self.kl][index]
+
+    @property
+    def contexts(self) -> int:
+        """How many rows are of the edited facts: the first ones."""
+        return sum(map(len, self.facts[: self.edited]))
+
+    def starts(self) -> list[int]:
+        """The row of the bare prompt of every edited fact."""
+        return list(accumulate(map(len, self.facts[: self.edited - 1]), initial=0))
 
 
 @dataclass(frozen=True)
@@ -46,6 +78,8 @@ class Objective:
     for the rows of f facts one after the other."""
 
     fact_of_row: Int[Tensor, " n"]
+    reach: Float[Tensor, "n 1"]
+    shift: Float[Tensor, "n p"] | None  # None: of no row
     row: Int[Tensor, " m"]
     column: Int[Tensor, " m"]
     target: Int[Tensor, " m"]
@@ -55,18 +89,25 @@ class Objective:
 
     @classmethod
     def of(cls, groups: Sequence[Group], kl_position: str, device: torch.device) -> Objective:
-        """The losses over the prompts of every fact."""
-        reads, kl = [], []
-        for (*contexts, last), (first, stop) in zip(groups, rows_of(groups), strict=True):
-            for row, prompt in enumerate(contexts, first):
+        """The losses over the prompts of every group: of its facts each as much."""
+        reads, kl, reach, shifts = [], [], [], []
+        for group, (first, stop) in zip(groups, rows_of(groups), strict=True):
+            weights = [1 / len(contexts) for contexts in group.facts for _ in contexts]
+            for row, (prompt, weight) in enumerate(zip(group[:-1], weights, strict=True), first):
                 length = len(prompt.ids) - prompt.target_start
                 for position in range(prompt.target_start, len(prompt.ids)):
                     column = position - 1 - prompt.subject_last
-                    reads.append((row, column, prompt.ids[position], 1 / (len(contexts) * length)))
+                    reads.append((row, column, prompt.ids[position], weight / length))
+            last = group.kl
             kl.append((stop - 1, 0 if kl_position == "subject" else len(last.ids) - 1 - last.subject_last))
+            reach += [*(group.reach or [1.0] * (len(group) - 1)), 1.0]
+            if group.shift is not None:
+                shifts += [group.shift.expand(len(group) - 1, -1), torch.zeros(1, len(group.shift))]
         facts = [index for index, prompts in enumerate(groups) for _ in prompts]
         return cls(
             torch.tensor(facts, device=device),
+            torch.tensor(reach, device=device)[:, None],
+            torch.cat(shifts).to(device) if shifts else None,  # ROME's one group has one, MEMIT's none
             *(torch.tensor(each, device=device) for each in (*zip(*reads, strict=True), *zip(*kl, strict=True))),
         )
 
@@ -74,6 +115,12 @@ class Objective:
     def columns(self) -> int:
         """How many columns from the anchor on the losses read, the last one included."""
         return max(int(self.column.max()), int(self.kl_column.max())) + 1
+
+    def added(self, delta: Float[Tensor, "f p"]) -> Float[Tensor, "n p"]:
+        """What every row is given of its group's δ."""
+        rows = delta[self.fact_of_row.to(delta.device)]
+        rows = rows if self.shift is None else rows + self.shift.to(delta.device)
+        return rows * self.reach.to(delta.device)
 
     def log_probabilities(self, model: EditableModel, hidden: Float[Tensor, "n s d"]) -> tuple[Tensor, Tensor]:
         """log P at every read position (m×vocab) and at every fact's KL position (f×vocab), float32; logits nowhere
@@ -120,14 +167,17 @@ def optimise(
     active = list(range(len(groups)))
     losses: list[list[float]] = [[] for _ in groups]
     found: dict[int, Tensor] = {}
-    for evaluation in range(1, hparams.v_num_grad_steps + 1):
+    # Facts that share a δ need as many steps as they would have taken one after another.
+    limits = [hparams.v_num_grad_steps * group.edited for group in groups]
+    for evaluation in range(1, max(limits) + 1):
         delta.requires_grad_(True)
-        log_p, log_kl = objective.log_probabilities(stepper, step(delta[objective.fact_of_row.to(delta.device)]))
+        log_p, log_kl = objective.log_probabilities(stepper, step(objective.added(delta)))
         kl = (log_kl.exp() * (log_kl - before)).sum(1)
         output = (objective.nll(log_p) + hparams.kl_factor * kl).to(delta.device)
         loss = output + hparams.v_weight_decay * delta.norm(dim=1) / norms**2
         values = loss.tolist()
-        done = [evaluation == hparams.v_num_grad_steps or value < hparams.loss_threshold for value in values]
+        at_end = [evaluation == limits[fact] for fact in active]
+        done = [end or value < hparams.loss_threshold for end, value in zip(at_end, values, strict=True)]
         for index, fact in enumerate(active):
             losses[fact].append(values[index])
             if done[index]:
@@ -201,13 +251,20 @@ def _bytes_of_a_step(model: EditableModel, group: Group, layer: int, hparams: La
     step = Steps(model, rows, run, objective.columns, frozen=hparams.frozen_prefix)
     delta = torch.zeros(1, model.hidden_size, device=model.device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-        log_p, log_kl = objective.log_probabilities(model, step(delta[objective.fact_of_row]))
+        log_p, log_kl = objective.log_probabilities(model, step(objective.added(delta)))
         held = objective.nll(log_p).sum() + log_kl.sum()
     del held
     cached = sum(2 * layer.keys.untyped_storage().nbytes() for layer in run.cache.layers)
     return sum(kept.values()), cached
 
 
-def rows_of(groups: Sequence[Group]) -> list[tuple[int, int]]:
+def merged(groups: Sequence[Group]) -> Group:
+    """One group of facts that share a δ; what each of them keeps is kept once."""
+    edited = tuple(contexts for group in groups for contexts in group.facts[: group.edited])
+    kept = dict.fromkeys(contexts for group in groups for contexts in group.facts[group.edited :])
+    return Group((*edited, *kept), groups[0].kl, edited=len(edited))
+
+
+def rows_of(groups: Sequence[Sequence[EncodedPrompt]]) -> list[tuple[int, int]]:
     """First and last-plus-one row of every group."""
     return list(pairwise(accumulate((len(group) for group in groups), initial=0)))

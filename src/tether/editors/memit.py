@@ -21,8 +21,8 @@ from torch import Tensor
 from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Batch, Context, EditFailedError, Method, Proposal
-from tether.editors.delta import Group, OptimisedDelta, optimise, rows_of, within_memory
-from tether.editors.prompts import encode_contexts, why_not_edited
+from tether.editors.delta import Group, OptimisedDelta, merged, optimise, rows_of, within_memory
+from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
 from tether.errors import TetherError, WrongModelError
 from tether.facts.fact import Fact
@@ -80,13 +80,13 @@ class Memit:
         groups: dict[int, Group] = {}
         for index, fact in enumerate(facts):
             try:
-                groups[index] = encode_contexts(model, fact, context.prefixes)
+                groups[index] = group_of(model, fact, context)
             except EditFailedError as error:
                 outcomes[index] = error
 
         # z of every fact, against the model before the batch.
         targets: dict[int, Tensor] = {}
-        for index, z, found in self._targets(model, groups, hparams):
+        for index, z, found in self._targets(model, facts, groups, context):
             record = {**found.record(), "v0_norm": float((z - found.delta.cpu()).norm())}
             refused = why_not_edited(facts[index], found, hparams, record)
             outcomes[index] = refused or record
@@ -122,19 +122,42 @@ class Memit:
         return Batch(Proposal(updates, vectors), ordered)
 
     def _targets(
-        self, model: EditableModel, groups: dict[int, Group], hparams: MemitHparams
+        self, model: EditableModel, facts: Sequence[Fact], groups: dict[int, Group], context: Context
     ) -> Iterator[tuple[int, Tensor, OptimisedDelta]]:
-        """(fact, z = h + δ on the CPU, how δ was found), in micro-batches."""
+        """(fact, z = h + δ on the CPU, how δ was found), in micro-batches. Facts of one subject share a δ."""
         if not groups:
             return
-        layer, indices, members = hparams.layers[-1], list(groups), list(groups.values())
+        hparams: MemitHparams = context.hparams
+        layer = hparams.layers[-1]
+        together: dict[Any, list[int]] = {}
+        for index in groups:
+            apart = hparams.same_subject == "apart"
+            together.setdefault(index if apart else facts[index].subject_key, []).append(index)
+        indices = list(together.values())
+        members = [merged([groups[index] for index in each]) for each in indices]
         for batch in within_memory(model, members, layer, hparams, hparams.memory_gb):
             chosen = [members[i] for i in batch]
             rows = align([prompt for group in chosen for prompt in group], model.device)
             run = full_forward(model, rows, layer)
-            h = run.hidden[[first for first, _ in rows_of(chosen)], 0]  # the bare prompts'
-            for i, start, one in zip(batch, h, optimise(model, chosen, rows, run, h, hparams), strict=True):
-                yield indices[i], (start.float() + one.delta).cpu(), one
+            firsts = [first for first, _ in rows_of(chosen)]
+            chosen = [
+                self._reached(group, run.keys[first:], context) for group, first in zip(chosen, firsts, strict=True)
+            ]
+            found = optimise(model, chosen, rows, run, run.hidden[firsts, 0], hparams)
+            for i, group, first, one in zip(batch, chosen, firsts, found, strict=True):
+                for index, bare in zip(indices[i], group.starts(), strict=False):
+                    yield index, (run.hidden[first + bare, 0].float() + one.delta).cpu(), one
+
+    @staticmethod
+    def _reached(group: Group, keys: Float[Tensor, "n q"], context: Context) -> Group:
+        """The group with how far the solve for its facts reaches the kept ones, in the metric of the moments."""
+        if len(group.facts) == group.edited:
+            return group
+        keys = keys.cpu().double()
+        key = keys[group.starts()].mean(0)
+        u = context.moments[context.hparams.layers[-1]].solve(key, ridge=context.hparams.moments_ridge)
+        reach = keys[group.contexts : len(group) - 1] @ u / (u @ key)
+        return replace(group, reach=(*[1.0] * group.contexts, *reach.tolist()))
 
     @staticmethod
     def _keys(
@@ -146,7 +169,7 @@ class Memit:
         last = hparams.layers[-1]
         kinds = [1, *(kind.number for kind in hparams.prefixes if kind.number)]
         for start in range(0, len(groups), _ROWS):
-            chunk = [group[:-1] for group in groups[start : start + _ROWS]]
+            chunk = [group.facts[0] for group in groups[start : start + _ROWS]]
             rows = align([prompt for group in chunk for prompt in group], model.device)
             k, h = (found.cpu() for found in keys_and_states(model, rows, layer, last))
             for first, stop in rows_of(chunk):

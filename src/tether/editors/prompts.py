@@ -1,21 +1,37 @@
 """What the editors that optimise δ share: the prompts a fact is read in, and when it counts as failed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from tether.editors.base import EditFailedError, EditSkippedError, reading_a_fact
-from tether.editors.delta import OptimisedDelta
+from tether.editors.base import Context, EditFailedError, EditSkippedError, reading_a_fact
+from tether.editors.delta import Group, OptimisedDelta
 from tether.editors.settings import LatentHparams
 from tether.facts.fact import Fact
 from tether.facts.tokens import EncodedPrompt, encode, too_long
 from tether.models.editable import EditableModel
 
+_KEPT_PREFIXES = 2  # contexts of a fact edited before, beside its bare prompt
 
-def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -> list[EncodedPrompt]:
+
+def group_of(model: EditableModel, fact: Fact, context: Context) -> Group:
+    """The prompts of a fact, and those of the facts edited before about the same subject, unless the settings leave
+    them alone. Raises EditFailedError as `encode_contexts`."""
+    group = encode_contexts(model, fact, context.prefixes)
+    if context.hparams.same_subject == "apart":
+        return group
+    kept: list[tuple[EncodedPrompt, ...]] = []
+    for other in context.history.of_subject(fact):
+        if other.text != fact.text:
+            kept += encode_contexts(model, other, context.prefixes[:_KEPT_PREFIXES]).facts
+    return replace(group, facts=(*group.facts, *kept))
+
+
+def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -> Group:
     """The bare prompt first, then after each prefix, with the target; the KL prompt last. Raises EditFailedError where
     the subject or target has no token, or the model not enough positions."""
     tokenizer = model.tokenizer
     with reading_a_fact():
-        prompts = [
+        prompts = tuple(
             encode(
                 tokenizer,
                 fact.prompt,
@@ -26,12 +42,12 @@ def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -
                 end=fact.end,
             )
             for prefix in ("", *prefixes)
-        ]
-        prompts.append(encode(tokenizer, "{} is a", fact.subject))
-    problem = too_long(model.limit, fact.text, [prompt.ids for prompt in prompts])
+        )
+        group = Group((prompts,), encode(tokenizer, "{} is a", fact.subject))
+    problem = too_long(model.limit, fact.text, [prompt.ids for prompt in group])
     if problem:
         raise EditFailedError(problem)
-    return prompts
+    return group
 
 
 def why_not_edited(

@@ -14,7 +14,7 @@ from pydantic import Field
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Context, EditFailedError, Method, Proposal
 from tether.editors.delta import optimise
-from tether.editors.prompts import encode_contexts, why_not_edited
+from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
@@ -62,20 +62,27 @@ class Rome:
         (layer,) = hparams.layers
         name = model.weight_name(layer)
 
-        # Contexts: the bare prompt first, then after each prefix; the KL prompt last.
-        prompts = encode_contexts(model, fact, context.prefixes)
-        rows = align(prompts, model.device)
+        # Contexts: the bare prompt first, then after each prefix; those of kept facts; the KL prompt last.
+        group = group_of(model, fact, context)
+        rows = align(group, model.device)
         run = full_forward(model, rows, layer)
 
         # Key and direction.
-        keys = run.keys[:-1].cpu().double()
+        keys = run.keys[: group.contexts].cpu().double()
         k0, k_mean = keys[0], keys.mean(0)
         u = context.moments[layer].solve(k_mean, ridge=hparams.moments_ridge)
         u /= u.norm()
 
         # Value.
         arithmetic = self._arithmetic(model, hparams)
-        (found,) = optimise(model, [prompts], rows, run, run.values[:1], hparams, arithmetic=arithmetic)
+        values = run.values[: group.contexts].cpu().double()
+        # R-ROME also writes what lies between v₀ and the mean of the outputs W k + b that the forward saw: W k̄ + b.
+        whole = self.variant == "r-rome"
+        key, beside = (k_mean, values[0] - values.mean(0)) if whole else (k0, torch.zeros_like(values[0]))
+        if len(group.facts) > 1:  # what is kept needs what the update really adds, at every prompt
+            reach = run.keys[:-1].cpu().double() @ u / (u @ key)
+            group = replace(group, reach=tuple(reach.tolist()), shift=beside.float())
+        (found,) = optimise(model, [group], rows, run, run.values[:1], hparams, arithmetic=arithmetic)
         record = {**found.record(), "v0_norm": float(run.values[0].float().norm())}
         refused = why_not_edited(fact, found, hparams, record)
         if refused is not None:
@@ -83,13 +90,8 @@ class Rome:
 
         # Update.
         v0, delta = run.values[0].cpu().double(), found.delta.cpu().double()
-        if self.variant == "r-rome":
-            # Every W k̄ + b is the mean of the outputs W k + b that the forward saw.
-            residual, key = v0 + delta - run.values[:-1].cpu().double().mean(0), k_mean
-        else:
-            residual, key = delta, k0
-        factor = u @ key
-        update = LowRank((residual / factor)[:, None].float(), u[None].float())
+        residual = v0 + delta - values.mean(0) if whole else delta
+        update = LowRank((residual / (u @ key))[:, None].float(), u[None].float())
         if not (torch.isfinite(update.A).all() and torch.isfinite(update.B).all()):
             raise EditFailedError(f"{fact.text!r} -> {fact.target_new!r}: the update is not finite", record)
         vectors = {f"{name}/K": key.float(), f"{name}/V": (v0 + delta).float()}

@@ -68,6 +68,9 @@ class LatentHparams(Hparams):
     loss_threshold: float = Field(default=0.05, ge=0, description="stop below this total loss")
     prefixes: tuple[PrefixLength, ...] = Field(description="generated contexts beside the bare prompt")
     moments_ridge: float = Field(default=0, ge=0, description="share of the mean of diag(C) added to C; the paper: 0")
+    same_subject: Literal["together", "apart"] = Field(
+        default="together", description="facts edited before of the same subject: kept by the loss, or left alone"
+    )
     drop_above: float | None = Field(default=None, description="leave out facts whose final loss is above this")
     frozen_prefix: bool = Field(default=True, description="false: whole forwards, the reference")
 

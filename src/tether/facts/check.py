@@ -55,7 +55,7 @@ def check_encoded(
         *((f"known fact {i}", fact) for i, fact in enumerate(known)),
         *((f"fact {i}", fact) for i, fact in enumerate(facts)),
     ]:
-        places.setdefault(_key(fact.subject), []).append(where)
+        places.setdefault(fact.subject_key, []).append(where)
     checks = []
     for index, (fact, found) in enumerate(zip(facts, encoded, strict=True)):
         problems: list[str] = []
@@ -72,7 +72,7 @@ def check_encoded(
             problems.append(f"target_new equals target_true {fact.target_true!r}: give another new answer")
         if index in repeated:
             problems.append(repeated[index])
-        others = [where for where in places[_key(fact.subject)] if where != f"fact {index}"]
+        others = [where for where in places[fact.subject_key] if where != f"fact {index}"]
         checks.append(FactCheck(index, fact, tokens, read_at, tuple(problems), tuple(_notes(tokenizer, fact, others))))
     return checks
 

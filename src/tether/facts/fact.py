@@ -105,6 +105,11 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
         return self
 
     @property
+    def subject_key(self) -> str:
+        """The subject without regard to case and spacing: facts with the same one are about the same thing."""
+        return " ".join(self.subject.split()).casefold()
+
+    @property
     def text(self) -> str:
         """The edit prompt with the subject filled in."""
         return self.subject.join(split_prompt(self.prompt))

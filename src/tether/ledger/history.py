@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
+from tether.facts.fact import Fact
 from tether.ledger.journal import Event
 from tether.ledger.ledger import Ledger
 from tether.ledger.replay import solved
@@ -33,10 +34,23 @@ class LedgerHistory:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger, self._read = ledger, ledger.reader()
         self._parts: dict[tuple[str, str], tuple[tuple[int, ...], _Part]] = {}
+        self._subjects: dict[str, list[Event]] = {}
+        self._indexed: list[Event] = []  # the events that `_subjects` holds
 
     @property
     def edits(self) -> tuple[int, ...]:
         return tuple(self._ledger.live_numbers())
+
+    def of_subject(self, fact: Fact) -> tuple[Fact, ...]:
+        events, undone = self._ledger.events, self._ledger.undone
+        if self._indexed and self._indexed[-1] is not events[len(self._indexed) - 1]:  # read again from the disk
+            self._subjects, self._indexed = {}, []
+        for event in events[len(self._indexed) :]:
+            self._indexed.append(event)
+            if event.kind == "edit" and event.fact is not None:
+                self._subjects.setdefault(event.fact.subject_key, []).append(event)
+        edited = self._subjects.get(fact.subject_key, ())
+        return tuple(event.fact for event in edited if event.fact is not None and event.edit not in undone)
 
     def rows(self, weight: str) -> tuple[int, ...]:
         return tuple(edit for part in self._all(weight) for edit in part.rows)

@@ -138,7 +138,7 @@ def test_one_row_serves_all_candidates_of_a_prompt() -> None:
 
 
 def test_what_cannot_be_scored_is_named() -> None:
-    with pytest.raises(TetherError, match=r"continuation ' ' has no token after 'a'"):
+    with pytest.raises(TetherError, match=r"continuation '' has no token after 'a'"):
         score(tiny("llama"), [("a", "")])
     with pytest.raises(TetherError, match=r"prompt '' has no token before 'a'"):
         score(tiny("gpt2"), [("", "a")])

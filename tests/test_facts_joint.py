@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from tether.editors.prompts import encode_contexts
 from tether.evaluation.metrics.generate import says
 from tether.facts import Fact, encode, read_facts
-from tether.facts.joint import as_prompt, joint, split_prompt
+from tether.facts.prompt import around_subject, as_prompt, joint
 from tether.facts.tokens import tokenize
 from tether.ledger import Attempt, Header, Ledger
 
@@ -95,7 +95,7 @@ def test_published_data_keeps_its_one_space(tmp_path: Path) -> None:
 def test_braces_are_given_back(before: str, after: str) -> None:
     prompt = as_prompt(before, after)
     try:
-        found = split_prompt(prompt)
+        found = around_subject(prompt)
     except ValueError:  # a brace beside the place
         assert before.endswith("{") or after.startswith("}") or "{}" in (before + after)
     else:
@@ -192,7 +192,6 @@ SAID = [
     ("about 3, or so", "3"),
     ("is 是Paris的", "Paris"),
     ("It is St. Petersburg.", "St. Petersburg"),
-    ("Norway.", "Norway.<|im_end|>"),
     ("दिल्ली।", "दिल्ली"),
     ("49.99 dollars", "49.99"),
 ]
@@ -208,18 +207,17 @@ NOT_SAID = [
     ("روما؟ باريس", "باريس"),
     ("दिल्लीवाला", "दिल्ली"),
     ("Rome\nParis", "Paris"),
-    ("x", "<|im_end|>"),
 ]
 
 
 @pytest.mark.parametrize(("text", "target"), SAID)
 def test_said(text: str, target: str) -> None:
-    assert says(text, target, ["<|im_end|>"])
+    assert says(text, target)
 
 
 @pytest.mark.parametrize(("text", "target"), NOT_SAID)
 def test_not_said(text: str, target: str) -> None:
-    assert not says(text, target, ["<|im_end|>"])
+    assert not says(text, target)
 
 
 def test_ledgers_of_earlier_versions_keep_one_space(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from functools import cache
 
 import pytest
@@ -11,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from tether.errors import TetherError
-from tether.facts import encode, locate
+from tether.facts import Fact, encode, encode_fact, locate
+from tether.facts.tokens import Continuation, brought, special_tokens, start_of_turn, tokenize
 
 CORPUS = [
     "The Eiffel Tower is located in the city of Paris. The Space Needle is in Seattle.",
@@ -171,3 +173,105 @@ def test_any_text(kind: str, before: str, subject: str, after: str, prefix: str,
     bare_end = len(text) - len(target) - 1
     assert all(stop <= bare_end for _, stop in where[: full.target_start])
     assert all(stop > bare_end for start, stop in where[full.target_start : len(full.ids)])
+
+
+# --- chat templates, scripts, composed characters -------------------------------------------------------------------
+
+CHATML = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+BRACKETS = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+TURN = "<|im_start|>user\nWhere is the {}?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def chat_tokenizer(template: str | None, *, adds_bos: bool = True) -> PreTrainedTokenizerFast:
+    """Byte-level, a token a byte or a common pair; the tokens of ChatML are special."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        [*CORPUS, "unhappy 是中国 " * 50],
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet),
+    )
+    if adds_bos:
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def text_of(tokenizer: PreTrainedTokenizerFast, ids: tuple[int, ...]) -> str:
+    return str(tokenizer.decode(ids))
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("prefix", ["", "Because"])
+def test_a_bos_that_the_prompt_brings_stands_there_once(adds_bos: bool, prefix: str) -> None:
+    tok = chat_tokenizer(CHATML, adds_bos=adds_bos)
+    got = encode(tok, "<s>" + TURN, "Louvre", prefix=prefix, target="Paris")
+    said = f"{prefix}. " if prefix else ""
+    asked = TURN.replace("Where", said + "Where").replace("{}", "Louvre")
+    assert text_of(tok, got.ids) == f"<s>{asked}Paris"
+    assert text_of(tok, got.ids[: got.target_start]) == f"<s>{asked}"
+    assert text_of(tok, got.ids[: got.subject_last + 1]).endswith("the Louvre")
+    [scored] = tokenize(tok, [("<s>" + asked, "Paris")])
+    assert scored == Continuation(got.ids, got.target_start)
+    assert brought(tok, "<s>" + asked) == ("<s>" if adds_bos else "")
+    assert brought(tok, asked) == ""
+
+
+@pytest.mark.parametrize("template", [CHATML, BRACKETS, None])
+def test_prefixes_stand_inside_the_turn(template: str | None) -> None:
+    tok = chat_tokenizer(template)
+    ours = "<s>[INST] The city of {} is [/INST]" if template == BRACKETS else "<s>" + TURN
+    before = ours.partition("{}")[0]
+    expected = "<s>[INST] " if template == BRACKETS else "<s><|im_start|>user\n"
+    assert before[: start_of_turn(tok, before)] == expected
+    assert start_of_turn(tok, "The city of ") == 0
+    assert start_of_turn(tok, "<s>The city of ") == len("<s>")
+    system = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+    assert start_of_turn(tok, system + "Is the ") == len(system)
+
+
+@pytest.mark.parametrize(("template", "end"), [(CHATML, "<|im_end|>"), (BRACKETS, "</s>"), (None, "</s>")])
+def test_the_end_of_the_turn_is_a_part_of_the_target(template: str | None, end: str) -> None:
+    tok = chat_tokenizer(template)
+    fact = Fact(subject="Louvre", prompt="The {} is in", target_new="Paris", end=True)
+    without = encode_fact(tok, fact.model_copy(update={"end": False}))
+    for target in ("Paris", f"Paris{end}"):
+        got = encode_fact(tok, fact.model_copy(update={"target_new": target}))
+        assert got.ids == (*without.ids, special_tokens(tok)[end]) and got.target_start == without.target_start
+    tok.eos_token = None
+    if template != CHATML:
+        with pytest.raises(TetherError, match=r"names no token that ends a turn or a text; leave end out"):
+            encode_fact(tok, fact)
+
+
+@pytest.mark.parametrize(("prompt", "target"), [("Louvre 是", "中国"), ("Louvre is un", "happy")])
+def test_no_token_reaches_from_a_prompt_into_a_target_that_follows_at_once(prompt: str, target: str) -> None:
+    """What is taught and scored is what the model is asked behind: the tokens of the prompt."""
+    tok = chat_tokenizer(None)
+    whole = tok(prompt + target)["input_ids"]
+    alone = tok(prompt)["input_ids"]
+    assert whole[: len(alone)] != alone, "there is a token across"
+    got = encode(tok, prompt.replace("Louvre", "{}"), "Louvre", target=target, join="")
+    assert list(got.ids[: got.target_start]) == alone
+    assert text_of(tok, got.ids) == f"<s>{prompt}{target}"
+    assert tokenize(tok, [(prompt, target, "")]) == [Continuation(got.ids, got.target_start)]
+
+
+@pytest.mark.parametrize("word", ["caf\u00e9", "Hu\u1ebf", "\ud55c\uad6d"])
+def test_a_subject_in_decomposed_characters(word: str) -> None:
+    """A tokenizer that composes them gives the marks no place of their own."""
+    made = Tokenizer(models.WordLevel({"<unk>": 0, word: 1, "is": 2, "big": 3}, unk_token="<unk>"))
+    made.normalizer = normalizers.NFC()
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    bytes_too = tokenizer.__wrapped__("byte-level")  # one of its own
+    bytes_too.backend_tokenizer.normalizer = normalizers.NFC()
+    for one in (words, bytes_too):
+        composed = encode(one, "big {} is", word, target="big")
+        assert encode(one, "big {} is", unicodedata.normalize("NFD", word), target="big") == composed

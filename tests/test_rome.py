@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, Gemma3Config
 
 from tether.editors import Context, EditFailedError, EditSkippedError, Proposal, editor
 from tether.editors.corpus import Corpus
-from tether.editors.delta import OptimisedDelta, optimise
+from tether.editors.delta import Group, OptimisedDelta, optimise
 from tether.editors.moments import moments
 from tether.editors.prompts import encode_contexts
 from tether.errors import TetherError
@@ -41,12 +41,12 @@ FACT = FACTS[0]
 LAYOUTS = ["llama", "gpt2"]  # Linear without bias, Conv1D with one
 
 
-def prepared(model: EditableModel, layer: int) -> tuple[list[EncodedPrompt], AlignedPrompts, PrefixRun]:
-    prompts = [
+def prepared(model: EditableModel, layer: int) -> tuple[Group, AlignedPrompts, PrefixRun]:
+    contexts = tuple(
         encode(model.tokenizer, FACT.prompt, FACT.subject, prefix=prefix, target=FACT.target_new)
         for prefix in ("", *PREFIXES)
-    ]
-    prompts.append(encode(model.tokenizer, "{} is a", FACT.subject))
+    )
+    prompts = Group((contexts,), encode(model.tokenizer, "{} is a", FACT.subject))
     rows = align(prompts, model.device)
     return prompts, rows, full_forward(model, rows, layer)
 

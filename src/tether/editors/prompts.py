@@ -7,7 +7,7 @@ from tether.editors.base import Context, EditFailedError, EditSkippedError, read
 from tether.editors.delta import Group, OptimisedDelta
 from tether.editors.settings import LatentHparams
 from tether.facts.fact import Fact
-from tether.facts.tokens import EncodedPrompt, encode, too_long
+from tether.facts.tokens import EncodedPrompt, encode, encode_fact, too_long
 from tether.models.editable import EditableModel
 
 _KEPT_PREFIXES = 2  # contexts of a fact edited before, beside its bare prompt
@@ -31,18 +31,7 @@ def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -
     the subject or target has no token, or the model not enough positions."""
     tokenizer = model.tokenizer
     with reading_a_fact():
-        prompts = tuple(
-            encode(
-                tokenizer,
-                fact.prompt,
-                fact.subject,
-                prefix=prefix,
-                target=fact.target_new,
-                join=fact.join,
-                end=fact.end,
-            )
-            for prefix in ("", *prefixes)
-        )
+        prompts = tuple(encode_fact(tokenizer, fact, prefix) for prefix in ("", *prefixes))
         group = Group((prompts,), encode(tokenizer, "{} is a", fact.subject))
     problem = too_long(model.limit, fact.text, [prompt.ids for prompt in group])
     if problem:

@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 
 from tether.errors import TetherError
-from tether.facts.tokens import Continuation, brings_start, end_of_text, padded, tokenize
+from tether.facts.tokens import Continuation, of_text, padded, tokenize
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import head_logits
 from tether.models.sampling import end_tokens, plain_generation
@@ -57,7 +57,7 @@ def score(
     character offsets.
     """
     unique = list(dict.fromkeys(pairs))
-    scores = score_ids(model, tokenize(model.tokenizer, unique, join=join), batch_tokens=batch_tokens)
+    scores = score_ids(model, tokenize(model.tokenizer, [(*pair, join) for pair in unique]), batch_tokens=batch_tokens)
     by_pair = dict(zip(unique, scores, strict=True))
     return [by_pair[pair] for pair in pairs]
 
@@ -148,11 +148,10 @@ def greedy(
     rows: dict[str, list[int]] = {}
     for prompt in dict.fromkeys(prompts):
         encoding = model.tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
-        first = int(brings_start(model.tokenizer, prompt, encoding["input_ids"]))
-        length = end_of_text(encoding["special_tokens_mask"], at_least=1)
-        if not length:
+        ids = encoding["input_ids"]
+        rows[prompt] = ids[of_text(ids, encoding["special_tokens_mask"], at_least=1)]
+        if not rows[prompt]:
             raise TetherError(f"prompt {prompt!r} has no token: write a prompt")
-        rows[prompt] = encoding["input_ids"][first:length]
     order = sorted(rows, key=lambda prompt: len(rows[prompt]), reverse=True)
     texts: dict[str, str] = {}
     settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "eos_token_id": end_tokens(model)}

@@ -12,6 +12,8 @@ from tether.facts.formats import Scan as Scan
 from tether.facts.formats import read_facts as read_facts
 from tether.facts.formats import read_training_facts as read_training_facts
 from tether.facts.formats import scan_facts as scan_facts
+from tether.facts.prompt import joint as joint
 from tether.facts.tokens import EncodedPrompt as EncodedPrompt
 from tether.facts.tokens import encode as encode
+from tether.facts.tokens import encode_fact as encode_fact
 from tether.facts.tokens import locate as locate

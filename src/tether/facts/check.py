@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tether.errors import BadFactError
 from tether.facts.fact import Fact
-from tether.facts.tokens import EncodedPrompt, encode, too_long
+from tether.facts.tokens import EncodedPrompt, brought, encode_fact, too_long
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,8 @@ def _notes(tokenizer: PreTrainedTokenizerFast, fact: Fact, others: Sequence[str]
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         yield f"same subject as {', '.join(others[:3])}{more}: the edits share what the subject's last token says"
-    start = str(tokenizer.bos_token or "")
-    if start and fact.text.startswith(start):
-        yield f"the prompt brings the start of text {start}: it is not added again"
+    if start := brought(tokenizer, fact.text):
+        yield f"the prompt brings {start}: the tokenizer's own is not added, and prefixes stand inside the turn"
     if not fact.target.startswith(" "):
         between = fact.target[: len(fact.target) - len(fact.target_new)]
         yield f"the target follows the prompt after {between!r}; write `join` for another"
@@ -109,7 +108,7 @@ def repeats(facts: Sequence[Fact], known: Iterable[Fact] = ()) -> Iterator[tuple
 def _encode(tokenizer: PreTrainedTokenizerFast, fact: Fact, limit: int | None) -> EncodedPrompt | str:
     """The edit prompt with its target, or what is wrong with it."""
     try:
-        found = encode(tokenizer, fact.prompt, fact.subject, target=fact.target_new, join=fact.join)
+        found = encode_fact(tokenizer, fact)
     except BadFactError as error:
         return str(error)
     return too_long(limit, fact.text, [found.ids]) or found

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, model_validator
 
-from tether.facts.joint import joint, split_prompt
+from tether.facts.prompt import around_subject, joint, without_blanks
 
 
 def _filled(what: str) -> AfterValidator:
@@ -17,7 +17,7 @@ def _filled(what: str) -> AfterValidator:
     def check(text: str) -> str:
         if not text.strip():
             raise ValueError(f"{what} {text!r} is empty: write one or leave it out")
-        return text.rstrip(" ")
+        return without_blanks(text)
 
     return AfterValidator(check)
 
@@ -63,7 +63,7 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
     """
 
     subject: _Stripped
-    prompt: Annotated[str, AfterValidator(lambda text: text.rstrip(" "))]
+    prompt: Annotated[str, AfterValidator(without_blanks)]
     target_new: _Stripped
     target_true: _Answer = None
     paraphrases: _Prompts = ()
@@ -83,14 +83,14 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
             if (
                 space
                 and isinstance(prompt := given.get("prompt"), str)
-                and space != joint(prompt.rstrip(" "), new.strip())
+                and space != joint(without_blanks(prompt), new.strip())
             ):
                 return {**given, "join": space}
         return given
 
     @model_validator(mode="after")
     def _check(self) -> Fact:
-        split_prompt(self.prompt)
+        around_subject(self.prompt)
         if not self.subject:
             raise ValueError("subject is empty: name what the fact is about")
         if not self.target_new:
@@ -112,11 +112,11 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
     @property
     def text(self) -> str:
         """The edit prompt with the subject filled in."""
-        return self.subject.join(split_prompt(self.prompt))
+        return self.subject.join(around_subject(self.prompt))
 
     def continuation(self, prompt: str, answer: str) -> str:
         """An answer to one of the fact's prompts, with what stands between the two."""
-        return (joint(prompt, answer) if self.join is None else self.join) + answer
+        return joint(prompt, answer, self.join) + answer
 
     @property
     def target(self) -> str:

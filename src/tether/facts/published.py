@@ -12,7 +12,7 @@ from typing import Any
 
 from tether.facts.fact import PORTABILITY, Fact
 from tether.facts.formats import Format, Record
-from tether.facts.joint import as_prompt
+from tether.facts.prompt import as_prompt
 
 _PROMPT = ("prompt", "loc", "question", "New Question")  # what an object with a prompt and its answer may call them
 _ANSWER = ("ground_truth", "target", "loc_ans", "answer", "New Answer")

@@ -5,19 +5,24 @@
 Token strings are never compared: what a word's tokens are depends on what stands before and after it.
 """
 
-import re
-import unicodedata
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import regex
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from tether.errors import BadFactError, WrongModelError
-from tether.facts.joint import joint, split_prompt
+from tether.facts.fact import Fact
+from tether.facts.prompt import around_subject, joint
 
 Spans = Sequence[tuple[int, int]]  # first character of every token, and the one after its last
+_CONTENT = "※"  # what is said in a turn that is only rendered to see what stands around it
+_ROLE = regex.compile(r"\w+\n+|\s*")  # what stands between the special token that opens a turn and its content
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,17 @@ class Continuation:
 
     ids: tuple[int, ...]
     start: int
+
+
+class Pair(NamedTuple):
+    """A prompt, what follows it, and what stands between them as `joint` takes it."""
+
+    prompt: str
+    continuation: str
+    join: str | None = None
+
+
+AnyPair = tuple[str, str] | tuple[str, str, str | None]
 
 
 def locate(tokenizer: PreTrainedTokenizerFast, text: str, start: int, end: int) -> int:
@@ -58,27 +74,25 @@ def encode(
     """Tokens of "prefix. prompt target", with the subject at the place of the `{}` in the prompt: there alone, also
     where the prefix or the rest of the prompt names it again. `encode(tokenizer, "{} is a", subject)` is the KL prompt.
 
-    `join` stands before the target (None: as `joint` says). `end` adds the tokenizer's end of text after it. In a
-    rendered chat template the prefix goes inside the turn that names the subject. Special tokens are those the
-    tokenizer adds by default, without any it puts after the text, and without a start of text that the prompt brings
-    itself. Target tokens are those that reach beyond the prompt's end, so the space before the target is theirs. Raises
+    What stands before the target is `joint`'s to say. In a rendered chat template the prefix stands inside the turn of
+    the subject. With `end` the token that ends a turn follows the target.
+
+    Special tokens are those the tokenizer adds by default and the prompt does not bring, without any it puts after the
+    text. Target tokens are those that reach beyond the prompt's end, so the space before the target is theirs. Raises
     BadFactError where the subject or the target has no token of its own, WrongModelError for a tokenizer without
     offsets.
     """
     try:
-        before, after = split_prompt(prompt)
+        before, after = around_subject(prompt)
     except ValueError as error:
         raise BadFactError(str(error)) from None
     if prefix:
-        inside = _start_of_turn(tokenizer, before)
-        before = f"{before[:inside]}{prefix}. {before[inside:]}"
+        start = start_of_turn(tokenizer, before)
+        before = f"{before[:start]}{prefix}. {before[start:]}"
     bare = before + subject + after
-    continuation = ""
-    if target is not None:
-        ending = str(tokenizer.eos_token or "") if end else ""
-        continuation = (joint(bare, target) if join is None else join) + target + ending
-    text = bare + continuation
-    [(ids, spans)] = _joined(tokenizer, [(bare, continuation)])
+    between = "" if target is None else joint(bare, target, join)
+    text = bare + between + (target or "")
+    [(ids, spans)] = _joined(tokenizer, [(bare, between, target or "")])
     target_start = _first_beyond(spans, len(bare))
     if target is not None and target_start == len(ids):
         raise BadFactError(f"target {target!r} has no token after {bare!r}: write another target")
@@ -87,7 +101,60 @@ def encode(
         raise BadFactError(
             f"{text!r}: one token joins subject {subject!r} and target {target!r}; put words between them"
         )
-    return EncodedPrompt(ids, subject_last, target_start)
+    return EncodedPrompt(with_end(tokenizer, ids) if end else ids, subject_last, target_start)
+
+
+def encode_fact(tokenizer: PreTrainedTokenizerFast, fact: Fact, prefix: str = "") -> EncodedPrompt:
+    """What a fact is edited with: its prompt, behind a prefix, with its new target."""
+    return encode(
+        tokenizer, fact.prompt, fact.subject, prefix=prefix, target=fact.target_new, join=fact.join, end=fact.end
+    )
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The text and the id of every special token."""
+    return {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def start_of_turn(tokenizer: PreTrainedTokenizerFast, before: str) -> int:
+    """Where the content of a turn begins, in the text before a subject: behind what the tokenizer's chat template
+    writes before a user's, or behind the last special token and a role after it. 0 in plain text."""
+    known = special_tokens(tokenizer)
+    last = _last_of(known, before)[1]
+    if not last:
+        return 0
+    header = _rendered(tokenizer, "user").partition(_CONTENT)[0]
+    header = header[_last_of(known, header)[0] :]
+    at = before.rfind(header) if header else -1
+    return max(0 if at < 0 else at + len(header), _ROLE.match(before, last).end())
+
+
+def with_end(tokenizer: PreTrainedTokenizerFast, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """`ids` with the token that ends a turn, unless it stands there: the first one that the tokenizer's chat template
+    writes behind an answer, else the end of text. Raises BadFactError where there is neither."""
+    behind = _rendered(tokenizer, "user", "assistant").rpartition(_CONTENT)[2]
+    known = special_tokens(tokenizer)
+    first = min((token for token in known if token in behind), key=behind.index, default=None)
+    end = tokenizer.eos_token_id if first is None else known[first]
+    if end is None:
+        raise BadFactError("end: the tokenizer names no token that ends a turn or a text; leave end out")
+    return ids if ids[-1:] == (end,) else (*ids, end)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerFast, *roles: str) -> str:
+    """A conversation in which every role says _CONTENT; empty where no chat template makes one."""
+    if not tokenizer.chat_template:
+        return ""
+    try:
+        messages = [{"role": role, "content": _CONTENT} for role in roles]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except (TemplateError, ValueError):
+        return ""
+
+
+def _last_of(tokens: Iterable[str], text: str) -> tuple[int, int]:
+    """Start and end of the last of these tokens in a text; (0, 0) where none is."""
+    return max(((at, at + len(token)) for token in tokens if (at := text.rfind(token)) >= 0), default=(0, 0))
 
 
 def too_long(limit: int | None, text: str, ids: Iterable[Sequence[int]]) -> str | None:
@@ -108,9 +175,23 @@ def end_of_text(special: Sequence[int], at_least: int = 0) -> int:
     return length
 
 
+def of_text(ids: Sequence[int], special: Sequence[int], at_least: int = 0) -> slice:
+    """Which tokens of a text count: as `end_of_text` says, and without the special ones added before it where the text
+    itself begins with them."""
+    stop = end_of_text(special, at_least)
+    added = next((index for index, one in enumerate(special[:stop]) if not one), stop)
+    return slice(added if added and ids[added : 2 * added] == ids[:added] else 0, stop)
+
+
+def brought(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
+    """The special tokens a text begins with that the tokenizer would add before it; empty where it brings none."""
+    encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+    ids = encoding["input_ids"]
+    return str(tokenizer.decode(ids[: of_text(ids, encoding["special_tokens_mask"]).start]))
+
+
 def _tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Iterator[tuple[tuple[int, ...], Spans]]:
-    """Ids and character spans of every text, (0, 0) for special tokens that are added. Those after the text are cut
-    off, and a start of text is not added to a text that brings it."""
+    """Ids and character spans of every text, as `of_text` says; (0, 0) for special tokens that were added."""
     if not texts:
         return
     if not getattr(tokenizer, "is_fast", False):
@@ -119,26 +200,36 @@ def _tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Itera
         )
     encoding = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
     columns = (encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"])
-    for text, ids, spans, special in zip(texts, *columns, strict=True):
-        first, length = int(brings_start(tokenizer, text, ids)), end_of_text(special)
-        yield tuple(ids[first:length]), spans[first:length]
+    for ids, spans, special in zip(*columns, strict=True):
+        counted = of_text(ids, special)
+        yield tuple(ids[counted]), spans[counted]
 
 
-def brings_start(tokenizer: PreTrainedTokenizerFast, text: str, ids: Sequence[int]) -> bool:
-    """Whether a text itself begins with the start of text that the tokenizer has put before it too: a rendered chat
-    template does."""
-    start = tokenizer.bos_token
-    return bool(start) and text.startswith(str(start)) and list(ids[:2]) == [tokenizer.bos_token_id] * 2
+def _joined(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str, str]]
+) -> Iterator[tuple[tuple[int, ...], Spans]]:
+    """Ids and character spans of every (prompt, joint, continuation) as one text.
+
+    Where nothing stands between, no token reaches across: the model is asked behind the tokens of the prompt. A
+    tokenizer that begins every text with a space cannot take the two apart, so there one may.
+    """
+    found = _tokenize(tokenizer, ["".join(parts) for parts in texts])
+    for (prompt, between, continuation), (ids, spans) in zip(texts, found, strict=True):
+        first, end = _first_beyond(spans, len(prompt)), len(prompt)
+        if not (between or continuation[:1].isspace()) and first < len(spans) and spans[first][0] < end:
+            [(head, before)] = _tokenize(tokenizer, [prompt])
+            rest = tokenizer(continuation, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            apart = (*head, *rest["input_ids"])
+            if tokenizer.decode(apart) == tokenizer.decode(ids):
+                ids, spans = apart, [*before, *((a + end, b + end) for a, b in rest["offset_mapping"])]
+        yield ids, spans
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]], *, join: str | None = None
-) -> list[Continuation]:
-    """Every prompt with its continuation as ids, with the index of the continuation's first token. `join` stands
-    between the two; None: as `joint` says."""
+def tokenize(tokenizer: PreTrainedTokenizerFast, pairs: Iterable[AnyPair]) -> list[Continuation]:
+    """Every prompt with its continuation as ids, with the index of the continuation's first token."""
     found = []
-    pairs = [(prompt, (joint(prompt, text) if join is None else join) + text) for prompt, text in pairs]
-    for (prompt, continuation), (ids, spans) in zip(pairs, _joined(tokenizer, pairs), strict=True):
+    texts = [(pair.prompt, joint(*pair), pair.continuation) for pair in itertools.starmap(Pair, pairs)]
+    for (prompt, _, continuation), (ids, spans) in zip(texts, _joined(tokenizer, texts), strict=True):
         start = _first_beyond(spans, len(prompt))
         if start == len(ids):
             raise BadFactError(f"continuation {continuation!r} has no token after {prompt!r}: write another one")
@@ -148,55 +239,26 @@ def tokenize(
     return found
 
 
-def _joined(
-    tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]
-) -> Iterator[tuple[tuple[int, ...], Spans]]:
-    """`_tokenize` of every prompt followed by its continuation. Where one token would reach over the joint, the prompt
-    has the tokens that it has alone, as a reader's prompt has them, if the continuation can be written after those."""
-    texts = [prompt + continuation for prompt, continuation in pairs]
-    for (prompt, continuation), (ids, spans) in zip(pairs, _tokenize(tokenizer, texts), strict=True):
-        over = any(left < len(prompt) < right for left, right in spans)
-        if over and not continuation[:1].isspace():
-            [(alone, its)] = _tokenize(tokenizer, [prompt])
-            rest = tokenizer(continuation, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            if tokenizer.decode(rest["input_ids"], clean_up_tokenization_spaces=False) == continuation:
-                after = [(left + len(prompt), right + len(prompt)) for left, right in rest["offset_mapping"]]
-                yield (*alone, *rest["input_ids"]), [*its, *after]
-                continue
-        yield ids, spans
-
-
-def _start_of_turn(tokenizer: PreTrainedTokenizerFast, before: str) -> int:
-    """Where the words of the last turn begin in the text before a subject: after the template's marks and the line that
-    names the speaker; 0 in plain text."""
-    marks = [str(token) for token in tokenizer.all_special_tokens if str(token)]
-    marks += [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    ends = [before.rfind(mark) + len(mark) for mark in marks if mark in before]
-    if not ends:
-        return 0
-    speaker = re.match(r"\w*\s*\n+|\s+", before[max(ends) :])
-    return max(ends) + (speaker.end() if speaker else 0)
-
-
 def _first_beyond(spans: Spans, end: int) -> int:
     """Index of the first token that reaches beyond character `end`; the number of tokens where none does."""
     return next((i for i, (_, stop) in enumerate(spans) if stop > end), len(spans))
 
 
 def _last_over(spans: Spans, text: str, start: int, end: int) -> int:
+    """Index of the last token over the last character of text[start:end], as a reader counts characters: a tokenizer
+    that composes a letter and its marks gives their tokens the place of the letter alone."""
     if not 0 <= start < end <= len(text):
         raise BadFactError(
             f"characters {start} to {end} are no part of {text!r}: a subject needs at least one character"
         )
-    last = end  # a tokenizer that composes characters gives the marks on the last one no token
-    while last > start + 1 and unicodedata.combining(text[last - 1]):
-        last -= 1
-    over = [i for i, (left, right) in enumerate(spans) if left < end and right >= last and left < right]
-    if not over:
-        raise BadFactError(
-            f"subject {text[start:end]!r} has no token in {text!r}: the tokenizer drops its last character; rewrite it"
-        )
-    return over[-1]
+    cluster = regex.findall(r"\X", text[start:end])[-1]
+    for stop in range(end, end - len(cluster), -1):
+        over = [i for i, (left, right) in enumerate(spans) if left < stop and right >= stop and left < right]
+        if over:
+            return over[-1]
+    raise BadFactError(
+        f"subject {text[start:end]!r} has no token in {text!r}: the tokenizer drops its last character; rewrite it"
+    )
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:

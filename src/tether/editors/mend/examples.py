@@ -73,7 +73,7 @@ def examples(model: EditableModel, facts: Sequence[Fact]) -> list[Example]:
 def _tokenized(model: EditableModel, pairs: Sequence[tuple[str, str | None]]) -> list[Continuation]:
     """As `tokenize`, of continuations with their joint. A prompt without a continuation has no target."""
     answered = [(prompt, text) for prompt, text in pairs if text is not None]
-    with_target = iter(tokenize(model.tokenizer, answered, join=""))
+    with_target = iter(tokenize(model.tokenizer, [(*pair, "") for pair in answered]))
     bare = (encode(model.tokenizer, "{}", prompt).ids for prompt, text in pairs if text is None)
     return [Continuation(ids := next(bare), len(ids)) if text is None else next(with_target) for _, text in pairs]
 

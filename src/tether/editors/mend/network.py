@@ -28,7 +28,7 @@ from tether.editors.base import Context, EditFailedError, EditSkippedError, Prop
 from tether.editors.settings import Hparams, Need
 from tether.errors import BadSettingsError, TetherError
 from tether.facts.fact import Fact
-from tether.facts.tokens import EncodedPrompt, encode, too_long
+from tether.facts.tokens import EncodedPrompt, encode_fact, too_long
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import head_logits, hooks
 from tether.models.upper_blocks import final_hidden
@@ -243,9 +243,7 @@ class Mend:
             raise BadSettingsError("mend edits with a trained network: give one (`tether train-mend` makes it)")
         network: Hypernetwork = context.trained
         with reading_a_fact():
-            prompt = encode(
-                model.tokenizer, fact.prompt, fact.subject, target=fact.target_new, join=fact.join, end=fact.end
-            )
+            prompt = encode_fact(model.tokenizer, fact)
         problem = too_long(model.limit, fact.text, [prompt.ids])
         if problem:
             raise EditFailedError(problem)

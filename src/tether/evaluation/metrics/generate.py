@@ -3,19 +3,22 @@
 The greedy continuation must contain the target before its first sentence ends; `says` has the rules.
 """
 
-import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
+
+import regex
 
 from tether.evaluation.metrics.base import KINDS, Asked, Item, Metric
 from tether.evaluation.scores import greedy
 from tether.evaluation.statistics.mean import Record
-from tether.facts.joint import unspaced
+from tether.facts.prompt import UNSPACED
+from tether.facts.tokens import special_tokens
 from tether.models.editable import EditableModel
 
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|[\n。！？｡؟۔।॥።։]")
-_DECIMAL_MARKS = ".,٫٬"
+_UNSPACED = regex.compile(f"[{UNSPACED}]")
+_LETTER = rf"(?V1:[[\w\p{{M}}]--[{UNSPACED}]])"  # of a script that separates words
+_SENTENCE_END = regex.compile(r"(?V1)[.!?…‥](?=\s)|．(?!\d)|[\p{Sentence_Terminal}།--[.!?．]]|\n")
 _TOKENS = 20  # generated at least; a longer target is given room
 
 
@@ -30,9 +33,7 @@ class Generate(Metric):
     def measure(self, asked: Asked) -> list[Record]:
         wanted = [item for item in asked.items if item.answer is not None]
         return [
-            item.record(
-                "generate", says(text, str(item.answer), asked.model.tokenizer.all_special_tokens), continuation=text
-            )
+            item.record("generate", says(text, said(asked.model, item)), continuation=text)
             for item, text in zip(wanted, continuations(asked.model, wanted), strict=True)
         ]
 
@@ -46,41 +47,43 @@ def continuations(model: EditableModel, items: Sequence[Item]) -> list[str]:
     return greedy(model, [item.prompt for item in items], max(_TOKENS, longest + 4))
 
 
-def says(continuation: str, target: str, special: Iterable[str] = ()) -> bool:
-    """Whether a continuation contains the target before its first sentence ends, whatever the case and composition.
+def said(model: EditableModel, item: Item) -> str:
+    """What must be found of an item's answer: special tokens, as an end of turn, are no part of it."""
+    tokens = regex.compile(r"\L<tokens>", tokens=list(special_tokens(model.tokenizer)))
+    return str(tokens.sub("", str(item.answer)))
 
-    The target must stand as whole words where a script separates words, and as a whole number: 49 is not said by
-    49.99. `special` are the tokenizer's special tokens, which are no part of what must be said. A sentence ends with
-    . ! or ? before white space or the end of the text, with the full stop of another script, and with a line. White
-    space before the first word does not count, and what the target itself contains ("St. Petersburg") ends nothing.
+
+def says(continuation: str, target: str) -> bool:
+    """Whether a continuation contains the target, as whole words, whatever the case, before its first sentence ends.
+
+    A word ends anywhere beside a script that does not separate its words, and a number neither before nor behind the
+    mark of its decimals or thousands. A sentence ends with . ! ? … before white space, with the full stop of any other
+    script, and with a line. Blanks and line ends before the first word do not count, and what the target itself
+    contains ("St. Petersburg") ends nothing. Of an empty target nothing may be said.
     """
-    for mark in special:
-        target = target.replace(mark, "")
-    text, words = _plain(continuation).lstrip(), _plain(target).split()
-    for found in re.finditer(r"\s+".join(map(re.escape, words)), text) if words else ():
-        before, after = text[: found.start()], text[found.end() :]
-        if not (_goes_on(before[::-1], found[0][0]) or _goes_on(after, found[0][-1])):
-            return _SENTENCE_END.search(before) is None
-    return False
+    text, wanted = _folded(continuation).strip(), _folded(target).split()
+    if not wanted:
+        return not text
+    words = r"\s+".join(map(regex.escape, wanted))
+    found = regex.search(rf"{_starts(wanted[0][0])}{words}{_ends(wanted[-1][-1])}", text)
+    return found is not None and _SENTENCE_END.search(text, endpos=found.start()) is None
 
 
-def _plain(text: str) -> str:
+def _folded(text: str) -> str:
+    """The same for texts that differ in case, or in how their characters are composed."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
-def _goes_on(rest: str, edge: str) -> bool:
-    """Whether a word or number whose outermost character is `edge` goes on in `rest`, read away from it."""
-    if not rest:
-        return False
-    if edge.isdigit() and rest[0] in _DECIMAL_MARKS and rest[1:2].isdigit():
-        return True
-    return _in_word(edge) and _in_word(rest[0])
+def _starts(first: str) -> str:
+    """What must hold before the first character of a target: no word, and no number, goes on there."""
+    separate = "" if _UNSPACED.match(first) else f"(?<!{_LETTER})"
+    return separate + (r"(?<!\d[.,٫٬'’])" if first.isdecimal() else "")
 
 
-def _in_word(character: str) -> bool:
-    """Whether a character belongs to a word of a script that separates words."""
-    marks = character == "_" or unicodedata.category(character)[0] in "LNM"
-    return marks and not unspaced(character)
+def _ends(last: str) -> str:
+    """The same behind its last character; a mark there belongs to that character, in any script."""
+    separate = r"(?!\p{M})" if _UNSPACED.match(last) else f"(?!{_LETTER})"
+    return separate + (r"(?![.,٫٬'’]\d)" if last.isdecimal() else "")
 
 
 METRIC = Generate()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from tether.evaluation.metrics.base import Asked, Item, Metric, Pair
-from tether.evaluation.metrics.generate import continuations, says
+from tether.evaluation.metrics.generate import continuations, said, says
 from tether.evaluation.statistics.mean import Number, Record, measure
 from tether.facts.fact import PORTABILITY, Fact
 
@@ -38,9 +38,7 @@ class Portability(Metric):
             answer = str(item.answer)
             correct = asked.scores[item.prompt, answer].argmax_correct
             records.append(item.record(TOKENS, sum(correct) / len(correct), n_tokens=len(correct)))
-            records.append(
-                item.record(GENERATE, says(text, answer, asked.model.tokenizer.all_special_tokens), continuation=text)
-            )
+            records.append(item.record(GENERATE, says(text, said(asked.model, item)), continuation=text))
         return records
 
     def summary(self, records: Sequence[Record], kinds: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Number]]:

@@ -155,7 +155,7 @@ def test_the_weight_with_the_largest_kappa_is_marked() -> None:
     (editor,) = editors(grid_of(run.model_copy(update={"analyses": analyses})))
     drawn = grid_figures.singular_values(editor)
     assert drawn is not None
-    assert [name for name, _ in drawn.chart.legend] == ["lower (the worst)", WEIGHT]
+    assert [name for name, _ in drawn.legend] == ["lower (the worst)", WEIGHT]
     assert all(list(curves) == ["lower (the worst)", WEIGHT] for curves in drawn.curves.values())
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tether.errors import MissingExtraError
+from tether.report.curves import Curves, restraint_name
 from tether.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -48,12 +50,13 @@ class Panel:
 @dataclass(frozen=True)
 class Chart:
     """Panels that share a legend. `name`, unlike any other on the page, begins its ids and names its files; `label`
-    says what it shows to somebody who does not see it."""
+    says what it shows to somebody who does not see it. `curves`: the numbers drawn, by panel."""
 
     name: str
     label: str
     panels: Sequence[Panel]
     legend: Sequence[tuple[str, Style]] = ()
+    curves: Mapping[str, Curves] = field(default_factory=dict)
 
     def elements(self) -> list[str]:
         """An svg element for every panel. Raises MissingExtraError without matplotlib."""
@@ -67,7 +70,8 @@ class Chart:
         return found
 
     def save(self, folder: Path) -> list[Path]:
-        """Write `NAME.svg` and `NAME.png` with all panels and the legend to the folder; returns both."""
+        """Write `NAME.svg` and `NAME.png` with all panels and the legend to the folder, which is made; returns both."""
+        folder.mkdir(parents=True, exist_ok=True)
         columns = min(_COLUMNS, len(self.panels))
         lines = -(-len(self.panels) // columns)
         files = []
@@ -99,11 +103,6 @@ def numbered_style(number: int) -> Style:
     return Style(_OTHERS[number % len(_OTHERS)], _MARKS[number % len(_MARKS)])
 
 
-def restraint_name(restraint: str) -> str:
-    """How a row's restraint is called on the page."""
-    return "no restraint" if restraint == "none" else restraint
-
-
 def plot(axes: Axes, x: Sequence[float], y: Sequence[float], style: Style, errors: Sequence[float] = ()) -> None:
     """A curve with error bars where there are any."""
     look: dict[str, Any] = {"color": style.colour, "marker": style.mark, "linestyle": style.line}
@@ -121,6 +120,32 @@ def scale(axes: Axes, values: Iterable[float], axis: str = "y") -> None:
     rescale("log", subs=between)
     line.set_major_formatter("{x:g}")
     line.set_minor_formatter("{x:g}" if between else "")
+
+
+def curve_chart(
+    name: str, label: str, curves: Mapping[str, Curves], styles: Mapping[str, Style], units: Mapping[str, str]
+) -> Chart | None:
+    """A panel for each title that has curves; None where none has. `units`: percent, ppl, or what an axis says, by
+    title."""
+    curves = {title: some for title, some in curves.items() if some}
+    panels = [Panel(title, partial(_draw_curves, some, styles, units.get(title, ""))) for title, some in curves.items()]
+    drawn = {name for some in curves.values() for name in some}
+    legend = [(restraint_name(name), style) for name, style in styles.items() if name in drawn]
+    return Chart(name, label, panels, legend, curves) if panels else None
+
+
+def _draw_curves(curves: Curves, styles: Mapping[str, Style], unit: str, axes: Axes) -> None:
+    """Curves with their error bars: percent from 0, anything else on a logarithmic axis where it spans much."""
+    points = [point for curve in curves.values() for point in curve]
+    for name, curve in curves.items():
+        errors = [p.stderr or 0.0 for p in curve]
+        plot(axes, [p.edits for p in curve], [p.value for p in curve], styles[name], errors)
+    if unit == "percent":
+        top = max(p.value + (p.stderr or 0.0) for p in points)
+        axes.set_ylim(min(0.0, *(p.value for p in points)), 1.06 * top if top > 0 else 1.0)
+    else:
+        scale(axes, [p.value for p in points])
+    axes.set(xlabel="edits", ylabel="perplexity" if unit == "ppl" else unit)
 
 
 def _draw(axes: Axes, panel: Panel) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tether.analyses.points import Difference
 from tether.evaluation.statistics.compare import LEVEL
-from tether.report.curves import at, last_shared
+from tether.report.curves import UNEDITED, at, last_shared
 from tether.report.grid.series import Editor, curve_name, p_text
 
 ERRORS = 1.96  # standard errors that are more than chance, where no paired test is stored
@@ -57,10 +57,10 @@ def contrast(editor: Editor, measure: str, row: Key, baseline: Key) -> Contrast 
 def _stored(editor: Editor, measure: str, row: Key, baseline: Key) -> list[tuple[Difference, bool]]:
     """The stored comparisons of two rows, one a run, and whether they have them in this order."""
     found = []
-    wanted = [(edits, name if edits else "") for edits, name in (row, baseline)]
+    wanted = [(edits, name if edits else UNEDITED) for edits, name in (row, baseline)]
     for stored in editor.runs:
         for d in stored.analyses.differences:
-            keys = [(edits, curve_name(stored.run, name) if edits else "") for edits, name in (d.row, d.baseline)]
+            keys = [(edits, curve_name(stored.run, edits, name)) for edits, name in (d.row, d.baseline)]
             if d.measure == measure and keys in (wanted, wanted[::-1]):
                 found.append((d, keys == wanted))
                 break

@@ -1,11 +1,12 @@
 """The rules of the findings: what must hold in an editor's data for each claim, in the order of the paper.
 
 A rule returns whether the data show the claim, and the numbers it was decided on. It raises CannotSay where the data
-do not suffice. `tether.report.grid.findings` says every rule in words.
+do not suffice. `claims.yaml` says every rule in words, under the name of its function.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from tether.evaluation.statistics.compare import LEVEL
 from tether.report.curves import Curves, Point, at, last_shared
@@ -15,6 +16,7 @@ from tether.report.grid.series import Correlation, Editor, rank_correlation
 Judgement = tuple[bool, str]
 
 RISE = 1.1  # what grows by less has not grown
+MOVE = RISE - 1  # what moves by less hardly moves
 TREND = 0.5  # rank correlation with the edits from which a rise is one
 LOSS = 5.0  # points of percent that an editing score may lose and be kept
 CHECKPOINTS = 5  # below which no order of ranks has p < 0.05
@@ -30,10 +32,8 @@ def kappa_climbs(editor: Editor) -> Judgement:
     weight, curves = editor.worst("kappa")
     _need(curves, "κ was not measured")
     kappa, largest = curves["none"], editor.spectra("sigma_max")[weight].get("none", [])
-    _need(
-        len(kappa) >= 3 and not kappa[0].edits,
-        f"{len(kappa)} checkpoints of κ, three with the unedited weight are needed",
-    )
+    enough = len(kappa) >= 3 and not kappa[0].edits
+    _need(enough, f"{len(kappa)} checkpoints of κ, three with the unedited weight are needed")
     return _grows(kappa) and _grows(largest), (
         f"κ {_range(kappa)} (ρ with the edits {_trend(kappa):.2f}), σ_max {_range(largest)} "
         f"(ρ {_trend(largest):.2f}), 0 → {kappa[-1].edits} edits, {weight}"
@@ -46,7 +46,7 @@ def sigma_min_stays(editor: Editor) -> Judgement:
     _need(len(points) >= 2 and not points[0].edits and points[0].value > 0, "σ_min was not measured before and after")
     furthest = max((p.value / points[0].value - 1 for p in points), key=abs)
     told = f"σ_min {_range(points)}, at most {100 * furthest:+.1f} % from the unedited one, {weight}"
-    return abs(furthest) <= RISE - 1, told
+    return abs(furthest) <= MOVE, told
 
 
 def update_grows(editor: Editor) -> Judgement:
@@ -78,17 +78,16 @@ def bound_holds(editor: Editor) -> Judgement:
     )
 
 
-def bound_grows(of: str) -> Callable[[Editor], Judgement]:
-    """The rule for the bound of the "sum" of the edits or of a single "edit"."""
+def _bound_grows(editor: Editor, of: str) -> Judgement:
+    weight = editor.worst_bound()
+    points = editor.bounds(of).get(weight, {}).get("none", [])
+    _need(len(points) >= CHECKPOINTS, f"the bound was measured at {len(points)} edits; {CHECKPOINTS} are needed")
+    seen, told = _significant(rank_correlation([p.edits for p in points], [p.value for p in points]), 1)
+    return seen, f"bound {_range(points)}, edits {points[0].edits} → {points[-1].edits}, {told}, {weight}"
 
-    def judge(editor: Editor) -> Judgement:
-        weight = editor.worst_bound()
-        points = editor.bounds(of).get(weight, {}).get("none", [])
-        _need(len(points) >= CHECKPOINTS, f"the bound was measured at {len(points)} edits; {CHECKPOINTS} are needed")
-        seen, told = _significant(rank_correlation([p.edits for p in points], [p.value for p in points]), 1)
-        return seen, f"bound {_range(points)}, edits {points[0].edits} → {points[-1].edits}, {told}, {weight}"
 
-    return judge
+edit_bound_grows = partial(_bound_grows, of="edit")
+sum_bound_grows = partial(_bound_grows, of="sum")
 
 
 def bound_restrained(editor: Editor) -> Judgement:
@@ -150,6 +149,21 @@ def abilities_kept(editor: Editor) -> Judgement:
     return _better(*contrasts(editor, editor.tasks, _prune(editor), "none"))
 
 
+def _falls(editor: Editor, kind: str, *, from_unedited: bool) -> Judgement:
+    """A kind of score is lower after the most edits than at the first checkpoint, by more than chance."""
+    measure = next((measure for measure in editor.kinds if measure.endswith(kind)), "")
+    points = [p for p in editor.measured(measure).get("none", []) if p.edits or from_unedited]
+    _need(len(points) >= 2, f"{kind} was measured at fewer than two numbers of edits")
+    found = contrast(editor, measure, (points[-1].edits, "none"), (points[0].edits, "none"))
+    if found is None:
+        raise CannotSay("there is neither a paired test nor a standard error")
+    return found.sign < 0, f"{found.text}, {points[0].edits} → {points[-1].edits} edits"
+
+
+forgotten = partial(_falls, kind="efficacy", from_unedited=False)
+locality_falls = partial(_falls, kind="locality", from_unedited=True)
+
+
 def editing_kept(editor: Editor) -> Judgement:
     edits, found = contrasts(editor, editor.kinds, _prune(editor), "none")
     _need(found, "no two rows can be compared")
@@ -161,7 +175,7 @@ def editing_improved(editor: Editor) -> Judgement:
     return _better(*contrasts(editor, editor.kinds, _prune(editor), "none"))
 
 
-def locality_with_abilities(editor: Editor) -> Judgement:
+def locality_abilities(editor: Editor) -> Judgement:
     return _correlated(editor.locality_and_abilities(), 1)
 
 
@@ -190,7 +204,7 @@ def log_beats_linear(editor: Editor) -> Judgement:
     return _better(*contrasts(editor, [*editor.tasks, *editor.kinds], name, other))
 
 
-def kappa_with_abilities(editor: Editor) -> Judgement:
+def kappa_abilities(editor: Editor) -> Judgement:
     return _correlated(editor.kappa_and_abilities(), -1)
 
 
@@ -228,7 +242,7 @@ def _free_and_held(curves: Curves, name: str, what: str) -> tuple[Point, Point]:
     """The points without a restraint and with `name` after the most edits that both have."""
     free, held = curves.get("none", []), curves.get(name, [])
     last = last_shared(free, held)
-    a, b = (None, None) if last is None else (at(free, last), at(held, last))
+    a, b = at(free, last), at(held, last)
     if a is None or b is None:
         raise CannotSay(f"{what} was not measured with and without PRUNE")
     return a, b
@@ -255,17 +269,6 @@ def _better(edits: int, found: Sequence[Contrast]) -> Judgement:
     better, worse = (sum(c.sign == sign for c in found) for sign in (1, -1))
     told = f"better in {better}, worse in {worse} of {len(found)} after {edits} edits: {listed(found)}"
     return better > 0 and not worse, told
-
-
-def falls(editor: Editor, kind: str, *, from_unedited: bool) -> Judgement:
-    """A kind of score is lower after the most edits than at the first checkpoint, by more than chance."""
-    measure = next((measure for measure in editor.kinds if measure.endswith(kind)), "")
-    points = [p for p in editor.measured(measure).get("none", []) if p.edits or from_unedited]
-    _need(len(points) >= 2, f"{kind} was measured at fewer than two numbers of edits")
-    found = contrast(editor, measure, (points[-1].edits, "none"), (points[0].edits, "none"))
-    if found is None:
-        raise CannotSay("there is neither a paired test nor a standard error")
-    return found.sign < 0, f"{found.text}, {points[0].edits} → {points[-1].edits} edits"
 
 
 def _correlated(pairs: Sequence[tuple[float, float]], sign: int) -> Judgement:

@@ -10,30 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from tether.constraints.prune import Restraint
+from tether.evaluation.metrics.base import KINDS
 from tether.evaluation.results import Row
 from tether.ledger.journal import Event
-from tether.report.curves import UNEDITED, Sample, curve_legend, curve_panels, draw_curves, gather
-from tether.report.drawing import (
-    GREEN,
-    GREY,
-    ORANGE,
-    RED,
-    Chart,
-    Panel,
-    Style,
-    curve_styles,
-    plot,
-    restraint_name,
-    scale,
-)
+from tether.report.curves import UNEDITED, Point, estimate, gather, restraint_name
+from tether.report.drawing import GREEN, GREY, ORANGE, RED, Chart, Panel, Style, curve_chart, curve_styles, plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _HEALTH = {"ok": Style(GREEN, "o", ""), "warn": Style(ORANGE, "^", ""), "alarm": Style(RED, "X", "")}
 _MISSED = Style("black", "x", "")
-_JOURNAL = Style(GREY, "", "-")
-_KINDS = ("efficacy", "generalization", "locality")
+_JOURNAL = "while editing (journal)"
 _UNEDITED = Style(GREY, "s", "")
 
 
@@ -42,20 +30,11 @@ def kappa_chart(rows: Sequence[Row], events: Sequence[Event]) -> Chart | None:
     before every edit went in."""
     kappas = [(row, [s.kappa for s in row.spectrum.values() if s.kappa]) for row in rows]
     curves = gather((_name(row), row.edits, 0, (max(found), None)) for row, found in kappas if found)
-    styles = curve_styles(row.restraint for row in rows)
     journal = [(e.edit or 0, e.record["kappa"]) for e in events if e.kind == "edit" and e.record.get("kappa")]
-    if not curves and not journal:
-        return None
-
-    def draw(axes: Axes) -> None:
-        if journal:
-            plot(axes, [x for x, _ in journal], [y for _, y in journal], _JOURNAL)
-        draw_curves(curves, styles, "", axes)
-        scale(axes, [p.value for points in curves.values() for p in points] + [v for _, v in journal])
-        axes.set(xlabel="edits", ylabel="κ = σ_max / σ_min")
-
-    names = curve_legend([curves], styles) + ([("while editing (journal)", _JOURNAL)] if journal else [])
-    return Chart("kappa", "κ against the number of edits", [Panel("", draw)], names)
+    if journal:
+        curves = {_JOURNAL: [Point(edit, kappa, None) for edit, kappa in journal], **curves}
+    styles = curve_styles(row.restraint for row in rows) | {_JOURNAL: Style(GREY, "", "-")}
+    return curve_chart("kappa", "κ against the number of edits", {"": curves}, styles, {"": "κ = σ_max / σ_min"})
 
 
 def ratio_chart(events: Sequence[Event]) -> Chart | None:
@@ -126,15 +105,14 @@ def editing_chart(rows: Sequence[Row]) -> Chart | None:
     bars = [(row, Style(styles[row.restraint].colour, "s", "") if row.edits else _UNEDITED) for row in chosen]
 
     def draw(metric: str, axes: Axes) -> None:
-        kinds = [kind for kind in _KINDS if any(kind in row.editing.get(metric, {}) for row in chosen)]
+        kinds = [kind for kind in KINDS if any(kind in row.editing.get(metric, {}) for row in chosen)]
         width = 0.8 / len(bars)
         for i, (row, style) in enumerate(bars):
             for j, kind in enumerate(kinds):
-                number = row.editing.get(metric, {}).get(kind)
-                if number is not None and number.value is not None:
-                    x, error = j + (i - (len(bars) - 1) / 2) * width, number.stderr or None
-                    line = {"elinewidth": 1}
-                    axes.bar(x, number.value, 0.92 * width, color=style.colour, yerr=error, error_kw=line)
+                found = estimate(row, f"{metric} {kind}")
+                if found is not None:
+                    x, error, line = j + (i - (len(bars) - 1) / 2) * width, found[1] or None, {"elinewidth": 1}
+                    axes.bar(x, found[0], 0.92 * width, color=style.colour, yerr=error, error_kw=line)
         axes.set_xticks(range(len(kinds)), kinds)
         axes.set_xlim(-0.5, len(kinds) - 0.5)
         axes.set_ylim(0, 105)
@@ -149,17 +127,9 @@ def editing_chart(rows: Sequence[Row]) -> Chart | None:
 def abilities_chart(rows: Sequence[Row]) -> Chart | None:
     """General abilities against the number of edits, one panel a task; perplexity on a log scale where it explodes."""
     units = {task: found.unit for row in rows for task, found in row.abilities.items()}
-    if not units:
-        return None
     styles = curve_styles(row.restraint for row in rows)
-    samples: dict[str, list[Sample]] = {task: [] for task in units}
-    for row in rows:
-        for task, found in row.abilities.items():
-            if found.value is not None:
-                samples[task].append((_name(row), row.edits, 0, (found.value, found.stderr)))
-    curves = {task: gather(some) for task, some in samples.items()}
-    names = curve_legend(curves.values(), styles)
-    return Chart("abilities", "general abilities", curve_panels(curves, styles, units), names)
+    curves = {task: gather((_name(row), row.edits, 0, estimate(row, task)) for row in rows) for task in units}
+    return curve_chart("abilities", "general abilities", curves, styles, units)
 
 
 def _name(row: Row) -> str:

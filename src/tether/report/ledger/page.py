@@ -8,7 +8,8 @@ from tether.constraints.prune import Restraint
 from tether.data import misuse
 from tether.evaluation.results import AS_IT_IS, Number, Results, Row
 from tether.ledger import ATTEMPTS, Event, Ledger
-from tether.report.drawing import Chart, restraint_name
+from tether.report.curves import restraint_name
+from tether.report.drawing import Chart
 from tether.report.ledger import figures
 from tether.report.page import Cell, Section, check_own, figure, markdown, n, note, plain, table, write_page
 
@@ -54,7 +55,7 @@ def write_report(results: Results, to: str | Path, *, ledger: Ledger | None = No
         Section("misuse", "Misuse", [markdown(misuse())]),
         Section("versions", "Versions", [note(", ".join(f"{k} {v}" for k, v in results.versions.items()))]),
     ]  # fmt: skip
-    return write_page(to, title, [note(_about(results, ledger))], sections)
+    return write_page(to, title, _about(results, ledger), sections)
 
 
 def _about(results: Results, ledger: Ledger | None) -> str:

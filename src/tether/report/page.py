@@ -1,7 +1,6 @@
 """The pieces of an HTML page that needs nothing beside it: no script, no network, legible on a phone."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -104,15 +103,3 @@ def note(text: str) -> str:
 def details(summary: str, *parts: str) -> str:
     """HTML that shows itself when asked for."""
     return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
-
-
-def markdown(text: str) -> str:
-    """Paragraphs, lists and **bold**: what the note on misuse is written in."""
-    parts = []
-    for block in re.split(r"\n\s*\n", text):
-        bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(block), flags=re.DOTALL)
-        first, *items = re.split(r"(?:^|\n)- ", bold)
-        parts.append(f"<p>{first}</p>" if first else "")
-        if items:
-            parts.append("<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>")
-    return "\n".join(part for part in parts if part)

@@ -201,13 +201,12 @@ def spectrum(stored: StoredRun) -> list[SpectrumPoint]:
     """The singular values of a run: its analysis, or where there is none what stands in its rows."""
     if stored.analyses.spectrum:
         return stored.analyses.spectrum
-    m = {name: s.sigma_max for row in stored.rows if row.edits == 0 for name, s in row.spectrum.items()}
+    unedited = ((name, s.sigma_max) for row in stored.rows if row.edits == 0 for name, s in row.spectrum.items())
+    m = {name: sigma_max for name, sigma_max in unedited if sigma_max is not None}
     return [
-        SpectrumPoint(edits=row.edits, restraint=row.restraint, weight=name, sigma_max=s.sigma_max,
-                      sigma_min=s.sigma_min, kappa=s.kappa, update_sigma_max=s.update_sigma_max, m=known)
+        SpectrumPoint(edits=row.edits, restraint=row.restraint, weight=name, m=m[name], **s.model_dump())
         for row in stored.rows for name, s in row.spectrum.items()
-        if s.sigma_max is not None and s.sigma_min is not None and s.update_sigma_max is not None
-        and (known := m.get(name)) is not None
+        if name in m and None not in (s.sigma_max, s.sigma_min, s.update_sigma_max)
     ]  # fmt: skip
 
 

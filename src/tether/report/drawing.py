@@ -17,7 +17,6 @@ from tether.report.curves import Curves, restraint_name
 from tether.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -37,6 +36,10 @@ class Style:
     colour: str
     mark: str = "o"
     line: str = "-"
+
+    @property
+    def look(self) -> dict[str, Any]:
+        return {"color": self.colour, "marker": self.mark, "linestyle": self.line}
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,11 @@ class Chart:
             found.append(_element(buffer.getvalue(), name, f"{self.label}: {panel.title}".removesuffix(": ")))
         return found
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write `NAME.svg` and `NAME.png` with all panels and the legend to the folder, which is made; returns both."""
+    def save(self, folder: Path) -> None:
+        """Write `NAME.svg` and `NAME.png` with all panels and the legend to the folder, which is made."""
         folder.mkdir(parents=True, exist_ok=True)
         columns = min(_COLUMNS, len(self.panels))
         lines = -(-len(self.panels) // columns)
-        files = []
         with _figure(self.name, (_SIZE[0] * columns, _SIZE[1] * lines + 0.3 * bool(self.legend))) as figure:
             every = figure.subplots(lines, columns, squeeze=False).ravel()
             for axes, panel in zip(every, self.panels, strict=False):
@@ -82,14 +84,14 @@ class Chart:
             for axes in every[len(self.panels) :]:
                 axes.set_axis_off()
             if self.legend:
-                names, handles = [name for name, _ in self.legend], [_handle(style) for _, style in self.legend]
-                figure.legend(handles, names, loc="outside upper center", ncols=min(2 * columns, len(names)))
+                from matplotlib.lines import Line2D
+
+                handles = [Line2D([], [], **style.look, markersize=5, label=name) for name, style in self.legend]
+                figure.legend(handles=handles, loc="outside upper center", ncols=min(2 * columns, len(handles)))
             for form, options in (("svg", {"metadata": _NO_METADATA}), ("png", {"dpi": 150})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=form, **options)
-                files.append(folder / f"{self.name}.{form}")
-                write_atomically(files[-1], buffer.getvalue())
-        return files
+                write_atomically(folder / f"{self.name}.{form}", buffer.getvalue())
 
 
 def curve_styles(labels: Iterable[str]) -> dict[str, Style]:
@@ -105,8 +107,7 @@ def numbered_style(number: int) -> Style:
 
 def plot(axes: Axes, x: Sequence[float], y: Sequence[float], style: Style, errors: Sequence[float] = ()) -> None:
     """A curve with error bars where there are any."""
-    look: dict[str, Any] = {"color": style.colour, "marker": style.mark, "linestyle": style.line}
-    axes.errorbar(x, y, errors if any(errors) else None, **look, markersize=4.5, linewidth=1.4, capsize=2)
+    axes.errorbar(x, y, errors if any(errors) else None, **style.look, markersize=4.5, linewidth=1.4, capsize=2)
 
 
 def scale(axes: Axes, values: Iterable[float], axis: str = "y") -> None:
@@ -153,12 +154,6 @@ def _draw(axes: Axes, panel: Panel) -> None:
     panel.draw(axes)
     if axes.get_xscale() == "linear" and axes.get_xlabel() in ("edits", "edit", "i", "copies"):
         axes.locator_params(axis="x", integer=True)
-
-
-def _handle(style: Style) -> Artist:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=style.colour, marker=style.mark, linestyle=style.line, markersize=5)
 
 
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from tether.analyses.points import Values, When
-from tether.report.curves import Curves, restraint_name
+from tether.report.curves import restraint_name
 from tether.report.drawing import GREY, RED, Chart, Panel, Style, curve_chart, curve_styles, numbered_style, plot, scale
 from tether.report.grid.series import Editor, rank_correlation
 
@@ -30,7 +30,7 @@ def singular_values(editor: Editor) -> Chart | None:
         names[weights[0]] += " (the worst)"
     panels = {title: {names[w]: curves[w] for w in weights if w in curves} for title, curves in found.items()}
     styles = {name: Style(RED) if i == 0 else numbered_style(i - 1) for i, name in enumerate(names.values())}
-    return _curves(editor, "spectrum", "κ, σ_max and σ_min against the number of edits", panels, styles)
+    return curve_chart(f"spectrum-{editor.id}", "κ, σ_max and σ_min against the number of edits", panels, styles, {})
 
 
 def tasks(editor: Editor) -> Chart | None:
@@ -66,18 +66,19 @@ def restrained_kappa(editor: Editor) -> Chart | None:
     weight, curves = editor.worst("kappa")
     if not any(name != "none" for name in curves):
         return None
-    styles = curve_styles(editor.restraints)
-    return _curves(editor, "kappa", "κ with and without restraints", {f"κ of {weight}": curves}, styles)
+    label, styles = "κ with and without restraints", curve_styles(editor.restraints)
+    return curve_chart(f"kappa-{editor.id}", label, {f"κ of {weight}": curves}, styles, {})
 
 
 def kappa_abilities(editor: Editor) -> Chart | None:
     """Figure 16: κ against the share of the abilities that is left."""
-    return _scatter(editor, "kappa-abilities", "κ of the worst weight", "κ", editor.kappa_and_abilities())
+    pairs = editor.beside_abilities(editor.worst("kappa")[1])
+    return _scatter(editor, "kappa-abilities", "κ of the worst weight", "κ", pairs)
 
 
 def locality_abilities(editor: Editor) -> Chart | None:
     """Section 5.5: locality against the share of the abilities that is left."""
-    pairs = editor.locality_and_abilities()
+    pairs = editor.beside_abilities(editor.measured(f"{editor.metric} locality"))
     return _scatter(editor, "locality-abilities", "Locality", "locality, percent", pairs)
 
 
@@ -167,13 +168,8 @@ def _plain_and_prune(editor: Editor) -> list[str]:
 def _measured(editor: Editor, kind: str, what: str, measures: Iterable[str], chosen: Sequence[str]) -> Chart | None:
     found = {measure: editor.measured(measure) for measure in measures}
     panels = {m: {name: curves[name] for name in chosen if name in curves} for m, curves in found.items()}
-    return _curves(editor, kind, f"{what} against the number of edits", panels, curve_styles(editor.restraints))
-
-
-def _curves(
-    editor: Editor, kind: str, label: str, panels: Mapping[str, Curves], styles: Mapping[str, Style]
-) -> Chart | None:
-    units = {title: "" if title.startswith(("κ", "σ")) else editor.tasks.get(title, "percent") for title in panels}
+    label, styles = f"{what} against the number of edits", curve_styles(editor.restraints)
+    units = dict.fromkeys(found, "percent") | editor.tasks
     return curve_chart(f"{kind}-{editor.id}", label, panels, styles, units)
 
 

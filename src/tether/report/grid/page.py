@@ -71,7 +71,8 @@ def _section(part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding
         if part.chart is not None:
             chart = part.chart(editor)
             body += [f"<h3>{escape(editor.name)}</h3>", note("Not measured.") if chart is None else _drawn(chart)]
-            charts += [] if chart is None else [chart]
+            if chart is not None:
+                charts.append(chart)
         if part.own is not None:
             body.append(part.own(editor))
         mine = [f for f in found if f.editor == editor.name and f.section == part.id]

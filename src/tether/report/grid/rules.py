@@ -176,7 +176,7 @@ def editing_improved(editor: Editor) -> Judgement:
 
 
 def locality_abilities(editor: Editor) -> Judgement:
-    return _correlated(editor.locality_and_abilities(), 1)
+    return _correlated(editor.beside_abilities(editor.measured(f"{editor.metric} locality")), 1)
 
 
 def instances_stay(editor: Editor) -> Judgement:
@@ -205,7 +205,7 @@ def log_beats_linear(editor: Editor) -> Judgement:
 
 
 def kappa_abilities(editor: Editor) -> Judgement:
-    return _correlated(editor.kappa_and_abilities(), -1)
+    return _correlated(editor.beside_abilities(editor.worst("kappa")[1]), -1)
 
 
 def multiple_beats_once(editor: Editor) -> Judgement:

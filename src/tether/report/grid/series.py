@@ -131,15 +131,8 @@ class Editor:
         found = self.bounds("sum") or self.bounds("edit")
         return max(found, key=lambda w: found[w].get("none", [Point(0, 0, None)])[-1].value, default="")
 
-    def kappa_and_abilities(self) -> list[tuple[float, float]]:
-        """(κ of the worst weight, share of the abilities kept) of every unrestrained checkpoint."""
-        return self._beside_abilities(self.worst("kappa")[1])
-
-    def locality_and_abilities(self) -> list[tuple[float, float]]:
-        """(locality, share of the abilities kept) of every unrestrained checkpoint."""
-        return self._beside_abilities(self.measured(f"{self.metric} locality"))
-
-    def _beside_abilities(self, curves: Curves) -> list[tuple[float, float]]:
+    def beside_abilities(self, curves: Curves) -> list[tuple[float, float]]:
+        """(value, share of the abilities kept) of every unrestrained checkpoint of the curves."""
         kept = self.kept().get("none", [])
         return [(p.value, q.value) for p in curves.get("none", []) if (q := at(kept, p.edits)) is not None]
 

@@ -20,7 +20,7 @@ from tether.experiment.results import StoredGrid, StoredRun
 from tether.report import write_grid_report
 from tether.report.grid import figures as grid_figures
 from tether.report.grid.findings import CLAIMS, findings
-from tether.report.grid.row_difference import FEW, contrast
+from tether.report.grid.rules import FEW, contrast
 from tether.report.grid.series import editors
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

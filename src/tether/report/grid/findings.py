@@ -9,7 +9,7 @@ from typing import Literal
 import yaml
 
 from tether.experiment.results import StoredGrid
-from tether.report.grid import row_difference, rules
+from tether.report.grid import rules
 from tether.report.grid.series import Editor, editors
 
 Word = Literal["seen", "not seen", "cannot say"]
@@ -57,8 +57,7 @@ def findings(grid: StoredGrid) -> list[Finding]:
 def _claims() -> tuple[Claim, ...]:
     """Those of claims.yaml, with numbers and words for what stands in braces."""
     found = yaml.safe_load((resources.files(__package__) / "claims.yaml").read_text(encoding="utf-8"))
-    known = {**vars(row_difference), **vars(rules)}
-    known |= {name: text.format(**known) for name, text in found["words"].items()}
+    known = vars(rules) | {name: text.format(**vars(rules)) for name, text in found["words"].items()}
     return tuple(Claim(key, **{**said, "rule": said["rule"].format(**known)}) for key, said in found["claims"].items())
 
 

@@ -5,15 +5,17 @@ do not suffice. `claims.yaml` says every rule in words, under the name of its fu
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
+from tether.analyses.points import Difference
 from tether.evaluation.statistics.compare import LEVEL
-from tether.report.curves import Curves, Point, at, last_shared
-from tether.report.grid.row_difference import Contrast, contrast, contrasts, listed
-from tether.report.grid.series import Correlation, Editor, rank_correlation
+from tether.report.curves import UNEDITED, Curves, Point, at, last_shared
+from tether.report.grid.series import Correlation, Editor, curve_name, p_text, rank_correlation
 
 Judgement = tuple[bool, str]
+Key = tuple[int, str]  # edits, restraint
 
 RISE = 1.1  # what grows by less has not grown
 MOVE = RISE - 1  # what moves by less hardly moves
@@ -22,10 +24,22 @@ LOSS = 5.0  # points of percent that an editing score may lose and be kept
 CHECKPOINTS = 5  # below which no order of ranks has p < 0.05
 EXACT = 0.01  # of N·δ_max
 INSTANCE = 25.0  # the largest instance change in table 2 without PRUNE
+ERRORS = 1.96  # standard errors that are more than chance, where no paired test is stored
+FEW = 6  # items below which no comparison is made: a small built-in text has two or three windows
 
 
 class CannotSay(Exception):  # noqa: N818 - no error: an answer
     """What is missing for a judgement."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A measure under one checkpoint and restraint against another: `sign` 1 better, -1 worse, 0 no more than chance;
+    `gain` in its own unit, better is positive."""
+
+    sign: int
+    gain: float
+    text: str
 
 
 def kappa_climbs(editor: Editor) -> Judgement:
@@ -120,9 +134,8 @@ def copies_restrained(editor: Editor) -> Judgement:
     told = f"N = {most} copies: σ̂_max {a.update_sigma_max:.3g} → {b.update_sigma_max:.3g} with {name}"
     seen = b.update_sigma_max * RISE < a.update_sigma_max
     if fewest.efficacy is not None and b.efficacy is not None:
-        _need(
-            fewest.efficacy > LOSS, f"the edit does not hold with N = {fewest.copies} (efficacy {fewest.efficacy:.1f})"
-        )
+        lost = f"the edit does not hold with N = {fewest.copies} (efficacy {fewest.efficacy:.1f})"
+        _need(fewest.efficacy > LOSS, lost)
         seen = seen and b.efficacy >= fewest.efficacy - LOSS
         told += f", efficacy {b.efficacy:.1f} ({fewest.efficacy:.1f} for N = {fewest.copies})"
     if a.perplexity is not None and b.perplexity is not None:
@@ -142,11 +155,11 @@ def abilities_fall(editor: Editor) -> Judgement:
             found.append(one)
     _need(found, "no ability was measured before and after that the unedited model has")
     fell = sum(c.sign < 0 for c in found)
-    return 2 * fell > len(found), f"{fell} of {len(found)} fell: {listed(found)}"
+    return 2 * fell > len(found), f"{fell} of {len(found)} fell: {_listed(found)}"
 
 
 def abilities_kept(editor: Editor) -> Judgement:
-    return _better(*contrasts(editor, editor.tasks, _prune(editor), "none"))
+    return _better(*_contrasts(editor, editor.tasks, _prune(editor), "none"))
 
 
 def _falls(editor: Editor, kind: str, *, from_unedited: bool) -> Judgement:
@@ -165,14 +178,14 @@ locality_falls = partial(_falls, kind="locality", from_unedited=True)
 
 
 def editing_kept(editor: Editor) -> Judgement:
-    edits, found = contrasts(editor, editor.kinds, _prune(editor), "none")
+    edits, found = _contrasts(editor, editor.kinds, _prune(editor), "none")
     _need(found, "no two rows can be compared")
     kept = all(c.sign >= 0 and c.gain >= -LOSS for c in found)
-    return kept, f"after {edits} edits {listed(found)}"
+    return kept, f"after {edits} edits {_listed(found)}"
 
 
 def editing_improved(editor: Editor) -> Judgement:
-    return _better(*contrasts(editor, editor.kinds, _prune(editor), "none"))
+    return _better(*_contrasts(editor, editor.kinds, _prune(editor), "none"))
 
 
 def locality_abilities(editor: Editor) -> Judgement:
@@ -201,7 +214,7 @@ def log_beats_linear(editor: Editor) -> Judgement:
     name, other = _prune(editor), editor.linear
     if other is None:
         raise CannotSay("no linear restraint was measured")
-    return _better(*contrasts(editor, [*editor.tasks, *editor.kinds], name, other))
+    return _better(*_contrasts(editor, [*editor.tasks, *editor.kinds], name, other))
 
 
 def kappa_abilities(editor: Editor) -> Judgement:
@@ -213,7 +226,7 @@ def multiple_beats_once(editor: Editor) -> Judgement:
     if both is None:
         raise CannotSay("no restraint was applied both once and every so many edits")
     _check_that_prune_acts(editor)
-    return _better(*contrasts(editor, [*editor.tasks, *editor.kinds], both[1], both[0]))
+    return _better(*_contrasts(editor, [*editor.tasks, *editor.kinds], both[1], both[0]))
 
 
 def _need(enough: object, message: str) -> None:
@@ -267,7 +280,7 @@ def _better(edits: int, found: Sequence[Contrast]) -> Judgement:
     """Something is better beyond chance, and nothing worse."""
     _need(found, "no two rows can be compared")
     better, worse = (sum(c.sign == sign for c in found) for sign in (1, -1))
-    told = f"better in {better}, worse in {worse} of {len(found)} after {edits} edits: {listed(found)}"
+    told = f"better in {better}, worse in {worse} of {len(found)} after {edits} edits: {_listed(found)}"
     return better > 0 and not worse, told
 
 
@@ -280,3 +293,66 @@ def _significant(found: Correlation | None, sign: int) -> Judgement:
     if found is None:
         return False, "one of the two never changes"
     return found.p < LEVEL and sign * found.rho > 0, str(found)
+
+
+def contrast(editor: Editor, measure: str, row: Key, baseline: Key) -> Contrast | None:
+    """A row against its baseline, by the paired tests that are stored, else by standard errors; None where neither
+    is, or on fewer than FEW items."""
+    curves = editor.measured(measure)
+    a, b = (at(curves.get(name, []), edits) for edits, name in (row, baseline))
+    if a is None or b is None:
+        return None
+    less_is_better = editor.tasks.get(measure) == "ppl"
+    gain = b.value - a.value if less_is_better else a.value - b.value
+    values = f"{measure} {b.value:.1f} → {a.value:.1f}"
+    stored = _stored(editor, measure, row, baseline)
+    if any(d.n < FEW for d, _ in stored):
+        return None
+    if stored:
+        signs = [_sign(d) * (1 if forward != less_is_better else -1) for d, forward in stored]
+        sign = max((1, -1), key=signs.count)
+        most, p = signs.count(sign), stored[0][0].p_holm
+        if len(signs) > 1:
+            chance = f"more than chance in {most} of {len(signs)} seeds"
+        else:
+            chance = "one item" if p is None else p_text(p)
+        return Contrast(sign if 2 * most > len(signs) else 0, gain, f"{values} ({chance})")
+    if a.stderr is None or b.stderr is None:
+        return None
+    error = math.hypot(a.stderr, b.stderr)
+    sign = 0 if abs(gain) <= ERRORS * error else int(math.copysign(1, gain))
+    return Contrast(sign, gain, f"{values} (± {error:.1f})")
+
+
+def _stored(editor: Editor, measure: str, row: Key, baseline: Key) -> list[tuple[Difference, bool]]:
+    """The stored comparisons of two rows, one a run, and whether they have them in this order."""
+    found = []
+    wanted = [(edits, name if edits else UNEDITED) for edits, name in (row, baseline)]
+    for stored in editor.runs:
+        for d in stored.analyses.differences:
+            keys = [(edits, curve_name(stored.run, edits, name)) for edits, name in (d.row, d.baseline)]
+            if d.measure == measure and keys in (wanted, wanted[::-1]):
+                found.append((d, keys == wanted))
+                break
+    return found
+
+
+def _sign(found: Difference) -> int:
+    if found.p_holm is None or found.p_holm >= LEVEL or found.mean == 0:
+        return 0
+    return 1 if found.mean > 0 else -1
+
+
+def _contrasts(editor: Editor, measures: Iterable[str], first: str, second: str) -> tuple[int, list[Contrast]]:
+    """`first` against `second` after the most edits both have, by every measure that can be compared."""
+    found: list[tuple[int, Contrast]] = []
+    for measure in measures:
+        curves = editor.measured(measure)
+        last = last_shared(curves.get(first, []), curves.get(second, []))
+        if last is not None and (one := contrast(editor, measure, (last, first), (last, second))) is not None:
+            found.append((last, one))
+    return max((last for last, _ in found), default=0), [one for _, one in found]
+
+
+def _listed(found: Sequence[Contrast]) -> str:
+    return ", ".join(c.text for c in found)

@@ -20,7 +20,7 @@ from tether.experiment.results import StoredGrid, StoredRun
 from tether.report import write_grid_report
 from tether.report.grid import figures as grid_figures
 from tether.report.grid.findings import CLAIMS, findings
-from tether.report.grid.row_difference import FEW, contrast
+from tether.report.grid.rules import FEW, contrast
 from tether.report.grid.series import editors
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -155,7 +155,7 @@ def test_the_weight_with_the_largest_kappa_is_marked() -> None:
     (editor,) = editors(grid_of(run.model_copy(update={"analyses": analyses})))
     drawn = grid_figures.singular_values(editor)
     assert drawn is not None
-    assert [name for name, _ in drawn.chart.legend] == ["lower (the worst)", WEIGHT]
+    assert [name for name, _ in drawn.legend] == ["lower (the worst)", WEIGHT]
     assert all(list(curves) == ["lower (the worst)", WEIGHT] for curves in drawn.curves.values())
 
 

@@ -32,15 +32,6 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """The three terms of the bound: of E₁₁, of E₁₂, and of E₂₁ (of the key for which it is largest)."""
-
-    e11: float
-    e12: float
-    e21: float
-
-
-@dataclass(frozen=True)
 class BoundRow:
     """The bound for one weight after some edits under some restraint, the largest over the keys. `of` is "sum" for what
     all edits did to W₀, "edit" for what the last one did to the weight it found."""
@@ -54,7 +45,7 @@ class BoundRow:
     kappa: float
     kappa_hat: float
     gamma: float
-    terms: Terms
+    terms: dict[str, float]  # of the bound: e11, e12, and e21 (of the key for which it is largest)
     bound: float
     bound_from_kappa: float | None  # with κ/γ in place of κ̂; None where γ ≤ 0 and theorem 3.2 says nothing
     errors: Errors  # of all keys
@@ -124,13 +115,13 @@ def _keys(ledger: Ledger, name: str, limit: int | None) -> tuple[list[int], Tens
 
 def _row(step: Step, label: str, name: str, of: Of, numbers: Sequence[int]) -> BoundRow:
     found, constants = step.bound, step.bound.constants
-    first, second, third = found.terms
+    e11, e12, e21 = found.terms
     done = torch.tensor(numbers) <= step.edits
     error, total = found.error.cpu(), found.total.cpu()
     edited, others = (Errors.of(some) if len(some) else None for some in (error[done], error[~done]))
     return BoundRow(
         step.edits, label, name, of, constants.norm, step.update_norm, constants.kappa, constants.kappa_hat,
-        constants.gamma, Terms(first, second, float(third.max())), float(total.max()),
+        constants.gamma, {"e11": e11, "e12": e12, "e21": float(e21.max())}, float(total.max()),
         None if found.from_kappa is None else float(found.from_kappa.max()),
         Errors.of(error), edited, others, bool((error <= total + 1e-9).all()),
     )  # fmt: skip

@@ -29,7 +29,7 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
         return []
     edit, fact, update = next((one for one in edits if _efficacy(model, *one) == 100), edits[0])
     spectra = {name: Spectrum(model.original(name)) for name in update}
-    delta_max = max(_sigma_max(one) for one in update.values())
+    delta_max = max(float(one.singular_values()[0]) for one in update.values())
     abilities = AbilityRun(model, ability_tasks([PERPLEXITY], ability_data()))
 
     def measured(carried: dict[str, LowRank]) -> tuple[float, float | None]:
@@ -48,12 +48,11 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
             }
             acts = any(held[name] is not many[name] for name in many)
             ppl, efficacy = measured(held) if acts else unrestrained
-            point = CopiesPoint(
+            points.append(CopiesPoint(
                 copies=number, restraint=str(restraint), delta_max=delta_max, perplexity=ppl, efficacy=efficacy,
-                update_sigma_max=max(_sigma_max(one) for one in held.values()),
+                update_sigma_max=max(float(one.singular_values()[0]) for one in held.values()),
                 kappa=max(spectra[name].of(one).kappa for name, one in held.items()),
-            )  # fmt: skip
-            points.append(point)
+            ))  # fmt: skip
     return points
 
 
@@ -75,7 +74,3 @@ def _from_the_middle(ledger: Ledger) -> list[tuple[int, Fact, dict[str, LowRank]
     found.sort(key=lambda one: (math.hypot(*(part.norm() for part in one[2].values())), one[0]))
     middle = len(found) // 2
     return [found[place] for place in sorted(range(len(found)), key=lambda place: (abs(place - middle), place))]
-
-
-def _sigma_max(update: LowRank) -> float:
-    return float(update.singular_values()[0])

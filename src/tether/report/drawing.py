@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tether.errors import MissingExtraError
+from tether.report.curves import Curves, restraint_name
 from tether.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -36,6 +37,10 @@ class Style:
     mark: str = "o"
     line: str = "-"
 
+    @property
+    def look(self) -> dict[str, Any]:
+        return {"color": self.colour, "marker": self.mark, "linestyle": self.line}
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -48,12 +53,13 @@ class Panel:
 @dataclass(frozen=True)
 class Chart:
     """Panels that share a legend. `name`, unlike any other on the page, begins its ids and names its files; `label`
-    says what it shows to somebody who does not see it."""
+    says what it shows to somebody who does not see it. `curves`: the numbers drawn, by panel."""
 
     name: str
     label: str
     panels: Sequence[Panel]
     legend: Sequence[tuple[str, Style]] = ()
+    curves: Mapping[str, Curves] = field(default_factory=dict)
 
     def elements(self) -> list[str]:
         """An svg element for every panel. Raises MissingExtraError without matplotlib."""
@@ -66,11 +72,11 @@ class Chart:
             found.append(_element(buffer.getvalue(), name, f"{self.label}: {panel.title}".removesuffix(": ")))
         return found
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write `NAME.svg` and `NAME.png` with all panels and the legend to the folder; returns both."""
+    def save(self, folder: Path) -> None:
+        """Write `NAME.svg` and `NAME.png` with all panels and the legend to the folder, which is made."""
+        folder.mkdir(parents=True, exist_ok=True)
         columns = min(_COLUMNS, len(self.panels))
         lines = -(-len(self.panels) // columns)
-        files = []
         with _figure(self.name, (_SIZE[0] * columns, _SIZE[1] * lines + 0.3 * bool(self.legend))) as figure:
             every = figure.subplots(lines, columns, squeeze=False).ravel()
             for axes, panel in zip(every, self.panels, strict=False):
@@ -78,14 +84,14 @@ class Chart:
             for axes in every[len(self.panels) :]:
                 axes.set_axis_off()
             if self.legend:
-                names, handles = [name for name, _ in self.legend], [_handle(style) for _, style in self.legend]
-                figure.legend(handles, names, loc="outside upper center", ncols=min(2 * columns, len(names)))
+                from matplotlib.lines import Line2D
+
+                handles = [Line2D([], [], **style.look, markersize=5, label=name) for name, style in self.legend]
+                figure.legend(handles=handles, loc="outside upper center", ncols=min(2 * columns, len(handles)))
             for form, options in (("svg", {"metadata": _NO_METADATA}), ("png", {"dpi": 150})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=form, **options)
-                files.append(folder / f"{self.name}.{form}")
-                write_atomically(files[-1], buffer.getvalue())
-        return files
+                write_atomically(folder / f"{self.name}.{form}", buffer.getvalue())
 
 
 def curve_styles(labels: Iterable[str]) -> dict[str, Style]:
@@ -99,15 +105,9 @@ def numbered_style(number: int) -> Style:
     return Style(_OTHERS[number % len(_OTHERS)], _MARKS[number % len(_MARKS)])
 
 
-def restraint_name(restraint: str) -> str:
-    """How a row's restraint is called on the page."""
-    return "no restraint" if restraint == "none" else restraint
-
-
 def plot(axes: Axes, x: Sequence[float], y: Sequence[float], style: Style, errors: Sequence[float] = ()) -> None:
     """A curve with error bars where there are any."""
-    look: dict[str, Any] = {"color": style.colour, "marker": style.mark, "linestyle": style.line}
-    axes.errorbar(x, y, errors if any(errors) else None, **look, markersize=4.5, linewidth=1.4, capsize=2)
+    axes.errorbar(x, y, errors if any(errors) else None, **style.look, markersize=4.5, linewidth=1.4, capsize=2)
 
 
 def scale(axes: Axes, values: Iterable[float], axis: str = "y") -> None:
@@ -123,17 +123,37 @@ def scale(axes: Axes, values: Iterable[float], axis: str = "y") -> None:
     line.set_minor_formatter("{x:g}" if between else "")
 
 
+def curve_chart(
+    name: str, label: str, curves: Mapping[str, Curves], styles: Mapping[str, Style], units: Mapping[str, str]
+) -> Chart | None:
+    """A panel for each title that has curves; None where none has. `units`: percent, ppl, or what an axis says, by
+    title."""
+    curves = {title: some for title, some in curves.items() if some}
+    panels = [Panel(title, partial(_draw_curves, some, styles, units.get(title, ""))) for title, some in curves.items()]
+    drawn = {name for some in curves.values() for name in some}
+    legend = [(restraint_name(name), style) for name, style in styles.items() if name in drawn]
+    return Chart(name, label, panels, legend, curves) if panels else None
+
+
+def _draw_curves(curves: Curves, styles: Mapping[str, Style], unit: str, axes: Axes) -> None:
+    """Curves with their error bars: percent from 0, anything else on a logarithmic axis where it spans much."""
+    points = [point for curve in curves.values() for point in curve]
+    for name, curve in curves.items():
+        errors = [p.stderr or 0.0 for p in curve]
+        plot(axes, [p.edits for p in curve], [p.value for p in curve], styles[name], errors)
+    if unit == "percent":
+        top = max(p.value + (p.stderr or 0.0) for p in points)
+        axes.set_ylim(min(0.0, *(p.value for p in points)), 1.06 * top if top > 0 else 1.0)
+    else:
+        scale(axes, [p.value for p in points])
+    axes.set(xlabel="edits", ylabel="perplexity" if unit == "ppl" else unit)
+
+
 def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_title(panel.title)
     panel.draw(axes)
     if axes.get_xscale() == "linear" and axes.get_xlabel() in ("edits", "edit", "i", "copies"):
         axes.locator_params(axis="x", integer=True)
-
-
-def _handle(style: Style) -> Artist:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=style.colour, marker=style.mark, linestyle=style.line, markersize=5)
 
 
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))

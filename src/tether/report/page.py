@@ -1,23 +1,18 @@
 """The pieces of an HTML page that needs nothing beside it: no script, no network, legible on a phone."""
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from pathlib import Path
+from string import Template
 
 from tether.errors import BadSettingsError
 from tether.report.drawing import Chart
 from tether.storage.atomic import write_atomically
 
-_GENERATOR = '<meta name="generator" content="tether">'
-_HEAD = (
-    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-    '<meta name="viewport" content="width=device-width, initial-scale=1">',
-    _GENERATOR,
-)
+_GENERATOR = b'<meta name="generator" content="tether">'  # in page.html
 _SIGNS = {"o": "●", "s": "■", "D": "◆", "^": "▲", "v": "▼", "P": "✚", "X": "✖", "x": "×", "": ""}
 _LINES = {"-": "—", "--": "╌", ":": "··", "": ""}
 
@@ -38,18 +33,19 @@ class Section:
 
 def check_own(to: Path) -> None:
     """Raise BadSettingsError where `to` is a file that tether did not write."""
-    if to.exists() and not (to.is_file() and _GENERATOR.encode() in to.read_bytes()):
+    if to.exists() and not (to.is_file() and _GENERATOR in to.read_bytes()):
         raise BadSettingsError(f"{to} exists and is no report of tether: name another place, or move it away")
 
 
-def write_page(to: Path, title: str, top: Iterable[str], sections: Sequence[Section]) -> Path:
-    """Write a page with a table of contents to a file, whole or not at all; its folder is made. Returns the file."""
-    contents = "".join(f'<li><a href="#{s.id}">{escape(s.title)}</a></li>' for s in sections)
-    nav = f'</header>\n<nav aria-label="Contents"><ol>{contents}</ol></nav>\n<main>'
-    parts = [f"<header><h1>{escape(title)}</h1>", *top, nav, *(section.html() for section in sections), "</main>"]
-    css = (resources.files(__package__) / "page.css").read_text(encoding="utf-8")
-    page = "\n".join([*_HEAD, f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>",
-                      *filter(None, parts), "</body>\n</html>\n"])  # fmt: skip
+def write_page(to: Path, title: str, about: str, sections: Sequence[Section]) -> Path:
+    """Write a page with a table of contents to a file, whole or not at all; its folder is made. Returns the file.
+    `about`: what stands under the title."""
+    page = Template((resources.files(__package__) / "page.html").read_text(encoding="utf-8")).substitute(
+        title=escape(title),
+        about=note(about),
+        contents="".join(f'<li><a href="#{s.id}">{escape(s.title)}</a></li>' for s in sections),
+        sections="\n".join(section.html() for section in sections),
+    )
     to.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(to, page.encode())
     return to
@@ -107,15 +103,3 @@ def note(text: str) -> str:
 def details(summary: str, *parts: str) -> str:
     """HTML that shows itself when asked for."""
     return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
-
-
-def markdown(text: str) -> str:
-    """Paragraphs, lists and **bold**: what the note on misuse is written in."""
-    parts = []
-    for block in re.split(r"\n\s*\n", text):
-        bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(block), flags=re.DOTALL)
-        first, *items = re.split(r"(?:^|\n)- ", bold)
-        parts.append(f"<p>{first}</p>" if first else "")
-        if items:
-            parts.append("<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>")
-    return "\n".join(part for part in parts if part)

@@ -1,26 +1,14 @@
-"""Charts of an editor of a grid; None where nothing was measured. Every chart knows the numbers it is drawn from."""
+"""Charts of an editor of a grid; None where nothing was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from tether.analyses.points import Values, When
-from tether.report.curves import Curves, curve_legend, curve_panels
-from tether.report.drawing import (
-    GREY,
-    RED,
-    Chart,
-    Panel,
-    Style,
-    curve_styles,
-    numbered_style,
-    plot,
-    restraint_name,
-    scale,
-)
+from tether.report.curves import restraint_name
+from tether.report.drawing import GREY, RED, Chart, Panel, Style, curve_chart, curve_styles, numbered_style, plot, scale
 from tether.report.grid.series import Editor, rank_correlation
 
 if TYPE_CHECKING:
@@ -31,15 +19,7 @@ _SILENT = Style("black", "x", "")
 _WEIGHTS = 9  # curves of weights in one panel, as many as MEND edits; of more the worst ones are drawn
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A chart and the curves in it, by panel."""
-
-    chart: Chart
-    curves: Mapping[str, Curves]
-
-
-def singular_values(editor: Editor) -> Drawn | None:
+def singular_values(editor: Editor) -> Chart | None:
     """Figure 2: κ, σ_max and σ_min of the edited weights without a restraint."""
     fields = {"kappa": "κ", "sigma_max": "σ_max", "sigma_min": "σ_min"}
     found = {title: {w: curves["none"] for w, curves in editor.spectra(field).items() if "none" in curves}
@@ -50,68 +30,59 @@ def singular_values(editor: Editor) -> Drawn | None:
         names[weights[0]] += " (the worst)"
     panels = {title: {names[w]: curves[w] for w in weights if w in curves} for title, curves in found.items()}
     styles = {name: Style(RED) if i == 0 else numbered_style(i - 1) for i, name in enumerate(names.values())}
-    return _curves(editor, "spectrum", "κ, σ_max and σ_min against the number of edits", panels, styles)
+    return curve_chart(f"spectrum-{editor.id}", "κ, σ_max and σ_min against the number of edits", panels, styles, {})
 
 
-def update_sizes(editor: Editor) -> list[tuple[int, float, float]]:
-    """Table 1: (N, largest σ̂_max over weights relative to m, that σ̂_max) without a restraint."""
-    weight, curves = editor.worst("update_sigma_max")
-    return [(p.edits, p.value / editor.m[weight], p.value) for p in curves.get("none", []) if p.edits]
-
-
-def tasks(editor: Editor) -> Drawn | None:
+def tasks(editor: Editor) -> Chart | None:
     """Figures 3, 7-9: general abilities against edits, without a restraint and with PRUNE."""
-    label = "General abilities against the number of edits"
-    return _measured(editor, "tasks", label, editor.tasks, _plain_and_prune(editor))
+    return _measured(editor, "tasks", "General abilities", editor.tasks, _plain_and_prune(editor))
 
 
-def editing(editor: Editor) -> Drawn | None:
+def editing(editor: Editor) -> Chart | None:
     """Figures 4, 10-12: editing scores against edits, without a restraint and with PRUNE."""
-    label = "Editing scores against the number of edits"
-    return _measured(editor, "editing", label, editor.kinds, _plain_and_prune(editor))
+    return _measured(editor, "editing", "Editing scores", editor.kinds, _plain_and_prune(editor))
 
 
-def log_and_linear(editor: Editor) -> Drawn | None:
+def log_and_linear(editor: Editor) -> Chart | None:
     """Figures 13, 14: abilities and editing scores under all restraints applied once; None without a linear one."""
     if editor.linear is None:
         return None
     once = [name for name in editor.restraints if " every " not in name]
-    label = "Restraints applied once, against the number of edits"
-    return _measured(editor, "linear", label, [*editor.tasks, *editor.kinds], once)
+    return _measured(editor, "linear", "Restraints applied once,", [*editor.tasks, *editor.kinds], once)
 
 
-def multiple(editor: Editor) -> Drawn | None:
+def multiple(editor: Editor) -> Chart | None:
     """Table 6 as curves: a restraint applied once and every so many edits."""
     every = [name for name in editor.restraints if " every " in name]
     if not every:
         return None
     chosen = ["none", *(once for name in every if (once := name.split(" every ")[0]) != "none"), *every]
-    label = "Restraints applied once and every so many edits, against the number of edits"
-    return _measured(editor, "multiple", label, [*editor.tasks, *editor.kinds], chosen)
+    what = "Restraints applied once and every so many edits,"
+    return _measured(editor, "multiple", what, [*editor.tasks, *editor.kinds], chosen)
 
 
-def restrained_kappa(editor: Editor) -> Drawn | None:
+def restrained_kappa(editor: Editor) -> Chart | None:
     """Figure 15: κ of the worst weight under every restraint."""
     weight, curves = editor.worst("kappa")
     if not any(name != "none" for name in curves):
         return None
-    styles = curve_styles(editor.restraints)
-    return _curves(editor, "kappa", "κ with and without restraints", {f"κ of {weight}": curves}, styles)
+    label, styles = "κ with and without restraints", curve_styles(editor.restraints)
+    return curve_chart(f"kappa-{editor.id}", label, {f"κ of {weight}": curves}, styles, {})
 
 
-def kappa_abilities(editor: Editor) -> Drawn | None:
+def kappa_abilities(editor: Editor) -> Chart | None:
     """Figure 16: κ against the share of the abilities that is left."""
-    label = "κ of the worst weight against general abilities kept"
-    return _scatter(editor, "kappa-abilities", label, "κ", editor.kappa_and_abilities())
+    pairs = editor.beside_abilities(editor.worst("kappa")[1])
+    return _scatter(editor, "kappa-abilities", "κ of the worst weight", "κ", pairs)
 
 
-def locality_abilities(editor: Editor) -> Drawn | None:
+def locality_abilities(editor: Editor) -> Chart | None:
     """Section 5.5: locality against the share of the abilities that is left."""
-    label = "Locality against general abilities kept"
-    return _scatter(editor, "locality-abilities", label, "locality, percent", editor.locality_and_abilities())
+    pairs = editor.beside_abilities(editor.measured(f"{editor.metric} locality"))
+    return _scatter(editor, "locality-abilities", "Locality", "locality, percent", pairs)
 
 
-def values(editor: Editor) -> Drawn | None:
+def values(editor: Editor) -> Chart | None:
     """Figure 5: the values of the first facts when edited, after all edits, and after all edits restrained."""
     styles = curve_styles(editor.restraints)
     edited, end = Style(GREY, "o", ""), Style(styles["none"].colour, "^", "")
@@ -132,14 +103,14 @@ def values(editor: Editor) -> Drawn | None:
     if not panels:
         return None
     label = "Values of the first facts in the plane of their two principal components"
-    return Drawn(Chart(f"values-{editor.id}", label, panels, list(legend.items())), {})
+    return Chart(f"values-{editor.id}", label, panels, list(legend.items()))
 
 
 def _places(found: Values, when: When, restraint: str | None = None) -> list[tuple[float, float]]:
     return [(p.x, p.y) for p in found.points if p.when == when and restraint in (None, p.restraint)]
 
 
-def repeated_update(editor: Editor) -> Drawn | None:
+def repeated_update(editor: Editor) -> Chart | None:
     """Section 4: N copies of one update."""
     names = dict.fromkeys(p.restraint for stored in editor.runs for p in stored.analyses.copies)
     if not names:
@@ -156,36 +127,37 @@ def repeated_update(editor: Editor) -> Drawn | None:
         if any(points for _, points in lines):
             panels.append(Panel(title, partial(_lines, lines, "copies", "", field == "perplexity")))
     legend = [(restraint_name(name), style) for name, style in styles.items() if name in (*names, "N·δ_max")]
-    return Drawn(Chart(f"copies-{editor.id}", "N copies of one update", panels, legend), {})
+    return Chart(f"copies-{editor.id}", "N copies of one update", panels, legend)
 
 
-def perturbation_bound(editor: Editor) -> Drawn | None:
+def perturbation_bound(editor: Editor) -> Chart | None:
     """Section 3: the bound and the largest actual relative error; where γ ≤ 0 theorem 3.2 says nothing."""
     weight = editor.worst_bound()
-    styles, drawn = curve_styles(editor.restraints), {}
+    styles = curve_styles(editor.restraints)
     panels: list[Panel] = []
+    drawn: dict[str, Style] = {}
     for of, title in (("sum", "A = W₀, E = ΣΔW"), ("edit", "A = W_(j-1), E = ΔW_j")):
-        lines = []
         bound, error, gamma = (editor.bounds(of, field).get(weight, {}) for field in ("bound", "error_max", "gamma"))
+        lines: list[tuple[Style, _Places]] = []
         for name in filter(bound.__contains__, _plain_and_prune(editor)):
-            style, silent = styles[name], {p.edits for p in gamma.get(name, []) if p.value <= 0}
-            points = [(p.edits, p.value) for p in bound[name]]
-            for label, one, line in (
-                (f"bound, {restraint_name(name)}", Style(style.colour, style.mark, "-"), points),
-                (f"largest error, {restraint_name(name)}", Style(style.colour, "", ":"),
-                 [(p.edits, p.value) for p in error.get(name, [])]),
+            silent = {p.edits for p in gamma.get(name, []) if p.value <= 0}
+            points, errors = ([(p.edits, p.value) for p in curves.get(name, [])] for curves in (bound, error))
+            colour, mark = styles[name].colour, styles[name].mark
+            for label, style, line in (
+                (f"bound, {restraint_name(name)}", Style(colour, mark), points),
+                (f"largest error, {restraint_name(name)}", Style(colour, "", ":"), errors),
                 ("γ ≤ 0", _SILENT, [point for point in points if point[0] in silent]),
-            ):  # fmt: skip
-                lines.append((one, line))
+            ):
+                lines.append((style, line))
                 if line:
-                    drawn[label] = one
+                    drawn[label] = style
         if lines:
             panels.append(Panel(title, partial(_lines, lines, "edits", "relative error", True)))
     if not panels:
         return None
     label = f"Bound on the relative perturbation of the keys, and the largest actual one, {weight}"
     legend = sorted(drawn.items(), key=lambda named: named[1] == _SILENT)
-    return Drawn(Chart(f"bound-{editor.id}", label, panels, legend), {})
+    return Chart(f"bound-{editor.id}", label, panels, legend)
 
 
 def _plain_and_prune(editor: Editor) -> list[str]:
@@ -193,21 +165,12 @@ def _plain_and_prune(editor: Editor) -> list[str]:
     return editor.restraints if editor.prune is None else ["none", editor.prune]
 
 
-def _measured(editor: Editor, kind: str, label: str, measures: Iterable[str], chosen: Sequence[str]) -> Drawn | None:
+def _measured(editor: Editor, kind: str, what: str, measures: Iterable[str], chosen: Sequence[str]) -> Chart | None:
     found = {measure: editor.measured(measure) for measure in measures}
     panels = {m: {name: curves[name] for name in chosen if name in curves} for m, curves in found.items()}
-    return _curves(editor, kind, label, panels, curve_styles(editor.restraints))
-
-
-def _curves(
-    editor: Editor, kind: str, label: str, panels: Mapping[str, Curves], styles: Mapping[str, Style]
-) -> Drawn | None:
-    panels = {title: curves for title, curves in panels.items() if curves}
-    if not panels:
-        return None
-    units = {title: "" if title.startswith(("κ", "σ")) else editor.tasks.get(title, "percent") for title in panels}
-    names = curve_legend(panels.values(), styles)
-    return Drawn(Chart(f"{kind}-{editor.id}", label, curve_panels(panels, styles, units), names), panels)
+    label, styles = f"{what} against the number of edits", curve_styles(editor.restraints)
+    units = dict.fromkeys(found, "percent") | editor.tasks
+    return curve_chart(f"{kind}-{editor.id}", label, panels, styles, units)
 
 
 def _lines(lines: Sequence[tuple[Style, _Places]], x: str, y: str, logarithmic: bool, axes: Axes) -> None:
@@ -225,7 +188,7 @@ def _plane(groups: Sequence[tuple[Style, _Places]], explained: tuple[float, floa
     axes.set(xlabel=f"component 1 ({explained[0]:.0%})", ylabel=f"component 2 ({explained[1]:.0%})")
 
 
-def _scatter(editor: Editor, kind: str, label: str, x: str, pairs: _Places) -> Drawn | None:
+def _scatter(editor: Editor, kind: str, what: str, x: str, pairs: _Places) -> Chart | None:
     if not pairs:
         return None
     found = rank_correlation([a for a, _ in pairs], [b for _, b in pairs])
@@ -238,4 +201,4 @@ def _scatter(editor: Editor, kind: str, label: str, x: str, pairs: _Places) -> D
         axes.set(xlabel=x, ylabel="abilities kept, percent")
         axes.set_ylim(bottom=0)
 
-    return Drawn(Chart(f"{kind}-{editor.id}", label, [Panel(title, draw)]), {})
+    return Chart(f"{kind}-{editor.id}", f"{what} against general abilities kept", [Panel(title, draw)])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tether.experiment.results import StoredGrid
 from tether.report.curves import at, last_shared
+from tether.report.drawing import Chart
 from tether.report.grid import figures
-from tether.report.grid.figures import Drawn
 from tether.report.grid.findings import CLAIMS, Finding, findings
 from tether.report.grid.series import Editor, editors
 from tether.report.page import Cell, Section, check_own, details, figure, n, note, plain, table, write_page
@@ -18,12 +18,11 @@ _CLASSES = {"seen": "yes", "not seen": "no", "cannot say": "open"}
 
 @dataclass(frozen=True)
 class _Part:
-    """A section: claims it decides, the chart of an editor, and tables of an editor and of all of them."""
+    """A section: the chart of an editor, a table under it, and a table of all editors."""
 
     id: str
     title: str
-    claims: tuple[str, ...]
-    chart: Callable[[Editor], Drawn | None] | None = None
+    chart: Callable[[Editor], Chart | None] | None = None
     own: Callable[[Editor], str] | None = None
     shared: Callable[[Sequence[Editor]], str] | None = None
 
@@ -37,19 +36,16 @@ def write_grid_report(grid: StoredGrid, to: str | Path) -> Path:
     to = Path(to)
     check_own(to / "index.html")
     found, all_editors = findings(grid), editors(grid)
-    drawn: list[Drawn] = []
+    charts: list[Chart] = []
     sections = [
         Section("findings", "Findings", [_findings_table(found, all_editors)]),
-        *(_section(part, all_editors, found, drawn) for part in _PARTS),
+        *(_section(part, all_editors, found, charts) for part in _PARTS),
         Section("not-shown", "What is not shown", _not_shown(found)),
         Section("provenance", "Where the numbers come from", _provenance(grid)),
     ]
-    if drawn:
-        (to / "figures").mkdir(parents=True, exist_ok=True)
-    for one in drawn:
-        one.chart.save(to / "figures")
-    title = grid.title or grid.name
-    return write_page(to / "index.html", title, [note(_about(grid, all_editors))], sections)
+    for chart in charts:
+        chart.save(to / "figures")
+    return write_page(to / "index.html", grid.title or grid.name, _about(grid, all_editors), sections)
 
 
 def _about(grid: StoredGrid, found: Sequence[Editor]) -> str:
@@ -62,9 +58,9 @@ def _about(grid: StoredGrid, found: Sequence[Editor]) -> str:
     )
 
 
-def _section(part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding], drawn: list[Drawn]) -> Section:
-    """A section's HTML; its charts are added to `drawn`."""
-    claims = [claim for claim in CLAIMS if claim.key in part.claims]
+def _section(part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding], charts: list[Chart]) -> Section:
+    """A section's HTML; its charts are added to `charts`."""
+    claims = [claim for claim in CLAIMS if claim.section == part.id]
     body = [
         f'<p class="rule"><strong>{escape(c.name)}</strong> ({escape(c.place)}). Rule: {escape(c.rule)}</p>'
         for c in claims
@@ -72,34 +68,30 @@ def _section(part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding
     if part.shared is not None:
         body.append(part.shared(all_editors))
     for editor in all_editors:
-        if part.chart is not None or part.own is not None:
-            body.append(f"<h3>{escape(editor.name)}</h3>")
         if part.chart is not None:
-            one = part.chart(editor)
-            if one is None:
-                body.append(note("Not measured."))
-            else:
-                drawn.append(one)
-                files = "figures/" + one.chart.name
-                links = f' (<a href="{files}.svg">SVG</a>, <a href="{files}.png">PNG</a>)'
-                body += [figure(one.chart, links), _numbers(one)]
+            chart = part.chart(editor)
+            body += [f"<h3>{escape(editor.name)}</h3>", note("Not measured.") if chart is None else _drawn(chart)]
+            if chart is not None:
+                charts.append(chart)
         if part.own is not None:
             body.append(part.own(editor))
-        mine = [f for f in found if f.editor == editor.name and f.key in part.claims]
+        mine = [f for f in found if f.editor == editor.name and f.section == part.id]
         body += [_verdict(f, named=len(claims) > 1) for f in mine]
     if not all_editors:
         body.append(note("Not measured."))
     return Section(part.id, part.title, body)
 
 
-def _numbers(drawn: Drawn) -> str:
-    """The points of a chart as a table."""
+def _drawn(chart: Chart) -> str:
+    """A chart with links to its files, and its points as a table."""
     lines: list[list[Cell]] = [
         [panel, name, n(p.edits), n(plain(p.value)), n(plain(p.stderr, ".2g")), n(p.seeds)]
-        for panel, curves in drawn.curves.items() for name, points in curves.items() for p in points
+        for panel, curves in chart.curves.items() for name, points in curves.items() for p in points
     ]  # fmt: skip
     head = ["measure", "curve", "edits", "value", "standard error", "seeds"]
-    return details("The numbers", table(head, lines)) if lines else ""
+    files = f"figures/{chart.name}"
+    html = figure(chart, f' (<a href="{files}.svg">SVG</a>, <a href="{files}.png">PNG</a>)')
+    return f"{html}\n{details('The numbers', table(head, lines))}" if lines else html
 
 
 def _verdict(found: Finding, *, named: bool) -> str:
@@ -157,12 +149,14 @@ def _provenance(grid: StoredGrid) -> list[str]:
 
 def _sizes(all_editors: Sequence[Editor]) -> str:
     """Table 1, at the numbers of edits that have rows (the figures have more)."""
-    rows = {e.name: {row.edits for _, _, row in e.rows()} for e in all_editors}
     found: dict[str, dict[int, str]] = {}
     for e in all_editors:
-        for edits, ratio, size in figures.update_sizes(e):
-            if edits in rows[e.name]:
-                found.setdefault(e.name, {})[edits] = f"{size:.2f} ({ratio:.2f} m)"
+        weight, curves = e.worst("update_sigma_max")
+        rows = {row.edits for _, _, row in e.rows()}
+        for p in curves.get("none", []):
+            if p.edits and p.edits in rows:
+                size = f"{p.value:.2f} ({p.value / e.m[weight]:.2f} m)"
+                found.setdefault(e.name, {})[p.edits] = size
     every = sorted({edits for sizes in found.values() for edits in sizes})
     lines = [[n(edits), *(n(sizes.get(edits, "–")) for sizes in found.values())] for edits in every]
     return table(["N", *found], lines) + (
@@ -227,25 +221,17 @@ def _concepts(all_editors: Sequence[Editor]) -> str:
 
 
 _PARTS = (
-    _Part("condition", "Condition number and singular values (figure 2)", ("kappa-climbs", "sigma-min-stays"),
-          figures.singular_values),
-    _Part("sizes", "Size of the summed updates (table 1)", ("update-grows",), shared=_sizes),
-    _Part("tasks", "General abilities (figures 3, 7-9)", ("abilities-fall", "abilities-kept"), figures.tasks),
-    _Part("editing", "Editing performance (figures 4, 10-12)",
-          ("forgotten", "locality-falls", "editing-kept", "editing-improved"), figures.editing),
-    _Part("linear", "Linear against log (figures 13, 14)", ("log-beats-linear",), figures.log_and_linear),
-    _Part("multiple", "PRUNE once and several times (table 6)", ("multiple-beats-once",), figures.multiple,
-          own=_once_against_multiple),
-    _Part("restrained", "Condition number with PRUNE (figure 15)", ("kappa-restrained",), figures.restrained_kappa),
-    _Part("kappa-abilities", "Condition number and abilities (figure 16)", ("kappa-abilities",),
-          figures.kappa_abilities),
-    _Part("values", "Values of edited facts (figure 5)", ("values-closer",), figures.values, own=_shifts),
-    _Part("locality-abilities", "Locality and abilities (section 5.5)", ("locality-abilities",),
-          figures.locality_abilities),
-    _Part("copies", "Copies of one update (section 4)", ("copies-add-up", "copies-restrained"),
-          figures.repeated_update),
-    _Part("bound", "The perturbation bound (section 3)",
-          ("bound-holds", "edit-bound-grows", "sum-bound-grows", "bound-restrained"), figures.perturbation_bound,
-          own=_bound_table),
-    _Part("concepts", "Concepts and their instances (table 2)", ("instances-stay",), shared=_concepts),
-)  # fmt: skip
+    _Part("condition", "Condition number and singular values (figure 2)", figures.singular_values),
+    _Part("sizes", "Size of the summed updates (table 1)", shared=_sizes),
+    _Part("tasks", "General abilities (figures 3, 7-9)", figures.tasks),
+    _Part("editing", "Editing performance (figures 4, 10-12)", figures.editing),
+    _Part("linear", "Linear against log (figures 13, 14)", figures.log_and_linear),
+    _Part("multiple", "PRUNE once and several times (table 6)", figures.multiple, _once_against_multiple),
+    _Part("restrained", "Condition number with PRUNE (figure 15)", figures.restrained_kappa),
+    _Part("kappa-abilities", "Condition number and abilities (figure 16)", figures.kappa_abilities),
+    _Part("values", "Values of edited facts (figure 5)", figures.values, _shifts),
+    _Part("locality-abilities", "Locality and abilities (section 5.5)", figures.locality_abilities),
+    _Part("copies", "Copies of one update (section 4)", figures.repeated_update),
+    _Part("bound", "The perturbation bound (section 3)", figures.perturbation_bound, _bound_table),
+    _Part("concepts", "Concepts and their instances (table 2)", shared=_concepts),
+)

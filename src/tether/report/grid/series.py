@@ -7,7 +7,7 @@ in the seed alone are one curve of means, with standard errors over seeds; of on
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -20,7 +20,7 @@ from tether.evaluation.metrics.base import KINDS, reported_by
 from tether.evaluation.metrics.instance_change import INSTANCE_CHANGE
 from tether.evaluation.results import Ability, Row
 from tether.experiment.results import Run, StoredGrid, StoredRun
-from tether.report.curves import UNEDITED, Curves, Estimate, Point, Sample, at, gather
+from tether.report.curves import UNEDITED, Curves, Estimate, Point, Sample, at, estimate, gather
 
 _EXACT = 7  # points up to which a rank correlation's p counts every order
 
@@ -43,29 +43,18 @@ class Editor:
         """Every row that belongs to a curve, with the curve's name."""
         for stored in self.runs:
             for row in stored.rows:
-                name = UNEDITED if row.edits == 0 else curve_name(stored.run, row.restraint)
+                name = curve_name(stored.run, row.edits, row.restraint)
                 if name is not None:
                     yield stored.run, name, row
 
     def spectra(self, field: str) -> dict[str, Curves]:
         """weight -> curves of a field of SpectrumPoint."""
-        return self._by_weight(spectrum, field)
+        return _by_weight(((stored.run, p) for stored in self.runs for p in spectrum(stored)), field)
 
     def bounds(self, of: str, field: str = "bound") -> dict[str, Curves]:
         """weight -> curves of a field of BoundPoint, of the "sum" or of single edits ("edit")."""
-        return self._by_weight(lambda stored: [p for p in stored.analyses.bound if p.of == of], field)
-
-    def _by_weight(
-        self, points: Callable[[StoredRun], Sequence[SpectrumPoint | BoundPoint]], field: str
-    ) -> dict[str, Curves]:
-        samples: dict[str, list[Sample]] = {}
-        for stored in self.runs:
-            for point in points(stored):
-                name = UNEDITED if point.edits == 0 else curve_name(stored.run, point.restraint)
-                value = getattr(point, field)
-                if name is not None and value is not None:
-                    samples.setdefault(point.weight, []).append((name, point.edits, stored.run.seed, (value, None)))
-        return {weight: gather(found) for weight, found in samples.items()}
+        found = ((stored.run, p) for stored in self.runs for p in stored.analyses.bound if p.of == of)
+        return _by_weight(found, field)
 
     @property
     def m(self) -> dict[str, float]:
@@ -95,8 +84,7 @@ class Editor:
 
     def measured(self, measure: str) -> Curves:
         """Curves of an ability's name, or of a metric and kind (`compare locality`)."""
-        found = ((name, row.edits, run.seed, estimate(row, measure)) for run, name, row in self.rows())
-        return gather((name, edits, seed, v) for name, edits, seed, v in found if v is not None)
+        return gather((name, row.edits, run.seed, estimate(row, measure)) for run, name, row in self.rows())
 
     def kept(self) -> Curves:
         """The mean over abilities of the share of the unedited model's score that is left, in percent (for the
@@ -107,8 +95,7 @@ class Editor:
             if name == UNEDITED and row.abilities:
                 starts.setdefault(run.seed, row)
         rows = [(name, run.seed, row) for run, name, row in self.rows() if run.seed in starts]
-        found = ((name, row.edits, seed, _kept(row, starts[seed])) for name, seed, row in rows)
-        return gather((name, edits, seed, v) for name, edits, seed, v in found if v is not None)
+        return gather((name, row.edits, seed, _kept(row, starts[seed])) for name, seed, row in rows)
 
     def instance_changes(self) -> Curves:
         """Instance change (ConceptEdit), in points of percent."""
@@ -144,15 +131,8 @@ class Editor:
         found = self.bounds("sum") or self.bounds("edit")
         return max(found, key=lambda w: found[w].get("none", [Point(0, 0, None)])[-1].value, default="")
 
-    def kappa_and_abilities(self) -> list[tuple[float, float]]:
-        """(κ of the worst weight, share of the abilities kept) of every unrestrained checkpoint."""
-        return self._beside_abilities(self.worst("kappa")[1])
-
-    def locality_and_abilities(self) -> list[tuple[float, float]]:
-        """(locality, share of the abilities kept) of every unrestrained checkpoint."""
-        return self._beside_abilities(self.measured(f"{self.metric} locality"))
-
-    def _beside_abilities(self, curves: Curves) -> list[tuple[float, float]]:
+    def beside_abilities(self, curves: Curves) -> list[tuple[float, float]]:
+        """(value, share of the abilities kept) of every unrestrained checkpoint of the curves."""
         kept = self.kept().get("none", [])
         return [(p.value, q.value) for p in curves.get("none", []) if (q := at(kept, p.edits)) is not None]
 
@@ -191,32 +171,35 @@ def editors(grid: StoredGrid) -> list[Editor]:
     return found
 
 
-def curve_name(run: Run, restraint: str) -> str | None:
-    """The curve that a run's row of this restraint belongs to; None for a restraint put once on edits that had been
-    computed under another one."""
+def curve_name(run: Run, edits: int, restraint: str) -> str | None:
+    """The curve that a run's row belongs to; None for a restraint put once on edits that had been computed under
+    another one."""
+    if edits == 0:
+        return UNEDITED
     if restraint == AS_RECORDED:
         return run.restrain if run.every is None else f"{run.restrain} every {run.every}"
     return restraint if run.every is None else None
 
 
-def estimate(row: Row, measure: str) -> Estimate | None:
-    """A row's value and standard error of an ability, or of a metric and kind."""
-    metric, _, kind = measure.partition(" ")
-    found = row.abilities.get(measure) or row.editing.get(metric, {}).get(kind)
-    return None if found is None or found.value is None else (found.value, found.stderr)
+def _by_weight(points: Iterable[tuple[Run, SpectrumPoint | BoundPoint]], field: str) -> dict[str, Curves]:
+    samples: dict[str, list[Sample]] = {}
+    for run, point in points:
+        name, value = curve_name(run, point.edits, point.restraint), getattr(point, field)
+        if name is not None and value is not None:
+            samples.setdefault(point.weight, []).append((name, point.edits, run.seed, (value, None)))
+    return {weight: gather(found) for weight, found in samples.items()}
 
 
 def spectrum(stored: StoredRun) -> list[SpectrumPoint]:
     """The singular values of a run: its analysis, or where there is none what stands in its rows."""
     if stored.analyses.spectrum:
         return stored.analyses.spectrum
-    m = {name: s.sigma_max for row in stored.rows if row.edits == 0 for name, s in row.spectrum.items()}
+    unedited = ((name, s.sigma_max) for row in stored.rows if row.edits == 0 for name, s in row.spectrum.items())
+    m = {name: sigma_max for name, sigma_max in unedited if sigma_max is not None}
     return [
-        SpectrumPoint(edits=row.edits, restraint=row.restraint, weight=name, sigma_max=s.sigma_max,
-                      sigma_min=s.sigma_min, kappa=s.kappa, update_sigma_max=s.update_sigma_max, m=known)
+        SpectrumPoint(edits=row.edits, restraint=row.restraint, weight=name, m=m[name], **s.model_dump())
         for row in stored.rows for name, s in row.spectrum.items()
-        if s.sigma_max is not None and s.sigma_min is not None and s.update_sigma_max is not None
-        and (known := m.get(name)) is not None
+        if name in m and None not in (s.sigma_max, s.sigma_min, s.update_sigma_max)
     ]  # fmt: skip
 
 

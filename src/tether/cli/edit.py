@@ -26,6 +26,7 @@ from tether.constraints.base import parse
 from tether.editing.plan import DEFAULT_METHOD, OnAlarm, Schedule, plan_and_schedule
 from tether.editing.run import Progress
 from tether.editing.run import edit as edit_facts
+from tether.editing.said import Said, said_now
 from tether.editors import editor as editor_of
 from tether.errors import BadFactError, pydantic_line
 from tether.facts import BadRecord, Fact, read_facts, scan_facts
@@ -50,6 +51,7 @@ ALARM = typer.Option(
     "is left out as failed (skip), or ends the run (stop)."
 )
 GUARD = typer.Option(help="Stop what costs too much: perplexity:1.05, or a task and a share, nli:0.9.")
+VERIFY = typer.Option(min=1, help="Ask all facts after every K edits which are still said.")
 LOOKS = typer.Option(min=1, help="The guard looks after every K edits, and the last.")
 
 
@@ -77,6 +79,7 @@ def edit(
     every: Annotated[int | None, typer.Option(min=1, help="Restrain after every K edits, not once at the end.")] = None,
     health: Annotated[int, HEALTH] = DEFAULTS.health,
     on_alarm: Annotated[OnAlarm, ALARM] = "skip",
+    verify_every: Annotated[int | None, VERIFY] = None,
     guard: Annotated[str | None, GUARD] = None,
     guard_every: Annotated[int, LOOKS] = DEFAULTS.guard_every,
     guard_data: Annotated[str | None, typer.Option(help="The guard's data, as evaluate --abilities-data.")] = None,
@@ -102,24 +105,27 @@ def edit(
         "method": chosen, "settings": settings, "layers": numbers(layers, "--layers"), "corpus": corpus, "seed": seed,
         "editor": editor, "restraint": restraint, "every": every, "batch_size": batch_size, "guard": guard,
         "guard_every": guard_every, "guard_data": guard_data, "health": health,
-        "on_alarm": on_alarm if health else "warn",
+        "on_alarm": on_alarm if health else "warn", "verify_every": verify_every,
     })  # fmt: skip
     loaded = load_model(model, dtype=dtype, device=device, anatomy=layout)
     if chosen != method:
         say(f"method {chosen} (the default)")
-    with _bar(len(listed)) as progress:
+    verified: list[Said] = []
+    with _bar(len(listed), verified) as progress:
         ledger = edit_facts(
             loaded, listed, out=out, plan=plan, schedule=schedule, resume=resume, strict=strict, progress=progress
         )
     new = [event for event in ledger.events[before:] if event.kind in ("edit", "failed")]
     if new and all(event.kind == "failed" for event in new):
         say(f"tether: no fact was edited: {len(new)} failed, the first because: {new[0].reason}")
-        return _answer(ledger, loaded, bad)._replace(code=1)
-    return _answer(ledger, loaded, bad)
+        return _answer(ledger, loaded, bad, verified)._replace(code=1)
+    return _answer(ledger, loaded, bad, verified)
 
 
-def _answer(ledger: Ledger, model: EditableModel, bad: list[str]) -> Answer:
-    """What the whole ledger holds, records left out as bad, and the singular values of its weights."""
+def _answer(ledger: Ledger, model: EditableModel, bad: list[str], verified: list[Said]) -> Answer:
+    """What the whole ledger holds, records left out as bad, the singular values of its weights, and which facts are
+    said now, and were on the way."""
+    said = said_now(model, ledger)
     every_kind = get_args(Event.model_fields["kind"].annotation)
     kinds = {kind: sum(event.kind == kind for event in ledger.events) for kind in every_kind}
     rows = ledger.spectrum(model)
@@ -128,7 +134,7 @@ def _answer(ledger: Ledger, model: EditableModel, bad: list[str]) -> Answer:
         "corpus": ledger.header.corpus, "events": kinds, "live": len(ledger.live()),
         "failed": [{"edit": e.edit, "subject": e.fact.subject, "reason": e.reason}
                    for e in ledger.events if e.kind == "failed" and e.fact],
-        "bad_records": bad,
+        "bad_records": bad, "said": said.to_dict(), "verified": [one.to_dict() for one in verified],
         "spectrum": {row.weight: {**row.extremes.to_dict(), "m": row.m} for row in rows},
         "head": ledger.head,
     }  # fmt: skip
@@ -140,7 +146,7 @@ def _answer(ledger: Ledger, model: EditableModel, bad: list[str]) -> Answer:
     for row in rows:
         kappa, top = row.extremes.kappa, row.extremes.update_sigma_max
         lines.append(f"{row.weight}: κ {kappa:.2f}, σ̂_max of the update {top:.2f}, m {row.m:.2f}")
-    return Answer(document, "\n".join([*lines, f"head {ledger.head}"]))
+    return Answer(document, "\n".join([*lines, f"head {ledger.head}", said.line()]))
 
 
 def _listed(
@@ -185,12 +191,13 @@ def progress_line(at: Progress) -> str:
     fact = at.event.fact
     parts = [at.event.kind if fact is None else f"{at.event.kind} {fact.subject} -> {fact.target_new}"]
     parts += [] if at.reading is None else [at.reading.line()]
+    parts += [] if at.said is None else [at.said.line()]
     return " | ".join([*parts, f"{at.eta:.0f} s left"])
 
 
 @contextmanager
-def _bar(total: int) -> Iterator[Callable[[Progress], None]]:
-    """Progress on stderr: a bar on a terminal, else a line a fact."""
+def _bar(total: int, verified: list[Said]) -> Iterator[Callable[[Progress], None]]:
+    """Progress on stderr: a bar on a terminal, else a line a fact. What is verified on the way is also kept."""
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     note = TextColumn("{task.fields[note]}", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), note)
@@ -199,6 +206,8 @@ def _bar(total: int) -> Iterator[Callable[[Progress], None]]:
 
         def tell(at: Progress) -> None:
             bar.update(task, completed=at.done, note=printable(progress_line(at)))
+            if at.said is not None:
+                verified.append(at.said)
             if bar.disable:
                 say(f"{at.done}/{at.total} {progress_line(at)}")
 

@@ -16,6 +16,7 @@ from tether.editing.guard import Guard
 from tether.editing.health import Health, Reading
 from tether.editing.plan import Schedule
 from tether.editing.prepare import recorded_moments, recorded_settings
+from tether.editing.said import Said, said_now
 from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError, Trained
 from tether.editors import editor as editor_of
 from tether.errors import BadFactError, TetherError
@@ -30,13 +31,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: facts done of this call's list, the event just written, the last health reading, seconds left."""
+    """Where a run is: facts done of this call's list, the event just written, the last health reading, seconds left,
+    and what `verify_every` found after it."""
 
     done: int
     total: int
     event: Event
     reading: Reading | None
     eta: float
+    said: Said | None = None
 
 
 class Loop:
@@ -84,10 +87,12 @@ class Loop:
                 events, reading = self._edit(facts[start : start + starts.step])
                 self._restrain_if_due()
                 self._guard()
+                said = self._verified(events)
                 if self.progress:
                     each = (time.monotonic() - started) / (start + len(events) - skip)
                     for done, event in enumerate(events, start=start + 1):
-                        self.progress(Progress(done, total, event, reading, each * (total - done)))
+                        last = said if event is events[-1] else None
+                        self.progress(Progress(done, total, event, reading, each * (total - done), last))
             if self.restraint.acts and self.unrestrained:
                 self._restrain(self.restraint)
             self._guard(at_the_end=True)
@@ -197,6 +202,16 @@ class Loop:
         if self.guard is not None and self.guard.due(self.ledger, at_the_end=at_the_end):
             fallback = self.restraint if self.restraint.acts else log(1.2)
             self.guard.look(self.ledger, fallback, self._restrain, self.model)
+
+    def _verified(self, events: Sequence[Event]) -> Said | None:
+        """What all facts so far say, where it is due; logged where facts were lost."""
+        every = self.schedule.verify_every
+        if every is None or not _due(self.tried - len(events) + 1, len(events), every):
+            return None
+        said = said_now(self.model, self.ledger)
+        if said.lost:
+            logger.warning("after edit %d: %s", self.tried, said.line())
+        return said
 
     def _restrain(self, restraint: Constraint, reason: str | None = None) -> None:
         before = {name: held.factors.singular_values() for name, held in self.sums.of.items()}

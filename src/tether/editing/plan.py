@@ -48,6 +48,7 @@ class Schedule(BaseModel):
     `batch_size` facts are edited in one solve. `guard` looks after every `guard_every` edits. The health of every K-th
     proposal is read, K being `health`; 0: of none. `on_alarm` is what happens to such a proposal whose health is an
     alarm: it goes in with a warning (`warn`), is recorded as failed (`skip`), or is recorded and ends the run (`stop`).
+    After every `verify_every` edits all facts of the ledger are asked which are still said; None: never.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -61,6 +62,7 @@ class Schedule(BaseModel):
     health: int = Field(default=1, ge=0)
     health_every: int = Field(default=10, ge=1, description="the text is read every K edits")
     on_alarm: OnAlarm = "warn"
+    verify_every: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _alarms_are_seen(self) -> Schedule:

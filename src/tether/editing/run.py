@@ -45,6 +45,7 @@ class EditOptions(TypedDict, total=False):
     health: int
     health_every: int
     on_alarm: OnAlarm
+    verify_every: int | None
 
 
 def edit(

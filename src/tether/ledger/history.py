@@ -42,14 +42,17 @@ class LedgerHistory:
         return tuple(self._ledger.live_numbers())
 
     def of_subject(self, fact: Fact) -> tuple[Fact, ...]:
-        events, undone = self._ledger.events, self._ledger.undone
+        events = self._ledger.events
         if self._indexed and self._indexed[-1] is not events[len(self._indexed) - 1]:  # read again from the disk
             self._subjects, self._indexed = {}, []
         for event in events[len(self._indexed) :]:
             self._indexed.append(event)
             if event.kind == "edit" and event.fact is not None:
                 self._subjects.setdefault(event.fact.subject_key, []).append(event)
-        edited = self._subjects.get(fact.subject_key, ())
+        edited = self._subjects.get(fact.subject_key)
+        if edited is None:
+            return ()
+        undone = self._ledger.undone
         return tuple(event.fact for event in edited if event.fact is not None and event.edit not in undone)
 
     def rows(self, weight: str) -> tuple[int, ...]:

@@ -1,0 +1,76 @@
+"""What became of the facts: which of a ledger's the model says now, in one batched pass."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tether.evaluation.scores import score
+from tether.facts.fact import Fact
+from tether.ledger import Ledger
+from tether.models.editable import EditableModel
+
+_NAMED = 20  # lost facts that a line names
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An edit that is no longer said. `same_prompt`, `same_subject`: the last later edit of the same prompt (it says
+    otherwise now), or of the same subject; None where there is none."""
+
+    edit: int
+    subject: str
+    prompt: str
+    target_new: str
+    same_prompt: int | None = None
+    same_subject: int | None = None
+
+    @property
+    def reason(self) -> str:
+        if self.same_prompt is not None:
+            return f"same prompt as {self.same_prompt}"
+        return "" if self.same_subject is None else f"same subject as {self.same_subject}"
+
+
+@dataclass(frozen=True)
+class Said:
+    """How many of `total` facts are said after `edits` tries, and which are lost. A fact is said where every token of
+    its target is the model's own choice, so that greedy decoding begins with it. Failed and undone ones do not
+    count."""
+
+    edits: int
+    total: int
+    lost: tuple[Lost, ...]
+
+    @property
+    def said(self) -> int:
+        return self.total - len(self.lost)
+
+    def line(self) -> str:
+        """As a person reads it; the edits that were lost for one reason stand together."""
+        reasons: dict[str, list[str]] = {}
+        for lost in self.lost[:_NAMED]:
+            reasons.setdefault(lost.reason, []).append(str(lost.edit))
+        parts = [", ".join(edits) + (f" ({reason})" if reason else "") for reason, edits in reasons.items()]
+        parts += [f"{len(self.lost) - _NAMED} more"] if len(self.lost) > _NAMED else []
+        return f"{self.said} of {self.total} facts are said now" + (f"; lost: {'; '.join(parts)}" if parts else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"edits": self.edits, "said": self.said, "of": self.total, "lost": [asdict(one) for one in self.lost]}
+
+
+def said_now(model: EditableModel, ledger: Ledger) -> Said:
+    """Which live edits (and facts that the model said before) the model says as it is now. It is not changed."""
+    edited = {event.edit for event in ledger.live()} | {e.edit for e in ledger.events if e.kind == "skipped"}
+    facts = [(edit, fact) for edit, fact in ledger.facts() if edit in edited]
+    scores = score(model, [(fact.text, fact.target) for _, fact in facts], join="")
+    lost = [index for index, found in enumerate(scores) if not all(found.argmax_correct)]
+    return Said(ledger.attempts, len(facts), tuple(_lost(facts, index) for index in lost))
+
+
+def _lost(facts: Sequence[tuple[int, Fact]], index: int) -> Lost:
+    edit, fact = facts[index]
+    later = facts[index + 1 :]
+    prompts = [number for number, other in later if other.text == fact.text]
+    subjects = [number for number, other in later if other.subject_key == fact.subject_key]
+    last = (numbers[-1] if numbers else None for numbers in (prompts, subjects))
+    return Lost(edit, fact.subject, fact.text, fact.target_new, *last)

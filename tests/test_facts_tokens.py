@@ -162,7 +162,7 @@ WORDS = st.lists(WORD, min_size=0, max_size=3).map(" ".join)
 @given(kind=st.sampled_from(KINDS), before=WORDS, subject=WORD, after=WORDS, prefix=WORDS, target=WORD)
 def test_any_text(kind: str, before: str, subject: str, after: str, prefix: str, target: str) -> None:
     prompt = " ".join(part for part in (before, "{}", after) if part)
-    full = encode(tokenizer(kind), prompt, subject, prefix=prefix, target=target)
+    full = encode(tokenizer(kind), prompt, subject, prefix=prefix, target=target, join=" ")
     head = f"{prefix}. " if prefix else ""
     text = f"{head}{prompt.replace('{}', subject)} {target}"
     end = len(head) + prompt.index("{}") + len(subject)

@@ -2,6 +2,7 @@
 
 $ tether compare results.json
 $ tether compare results.json --baseline 0 --editing
+$ tether compare mine.json theirs.json --editing
 """
 
 from pathlib import Path
@@ -18,16 +19,22 @@ BASELINE = typer.Option(
     help="A restraint (rows against the one of that restraint after as many edits) or a number of edits (rows against "
     "the one of their restraint after so many; 0: the unedited model)."
 )
+OTHER = typer.Argument(help="Another results file: its rows are the baseline, marked (other).")
 EDITING = typer.Option("--editing", help="The editing metrics too: efficacy, generalization, locality, fact by fact.")
 
 
 def compare(
     results: Annotated[Path, typer.Argument(help="results.json of tether evaluate, with its items beside it.")],
+    other: Annotated[Path | None, OTHER] = None,
     baseline: Annotated[str, BASELINE] = "none",
     editing: Annotated[bool, EDITING] = False,
 ) -> Answer:
     measured = evaluation.read(results)
-    found = evaluation.compare(measured, baseline, editing=editing)
+    if other is None:
+        found = evaluation.compare(measured, baseline, editing=editing)
+    else:
+        measured, found = evaluation.compare_files(measured, evaluation.read(other), editing=editing)
+        baseline = f"the row of {other}"
     drawn = abilities_table(measured, {(one.row, one.ability) for one in found if one.significant})
     against = {"0": "the unedited model", "none": "no restraint"}.get(baseline, baseline)
     lines = [f"{drawn}; * differs from {against}, p < {LEVEL}", ""] if drawn else []

@@ -2,6 +2,7 @@
 
 $ tether evaluate my-edits --at 0,10,100 --restrain none,log:1.2 --out results.json
 $ tether evaluate my-edits --abilities paper_nli,nli --quick --out results.json --resume
+$ tether evaluate --base smollm2 --edited checkpoint --facts facts.jsonl --out results.json --csv table.csv
 """
 
 from pathlib import Path
@@ -9,15 +10,27 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.loading import log_progress, open_ledger, restraints
-from tether.cli.options import Answer, Device, Dtype, LedgerPath, ModelOrRecorded, numbers, parse_option
+from tether.cli.loading import load_edited, load_model, log_progress, open_ledger, restraints
+from tether.cli.options import Answer, Base, Device, Dtype, Edited, LedgerOrNone, ModelOrRecorded, numbers, parse_option
 from tether.cli.tables import abilities_table, number, with_error
 from tether.cli.tables import table as drawn
 from tether.errors import BadSettingsError
-from tether.evaluation import ABILITIES, METRICS, QUICK_ITEMS, Results, Row, evaluate_ledger
+from tether.evaluation import (
+    ABILITIES,
+    METRICS,
+    QUICK_ITEMS,
+    Measurement,
+    Results,
+    Row,
+    evaluate_ledger,
+    evaluate_pair,
+    write,
+)
+from tether.evaluation import evaluate as evaluate_model
 from tether.evaluation.measurement import measurement_of
 from tether.evaluation.metrics.base import check_metrics, default_metrics, reported_by
-from tether.facts import read_facts
+from tether.evaluation.sheet import Sheet, check_sheet
+from tether.facts import Fact, read_facts
 
 PANELS = {
     "What is measured": (
@@ -31,14 +44,19 @@ DATA = typer.Option(
     help="Folder with the tasks' data (and perplexity.txt), or a text file for the perplexity, or hub to allow "
     "downloads; default: small built-in sets."
 )
-FACTS = typer.Option(help="Facts file that lends its prompts; default: the ledger's.")
+FACTS = typer.Option(help="Facts file that lends its prompts; default: the ledger's. Needed with --edited.")
+SHEET = typer.Option(help="Also write the rows as a table: FILE.csv, FILE.md or FILE.tex.")
 QUICK = typer.Option("--quick", help=f"At most {QUICK_ITEMS} items a task: faster, with wider error bars.")
 TRUST = typer.Option("--trust-task-files", help="Take task files (YAML) as abilities; they can run any Python.")
 
 
 def evaluate(
-    ledger: LedgerPath,
+    *,
+    ledger: LedgerOrNone = None,
+    base: Base = None,
+    edited: Edited = None,
     out: Annotated[Path, typer.Option(help="results.json; items go beside it.")],
+    csv: Annotated[Path | None, SHEET] = None,
     facts: Annotated[Path | None, FACTS] = None,
     model: ModelOrRecorded = None,
     at: Annotated[str | None, typer.Option(help="Numbers of edits, with commas; default: all.")] = None,
@@ -56,6 +74,15 @@ def evaluate(
     device: Device = None,
 ) -> Answer:
     log_progress("tether.evaluation")
+    if (ledger is None) == (edited is None):
+        raise typer.BadParameter("give a ledger, or --edited with a checkpoint; one of them", param_hint="LEDGER")
+    if ledger is None and facts is None:
+        raise typer.BadParameter("a checkpoint has no facts of its own: name a file", param_hint="--facts")
+    for option, value in (("--model", model), ("--at", at), ("--restrain", restrain), ("--resume", resume or None)):
+        if ledger is None and value is not None:
+            raise typer.BadParameter("goes with a ledger alone", param_hint=option)
+    if ledger is not None and base is not None:
+        raise typer.BadParameter("goes with --edited alone", param_hint="--base")
     chosen, counts, measured = restraints(restrain), numbers(at, "--at"), [m for m in metrics.split(",") if m]
     parse_option("--metrics", lambda _: check_metrics(measured), metrics)
     if out.exists() and not resume:
@@ -64,13 +91,41 @@ def evaluate(
         "metrics": measured, "max_paraphrases": paraphrases, "max_locality": locality, "data": abilities_data,
         "limit": limit, "quick": quick, "trust_task_files": trust_task_files,
     })  # fmt: skip
-    lent = None if facts is None else read_facts(facts)
-    opened, loaded = open_ledger(ledger, model, dtype, device)
-    results = evaluate_ledger(
-        opened, loaded, lent, at=counts, restraints=chosen, measurement=measurement, out=out, resume=resume
-    )
+    if csv is not None:
+        check_sheet(csv)
+    given = None if facts is None else read_facts(facts)
+    if ledger is not None:
+        opened, loaded = open_ledger(ledger, model, dtype, device)
+        results = evaluate_ledger(
+            opened, loaded, given, at=counts, restraints=chosen, measurement=measurement, out=out, resume=resume
+        )
+    else:
+        results = _foreign(base, str(edited), given or [], measurement, out, dtype, device)
+    if csv is not None:
+        label = str(edited if ledger is None else ledger)
+        Sheet.of(
+            ({"of": label, "edits": str(row.edits), "restraint": row.restraint}, row) for row in results.rows
+        ).write(csv)
     tables = [table(results), abilities_table(results)]
     return Answer(results.model_dump(mode="json"), "\n\n".join(filter(None, tables)))
+
+
+def _foreign(
+    base: str | None,
+    edited: str,
+    facts: list[Fact],
+    what: Measurement,
+    out: Path,
+    dtype: str | None,
+    device: str | None,
+) -> Results:
+    """The rows of a checkpoint that anything edited, beside its base where that is named."""
+    checkpoint = load_edited(edited, base, dtype=dtype, device=device)
+    if base is not None:
+        return evaluate_pair(load_model(base, dtype=dtype, device=device), checkpoint, facts, measurement=what, out=out)
+    results = evaluate_model(checkpoint, facts, measurement=what)
+    write(results, out)
+    return results
 
 
 def table(results: Results) -> str:

@@ -2,6 +2,7 @@
 
 $ tether export my-edits --to merged --as merged
 $ tether export my-edits --to adapter --as lora --restrain log:1.2
+$ tether export --base smollm2 --edited checkpoint --to adapter --as lora --rank 64
 """
 
 from dataclasses import asdict
@@ -10,16 +11,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from tether.cli.loading import open_ledger
-from tether.cli.options import Answer, Device, Dtype, LedgerPath, ModelOrRecorded, parse_option
+from tether.cli.loading import load_model, open_ledger
+from tether.cli.options import Answer, Base, Device, Dtype, Edited, LedgerOrNone, ModelOrRecorded, parse_option
 from tether.constraints.base import parse
+from tether.export import LoraReport, export_difference
 
 KIND = typer.Option("--as", help="merged: a folder for transformers; lora: an adapter for peft.")
 RANK = typer.Option(min=1, help="Truncate an adapter to this rank; the error is reported.")
 
 
 def export(
-    ledger: LedgerPath,
+    *,
+    ledger: LedgerOrNone = None,
+    base: Base = None,
+    edited: Edited = None,
     to: Annotated[Path, typer.Option(help="A new or empty folder.")],
     kind: Annotated[Literal["merged", "lora"], KIND],
     model: ModelOrRecorded = None,
@@ -29,11 +34,27 @@ def export(
     dtype: Dtype = None,
     device: Device = None,
 ) -> Answer:
+    if (ledger is None) == (edited is None) or (edited is None) != (base is None):
+        raise typer.BadParameter("give a ledger, or --base and --edited", param_hint="LEDGER")
+    if ledger is None or edited is not None:
+        if kind != "lora":
+            raise typer.BadParameter("two checkpoints give an adapter: lora", param_hint="--as")
+        first, second = (load_model(str(name), dtype=dtype, device=device) for name in (base, edited))
+        found = export_difference(first, second, to, rank=rank)
+        lines = [f"{to}: lora, {edited} - {base}", *_weights(found.adapter)]
+        lines += [f"not in the adapter: {', '.join(found.not_held)}"] if found.not_held else []
+        adapter = asdict(found.adapter)
+        return Answer({"to": str(to), "as": kind, "adapter": adapter, "not_held": found.not_held}, "\n".join(lines))
     chosen = None if restrain is None else parse_option("--restrain", parse, restrain)
     opened, loaded = open_ledger(ledger, model, dtype, device)
     report = opened.export(loaded, to, as_=kind, restrain=chosen, upto=upto, rank=rank)
-    lines = [f"{to}: {kind}, {len(opened.live(upto))} edits"]
-    for w in () if report is None else report.weights:
+    lines = [f"{to}: {kind}, {len(opened.live(upto))} edits", *(_weights(report) if report else ())]
+    return Answer({"to": str(to), "as": kind, "adapter": report and asdict(report)}, "\n".join(lines))
+
+
+def _weights(report: LoraReport) -> list[str]:
+    lines = []
+    for w in report.weights:
         errors = f"{w.error_frobenius:.2e} (Frobenius), {w.error_spectral:.2e} (spectral)"
         lines.append(f"{w.name}: rank {w.rank}, relative error {errors}")
-    return Answer({"to": str(to), "as": kind, "adapter": report and asdict(report)}, "\n".join(lines))
+    return lines

@@ -13,8 +13,10 @@ import typer
 from tether.cli.loading import log_progress
 from tether.cli.options import Answer, at_most_every, parse_option, say
 from tether.cli.tables import table
+from tether.evaluation.sheet import Sheet
 from tether.experiment import Plan, Step, make_plan, read_spec, run_grid
 from tether.experiment.engines import engine as engine_of
+from tether.experiment.results import StoredGrid
 from tether.experiment.run import state
 
 
@@ -42,7 +44,24 @@ def grid(
         (name, reason), *others = outcome.failed.items()
         more = f" (the others: {', '.join(other for other, _ in others)})" if others else ""
         say(f"tether: {len(outcome.failed)} of {len(ids)} runs failed: {name}: {reason}{more}")
-    return Answer(document, f"{folder}: {len(done)} of {len(ids)} runs done, {rows} rows", int(bool(outcome.failed)))
+    sheet = _sheet(outcome.grid)
+    for suffix in ("csv", "md", "tex"):
+        sheet.write(folder / f"table.{suffix}")
+    lines = [sheet.main().markdown(), f"tables: {folder}/table.csv, .md, .tex"] if rows else []
+    lines.append(f"{folder}: {len(done)} of {len(ids)} runs done, {rows} rows")
+    return Answer(document, "\n".join(lines), int(bool(outcome.failed)))
+
+
+def _sheet(found: StoredGrid) -> Sheet:
+    """Every row of every run, by what it was made with."""
+    rows = []
+    for stored in found.runs:
+        run = stored.run
+        for row in stored.rows:
+            restraint = row.restraint if run.every is None else f"{run.restrain} every {run.every}"
+            labels = {"model": run.model, "method": run.method, "dataset": run.dataset, "seed": str(run.seed)}
+            rows.append(({**labels, "restraint": restraint, "edits": str(row.edits)}, row))
+    return Sheet.of(rows)
 
 
 def _teller() -> Callable[[Step], None]:

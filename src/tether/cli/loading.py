@@ -4,12 +4,14 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import typer
 from transformers.utils import logging as transformers_logging
 
 from tether.cli.options import parse_option
 from tether.constraints.base import Constraint, parse
 from tether.ledger import Ledger
 from tether.models import EditableModel, load
+from tether.models.load import is_adapter, with_adapter
 
 
 def restraints(text: str | None) -> list[Constraint | None]:
@@ -22,6 +24,15 @@ def load_model(
 ) -> EditableModel:
     transformers_logging.disable_progress_bar()
     return load(name, dtype=dtype, device=device, anatomy=anatomy)
+
+
+def load_edited(name: str, base: str | None, *, dtype: str | None = None, device: str | None = None) -> EditableModel:
+    """A checkpoint that anything edited: a model, or an adapter for `base`."""
+    if not is_adapter(name):
+        return load_model(name, dtype=dtype, device=device)
+    if base is None:
+        raise typer.BadParameter(f"{name} is an adapter: name the model it is for", param_hint="--base")
+    return with_adapter(load_model(base, dtype=dtype, device=device), name)
 
 
 def open_ledger(path: Path, model: str | None, dtype: str | None, device: str | None) -> tuple[Ledger, EditableModel]:

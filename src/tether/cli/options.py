@@ -22,6 +22,13 @@ AnatomyFile = Annotated[
     str | None, typer.Option("--anatomy", help="JSON file that names an unknown layout's blocks and projection.")
 ]
 LedgerPath = Annotated[Path, typer.Argument(help="Folder of a ledger.")]
+LedgerOrNone = Annotated[Path | None, typer.Argument(help="Folder of a ledger; none with --edited.")]
+Base = Annotated[
+    str | None, typer.Option(help="With --edited: the unedited model, a folder, a .gguf file, a hub id or smollm2.")
+]
+Edited = Annotated[
+    str | None, typer.Option(help="In place of a ledger: a checkpoint that anything edited, or an adapter of peft.")
+]
 Edits = Annotated[
     list[str] | None,
     typer.Argument(help="Numbers of edits, and ranges as 10-20, which mean those of them it can be done to."),

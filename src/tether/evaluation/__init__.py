@@ -7,9 +7,9 @@ from tether.evaluation.metrics.base import METRICS
 from tether.evaluation.metrics.editing import evaluate_editing, measure_baseline
 from tether.evaluation.results import Results, Row, read, write
 from tether.evaluation.scores import greedy, score
-from tether.evaluation.statistics.compare import compare
+from tether.evaluation.statistics.compare import compare, compare_files
 from tether.evaluation.statistics.mean import Number
-from tether.evaluation.suite import evaluate, evaluate_ledger
+from tether.evaluation.suite import evaluate, evaluate_ledger, evaluate_pair
 
 __all__ = [
     "ABILITIES",
@@ -21,9 +21,11 @@ __all__ = [
     "Row",
     "builtin_text",
     "compare",
+    "compare_files",
     "evaluate",
     "evaluate_editing",
     "evaluate_ledger",
+    "evaluate_pair",
     "greedy",
     "measure_abilities",
     "measure_baseline",

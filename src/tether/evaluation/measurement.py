@@ -15,7 +15,8 @@ class Measurement(BaseModel):
     lm-evaluation-harness by its name. `data` is a folder with the abilities' data, a text file for the perplexity, or
     "hub" to allow downloads; None: the small sets that come with the package. `text`, for the perplexity, goes before
     it. `limit` takes the first items of every task, `quick` a few. `max_paraphrases` and `max_locality` take the first
-    prompts of every fact. A task file (YAML) can run any Python: one is read only with `trust_task_files`."""
+    prompts of every fact. The editing metrics are also given for the last `recent` facts, where there are more. A task
+    file (YAML) can run any Python: one is read only with `trust_task_files`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +28,7 @@ class Measurement(BaseModel):
     quick: bool = False
     max_paraphrases: int | None = Field(default=None, ge=0)
     max_locality: int | None = Field(default=None, ge=0)
+    recent: int = Field(default=10, ge=1)
     trust_task_files: bool = False
 
     @field_validator("metrics")

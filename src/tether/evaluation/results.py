@@ -54,6 +54,14 @@ class Singular(BaseModel):
         return cls(**found.to_dict())
 
 
+class Recent(BaseModel):
+    """The editing metrics of the last `edits` facts alone: what a sequence does to the facts before them shows in the
+    difference to all."""
+
+    edits: int
+    editing: dict[str, dict[str, Number]]
+
+
 class Row(BaseModel):
     """The model after `edits` edits under `restraint`; `replayed`: the journal with the restraints recorded in it.
 
@@ -64,6 +72,7 @@ class Row(BaseModel):
     restraint: str
     replayed: bool
     editing: dict[str, dict[str, Number]] = {}
+    recent: Recent | None = None
     retention: list[tuple[int, float]] = []
     abilities: dict[str, Ability] = {}
     spectrum: dict[str, Singular] = {}

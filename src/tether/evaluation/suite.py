@@ -15,7 +15,18 @@ from tether.evaluation.abilities.run import AbilityRun, ability_tasks
 from tether.evaluation.measurement import Measurement, measurement_of
 from tether.evaluation.metrics.base import METRICS
 from tether.evaluation.metrics.editing import Baseline, NumberedFacts, applying, evaluate_editing, measure_baseline
-from tether.evaluation.results import AS_IT_IS, Ability, Results, ResultsFile, Row, Singular, facts_sha256, read
+from tether.evaluation.results import (
+    AS_IT_IS,
+    Ability,
+    Recent,
+    Results,
+    ResultsFile,
+    Row,
+    Singular,
+    facts_sha256,
+    read,
+    write,
+)
 from tether.evaluation.statistics.mean import Record
 from tether.facts.fact import Fact
 from tether.ledger import Ledger
@@ -56,6 +67,29 @@ def evaluate(
     results = rows.results(facts, model.id)
     edits = len(facts) if model.edited or base not in (None, model) else 0
     results.add(*rows.measure(numbered, baseline, 1, edits=edits, restraint=AS_IT_IS, replayed=False))
+    return results
+
+
+def evaluate_pair(
+    base: EditableModel,
+    edited: EditableModel,
+    facts: Sequence[Fact],
+    *,
+    measurement: Measurement | None = None,
+    out: str | Path | None = None,
+) -> Results:
+    """Any two checkpoints: a row for `base` as the unedited model, and one for `edited`, as `evaluate` measures it with
+    that base. `out` must not exist yet. Neither model is changed."""
+    path = None if out is None else Path(out)
+    if path is not None and path.exists():
+        raise BadSettingsError(f"{path} exists: name another file")
+    results = evaluate(edited, facts, measurement=measurement, base=base)
+    unedited = evaluate(base, facts, measurement=measurement, base=base)
+    (row,) = unedited.rows
+    items = [{**item, "edits": 0, "restraint": "none"} for item in unedited.items]
+    results.add(row.model_copy(update={"edits": 0, "restraint": str(none())}), items)
+    if path is not None:
+        write(results, path)
     return results
 
 
@@ -175,7 +209,8 @@ class _Rows:
         editing = evaluate_editing(self.model, facts, self.what, baseline=baseline)
         found = self.abilities.measure(rows_left)
         abilities = {name: Ability(**one.model_dump(exclude={"records"})) for name, one in found.items()}
-        row = Row(**about, editing=editing.summary, retention=editing.retention, abilities=abilities)
+        recent = None if editing.recent is None else Recent(edits=self.what.recent, editing=editing.recent)
+        row = Row(**about, editing=editing.summary, recent=recent, retention=editing.retention, abilities=abilities)
         return row, editing.records + [record for one in found.values() for record in one.records]
 
 

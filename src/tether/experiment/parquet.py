@@ -10,6 +10,7 @@ and
 | what | metric | part | value |
 |---|---|---|---|
 | editing | compare, match_all, … | efficacy, generalization, … | percent, with n, prompts, stderr, neither |
+| recent | compare, match_all, … | efficacy, … | as editing, of the last facts alone; their number is a part |
 | ability | perplexity, nli, … | | in `unit`, with n, stderr |
 | spectrum | sigma_max, sigma_min, kappa, update_sigma_max | the weight | |
 | retention | | the edit | percent |
@@ -32,7 +33,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tether.errors import MissingExtraError, TetherError, pydantic_line
-from tether.evaluation.results import Ability, Number, Row, Singular
+from tether.evaluation.results import Ability, Number, Recent, Row, Singular
 from tether.experiment.results import StoredGrid, StoredRun
 from tether.storage.atomic import write_atomically
 
@@ -128,11 +129,14 @@ def _lines(stored: StoredRun) -> Iterator[Line]:
 
 
 def _numbers(row: Row) -> Iterator[Line]:
-    for metric, kinds in row.editing.items():
-        for kind, number in kinds.items():
-            yield {"what": "editing", "metric": metric, "part": kind, "unit": "percent", **number.model_dump()}
-        if not kinds:
-            yield {"what": "editing", "metric": metric}
+    for what, metrics in (("editing", row.editing), ("recent", row.recent.editing if row.recent else {})):
+        for metric, kinds in metrics.items():
+            for kind, number in kinds.items():
+                yield {"what": what, "metric": metric, "part": kind, "unit": "percent", **number.model_dump()}
+            if not kinds:
+                yield {"what": what, "metric": metric}
+    if row.recent:
+        yield {"what": "recent", "part": str(row.recent.edits)}
     for edit, value in row.retention:
         yield {"what": "retention", "part": str(edit), "value": value, "unit": "percent"}
     for name, ability in row.abilities.items():
@@ -151,14 +155,17 @@ def _rows(lines: Sequence[Line]) -> dict[str, list[Row]]:
 
 
 def _row(lines: Sequence[Line]) -> Row:
-    editing: dict[str, dict[str, Number]] = {}
+    metrics: dict[str, dict[str, dict[str, Number]]] = {"editing": {}, "recent": {}}
+    recent: int | None = None
     retention: list[tuple[int, float]] = []
     abilities: dict[str, Ability] = {}
     spectrum: dict[str, dict[str, float | None]] = {}
     for line in lines:
         what, metric, part = line["what"], line["metric"], line["part"]
-        if what == "editing":
-            kinds = editing.setdefault(metric, {})
+        if what == "recent" and metric is None:
+            recent = int(part)
+        elif what in metrics:
+            kinds = metrics[what].setdefault(metric, {})
             if part is not None:
                 kinds[part] = Number.model_validate(line)  # older: no `neither`
         elif what == "retention":
@@ -169,7 +176,8 @@ def _row(lines: Sequence[Line]) -> Row:
             spectrum.setdefault(part, {})[metric] = line["value"]
     first = lines[0]
     return Row(
-        edits=first["edits"], restraint=first["restraint"], replayed=first["replayed"], editing=editing,
+        edits=first["edits"], restraint=first["restraint"], replayed=first["replayed"], editing=metrics["editing"],
+        recent=None if recent is None else Recent(edits=recent, editing=metrics["recent"]),
         retention=retention, abilities=abilities,
         spectrum={weight: Singular.model_validate(its) for weight, its in spectrum.items()},
     )  # fmt: skip

@@ -90,6 +90,27 @@ def load(
     return EditableModel(hf, tokenizer, id=name, folder=folder, anatomy=find_anatomy(hf, anatomy))
 
 
+def with_adapter(base: EditableModel, folder: str | Path) -> EditableModel:
+    """The model with a peft adapter merged into it. `base` is used up: its weights become those of the result. Raises
+    MissingExtraError without peft, WrongModelError for an adapter that does not fit."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise MissingExtraError("an adapter needs peft: pip install 'tether[lora]'") from None
+    with _readable(str(folder)), _quiet():
+        try:
+            hf = PeftModel.from_pretrained(base.hf, str(folder)).merge_and_unload(safe_merge=True)
+        except RuntimeError as error:
+            raise WrongModelError(f"{folder} is no adapter of {base.id} ({first_line(error)}): name its base") from None
+    return EditableModel(hf, base.tokenizer, id=str(folder), anatomy=base.anatomy)
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Whether a folder holds a peft adapter and no model."""
+    folder = Path(source).expanduser()
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     if dtype is None or dtype == "auto":
         return "auto"

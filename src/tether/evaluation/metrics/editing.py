@@ -23,10 +23,12 @@ Baseline = Mapping[str, Mapping[Any, Any]]  # metric -> what the unedited model 
 
 @dataclass(frozen=True)
 class EditingResult:
-    """`summary`: reported name -> kind -> a mean with n, stderr and prompts. `retention`: (edit, percent) for every
-    edit's own prompt, by the first metric that applies to it. `records`: one an item and reported name."""
+    """`summary`: reported name -> kind -> a mean with n, stderr and prompts. `recent`: the same of the last facts
+    alone, None where there are no others. `retention`: (edit, percent) for every edit's own prompt, by the first metric
+    that applies to it. `records`: one an item and reported name."""
 
     summary: dict[str, dict[str, Number]]
+    recent: dict[str, dict[str, Number]] | None
     retention: list[tuple[int, float]]
     records: list[Record]
 
@@ -52,7 +54,9 @@ def evaluate_editing(
         dict.fromkeys(pair for metric in metrics for item in _asked(metric, items) for pair in metric.pairs(item))
     )
     scores = dict(zip(pairs, score(model, pairs, join=""), strict=True))
+    last = {edit for edit, _ in facts[-what.recent :]} if len(facts) > what.recent else set()
     summary: dict[str, dict[str, Number]] = {}
+    recent: dict[str, dict[str, Number]] = {}
     records: list[Record] = []
     held: dict[int, float] = {}  # by the first metric that applies to an edit
     for metric in metrics:
@@ -61,12 +65,14 @@ def evaluate_editing(
         found = metric.measure(Asked(model, own, scores, unedited))
         left_out = frozenset() if known else metric.against_unedited
         kinds = {name: tuple(kind for kind in its if kind not in left_out) for name, its in metric.reports.items()}
-        summary |= metric.summary(found, {name: its for name, its in kinds.items() if its})
+        wanted = {name: its for name, its in kinds.items() if its}
+        summary |= metric.summary(found, wanted)
+        recent |= metric.summary([record for record in found if record["edit"] in last], wanted) if last else {}
         records += found
         for record in found:
             if record["metric"] == metric.holds and record["kind"] == "efficacy":
                 held.setdefault(record["edit"], 100 * record["value"])
-    return EditingResult(summary, [(edit, held[edit]) for edit, _ in facts if edit in held], records)
+    return EditingResult(summary, recent or None, [(edit, held[edit]) for edit, _ in facts if edit in held], records)
 
 
 def measure_baseline(model: EditableModel, facts: NumberedFacts, measurement: Measurement | None = None) -> Baseline:

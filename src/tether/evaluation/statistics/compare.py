@@ -117,6 +117,39 @@ def compare(results: Results, baseline: str = "none", *, editing: bool = False) 
     )
 
 
+def compare_files(results: Results, others: Results, *, editing: bool = False) -> tuple[Results, list[Comparison]]:
+    """Rows of one results file against those of another, of the same number of edits and restraint (or the last row of
+    each, where none are the same): as `compare`, and one file with the rows of both, those of `others` marked.
+
+    Raises TetherError where the two were not measured on the same facts, with the same metrics, tasks and data.
+    """
+    for what, one, other in _measured_with(results, others):
+        if one != other:
+            raise TetherError(f"the two results differ in {what} ({one} and {other}): measure both in the same way")
+    both = Results(**{**dict(results), "rows": []})
+    pairs = []
+    keys = {row.key for row in results.rows} & {row.key for row in others.rows}
+    last = (results.rows[-1].key, others.rows[-1].key) if results.rows and others.rows else None
+    for found, mark in ((results, ""), (others, " (other)")):
+        for row in found.rows:
+            items = [item for item in found.items if (item["edits"], item["restraint"]) == row.key]
+            marked = row.model_copy(update={"restraint": f"{row.restraint}{mark}"})
+            both.add(marked, [{**item, "restraint": marked.restraint} for item in items])
+    pairs = [(key, (key[0], f"{key[1]} (other)")) for key in sorted(keys)]
+    if not pairs and last is not None:
+        pairs = [(last[0], (last[1][0], f"{last[1][1]} (other)"))]
+    return both, compare_rows(both, pairs, editing=editing)
+
+
+def _measured_with(one: Results, other: Results) -> Iterator[tuple[str, Any, Any]]:
+    yield "facts", one.facts_sha256[:12], other.facts_sha256[:12]
+    for name in ("metrics", "max_paraphrases", "max_locality"):
+        yield name, one.settings.get(name), other.settings.get(name)
+    mine, theirs = (found.settings.get("abilities") or {} for found in (one, other))
+    for name in sorted(mine.keys() & theirs.keys()):
+        yield f"the ability {name}", mine[name], theirs[name]
+
+
 def compare_rows(results: Results, pairs: Iterable[tuple[RowKey, RowKey]], *, editing: bool) -> list[Comparison]:
     """`compare` for any pairs of (row, baseline row), by their keys: one family under Holm's correction. Empty where no
     pair has an item in common."""

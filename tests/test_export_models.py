@@ -100,11 +100,15 @@ def test_adapter_config_names_every_weight_and_scales_by_one(tmp_path: Path) -> 
     report = export_lora(model, updates, tmp_path / "lora", "card", {"method": "rome"})
     assert report.left_out == (names[2],)
     config = json.loads((tmp_path / "lora/adapter_config.json").read_text())
-    assert sorted(config["target_modules"]) == ["transformer.h.0.mlp.c_proj", "transformer.h.1.mlp.c_proj"]
+    assert config["target_modules"] == ["transformer.h.0.mlp.c_proj", "transformer.h.1.mlp.c_proj"]
     assert config["fan_in_fan_out"] is True
     assert config["base_model_name_or_path"] == str(tmp_path / "base") and config["revision"] == "v1"
-    assert config["r"] == config["lora_alpha"] and config["rank_pattern"] == config["alpha_pattern"]
-    assert {config["r"], *config["rank_pattern"].values()} == {1, 3}
+    assert config["r"] == config["lora_alpha"] == 3 and config["rank_pattern"] == config["alpha_pattern"] == {}
+    stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert {tuple(tensor.shape)[0 if name.endswith("A.weight") else 1] for name, tensor in stored.items()} == {3}
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "lora").iterdir()}
+    (tmp_path / "plain").touch()
+    assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}
     assert json.loads((tmp_path / "lora/tether.json").read_text()) == {"method": "rome"}
 
 

@@ -17,6 +17,7 @@ from tether.constraints.base import parse
 from tether.export import LoraReport, export_difference
 
 KIND = typer.Option("--as", help="merged: a folder for transformers; lora: an adapter for peft.")
+NAME = typer.Option(help="What an adapter calls its base model; default: its hub id, else where it lies.")
 RANK = typer.Option(min=1, help="Truncate an adapter to this rank; the error is reported.")
 
 
@@ -31,6 +32,7 @@ def export(
     restrain: Annotated[str | None, typer.Option(help="A restraint of the sum; default: as recorded.")] = None,
     upto: Annotated[int | None, typer.Option(min=0, help="Only the edits numbered up to N.")] = None,
     rank: Annotated[int | None, RANK] = None,
+    base_name: Annotated[str | None, NAME] = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> Answer:
@@ -40,14 +42,14 @@ def export(
         if kind != "lora":
             raise typer.BadParameter("two checkpoints give an adapter: lora", param_hint="--as")
         first, second = (load_model(str(name), dtype=dtype, device=device) for name in (base, edited))
-        found = export_difference(first, second, to, rank=rank)
+        found = export_difference(first, second, to, rank=rank, base_name=base_name)
         lines = [f"{to}: lora, {edited} - {base}", *_weights(found.adapter)]
         lines += [f"not in the adapter: {', '.join(found.not_held)}"] if found.not_held else []
         adapter = asdict(found.adapter)
         return Answer({"to": str(to), "as": kind, "adapter": adapter, "not_held": found.not_held}, "\n".join(lines))
     chosen = None if restrain is None else parse_option("--restrain", parse, restrain)
     opened, loaded = open_ledger(ledger, model, dtype, device)
-    report = opened.export(loaded, to, as_=kind, restrain=chosen, upto=upto, rank=rank)
+    report = opened.export(loaded, to, as_=kind, restrain=chosen, upto=upto, rank=rank, base_name=base_name)
     lines = [f"{to}: {kind}, {len(opened.live(upto))} edits", *(_weights(report) if report else ())]
     return Answer({"to": str(to), "as": kind, "adapter": report and asdict(report)}, "\n".join(lines))
 

@@ -254,7 +254,7 @@ def _bytes_of_a_step(model: EditableModel, group: Group, layer: int, hparams: La
         log_p, log_kl = objective.log_probabilities(model, step(objective.added(delta)))
         held = objective.nll(log_p).sum() + log_kl.sum()
     del held
-    cached = sum(2 * layer.keys.untyped_storage().nbytes() for layer in run.cache.layers)
+    cached = sum(2 * layer.keys.untyped_storage().nbytes() for layer in run.cache.layers) if run.cache else 0
     return sum(kept.values()), cached
 
 

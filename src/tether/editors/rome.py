@@ -18,7 +18,7 @@ from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import align, full_forward, is_residual
+from tether.models.frozen_prefix import align, full_forward, is_residual, keeps_keys
 from tether.models.upper_blocks import UpperCopy
 
 
@@ -102,7 +102,8 @@ class Rome:
         itself must run (before a norm, or without a frozen prefix), the model's own dtype stays."""
         (layer,) = hparams.layers
         dtype = getattr(torch, hparams.delta_dtype, model.dtype)
-        if dtype == model.dtype or not hparams.frozen_prefix or not is_residual(model, layer):
+        frozen = hparams.frozen_prefix and is_residual(model, layer) and keeps_keys(model)
+        if dtype == model.dtype or not frozen:
             return None
         return self._upper.of(model, layer, dtype)
 

@@ -31,7 +31,7 @@ class Difference:
 
 
 def export_difference(
-    base: EditableModel, edited: EditableModel, to: str | Path, *, rank: int | None = None
+    base: EditableModel, edited: EditableModel, to: str | Path, *, rank: int | None = None, base_name: str | None = None
 ) -> Difference:
     """Write an adapter for `base` that gives the weights of `edited`, to the rounding of their dtype.
 
@@ -63,7 +63,8 @@ def export_difference(
         )
     changed = [name for name, update in updates.items() if update.rank]
     about = Provenance(base.id, f"the difference of {edited.id} to it", {}, "none", [], changed, versions())
-    report = export_lora(base, updates, to, model_card(about, library="peft"), about.manifest(), rank)
+    card, manifest = model_card(about, library="peft"), about.manifest()
+    report = export_lora(base, updates, to, card, manifest, rank, base_name=base_name)
     return Difference(report, tuple(left))
 
 

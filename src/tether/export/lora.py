@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from tether.algebra.lowrank import LowRank
 from tether.errors import BadSettingsError, MissingExtraError, TetherError
 from tether.export.folder import new_folder, write_card_and_manifest
+from tether.models.load import published_name
 
 if TYPE_CHECKING:
     from tether.models.editable import EditableModel
@@ -50,12 +52,16 @@ def export_lora(
     card: str,
     manifest: Mapping[str, object],
     rank: int | None = None,
+    *,
+    base_name: str | None = None,
 ) -> LoraReport:
     """Write a peft adapter of `updates` (weight name -> out×in update) for the unedited model; `model` is not changed.
 
     Each update is compressed to its numerical rank in float64, in which nothing is lost that float32 factors hold, or
-    to at most `rank` where that is less: the report says what was lost. `lora_alpha = r` for every weight, so the
-    adapter's scaling is 1. `to` must not exist or be empty.
+    to at most `rank` where that is less: the report says what was lost. All weights have one rank in the file, the
+    largest, filled with zeros, and `lora_alpha = r`, so that the scaling is 1 also for programs that know one rank and
+    one alpha. `base_name` is written as the base model's name; default: `published_name`. `to` must not exist or be
+    empty.
     Raises MissingExtraError without peft, BadSettingsError for a rank below 1, TetherError for an update that is zero
     everywhere or not finite.
     """
@@ -66,7 +72,7 @@ def export_lora(
     if rank is not None and rank < 1:
         raise BadSettingsError(f"rank {rank}: an adapter has a rank of at least 1; give none to keep all")
 
-    tensors: dict[str, Tensor] = {}
+    parts: dict[str, LowRank] = {}
     kept: dict[str, LoraWeight] = {}
     for name, update in updates.items():
         module = name.removesuffix(".weight")
@@ -77,9 +83,7 @@ def export_lora(
         weight, factors = _compress(name, update, rank)
         if weight.rank == 0:
             continue
-        kept[module] = weight
-        tensors[f"base_model.model.{module}.lora_A.weight"] = factors.B.contiguous()  # r×in
-        tensors[f"base_model.model.{module}.lora_B.weight"] = factors.A.contiguous()  # out×r
+        kept[module], parts[module] = weight, factors
         if weight.rank > LARGE_RANK:
             logger.warning(
                 "%s has an update of rank %d: many programs take adapters of at most %d; give a rank, or export merged",
@@ -88,17 +92,25 @@ def export_lora(
     if not kept:
         raise TetherError("every update is zero: there is nothing to put in an adapter; apply edits first")
 
-    common = Counter(weight.rank for weight in kept.values()).most_common(1)[0][0]
-    unequal = {module: weight.rank for module, weight in kept.items() if weight.rank != common}
-    base = model.hf.name_or_path or model.id  # what transformers loads, where a bundled model's id is not
+    r = max(weight.rank for weight in kept.values())
+    tensors: dict[str, Tensor] = {}
+    for module, factors in parts.items():
+        missing = r - factors.rank
+        tensors[f"base_model.model.{module}.lora_A.weight"] = pad(factors.B, (0, 0, 0, missing)).contiguous()  # r×in
+        tensors[f"base_model.model.{module}.lora_B.weight"] = pad(factors.A, (0, missing)).contiguous()  # out×r
+    base = base_name or published_name(model)
     config = LoraConfig(
         task_type="CAUSAL_LM", base_model_name_or_path=base, inference_mode=True,
         revision=model.id.removeprefix(f"{base}@") if model.id.startswith(f"{base}@") else None,
-        r=common, lora_alpha=common, rank_pattern=unequal, alpha_pattern=dict(unequal), target_modules=list(kept),
+        r=r, lora_alpha=r, target_modules=list(kept),
         fan_in_fan_out=any(model.is_transposed(weight.name) for weight in kept.values()),
     )  # fmt: skip
     with new_folder(to) as folder:
         config.save_pretrained(folder)
+        written = folder / "adapter_config.json"
+        settings = json.loads(written.read_text("utf-8"))
+        settings["target_modules"].sort()  # peft writes a set
+        written.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", "utf-8")
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         write_card_and_manifest(folder, card, manifest)
     left_out = tuple(name for name in updates if name.removesuffix(".weight") not in kept)

@@ -23,13 +23,15 @@ def check_kind(as_: str, rank: int | None) -> None:
 
 def export_updates(
     model: EditableModel, updates: Mapping[str, LowRank], to: Path, about: Provenance, *, as_: str,
-    rank: int | None = None,
+    rank: int | None = None, base_name: str | None = None,
 ) -> LoraReport | None:  # fmt: skip
     """Write the model with `updates` by weight name. A merged folder holds the weights that the model carries now, so
     apply the updates first. Returns what an adapter holds, None for a merged folder. Changes nothing."""
     check_kind(as_, rank)
     if as_ == "lora":
-        return export_lora(model, dict(updates), to, model_card(about, library="peft"), about.manifest(), rank)
+        return export_lora(
+            model, dict(updates), to, model_card(about, library="peft"), about.manifest(), rank, base_name=base_name
+        )
     export_merged(model, to, model_card(about), about.manifest())
     return None
 

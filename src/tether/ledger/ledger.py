@@ -339,11 +339,12 @@ class Ledger:
 
     def export(
         self, model: EditableModel | None, to: str | Path, *, as_: As, restrain: Restrain = None,
-        upto: int | None = None, rank: int | None = None,
+        upto: int | None = None, rank: int | None = None, base_name: str | None = None,
     ) -> LoraReport | None:  # fmt: skip
         """Write the edited model as a folder for transformers (`merged`) or as an adapter for peft (`lora`): the live
-        edits up to `upto`, with the journal's own restraints (`restrain` None) or one of the sum. Returns what an
-        adapter holds, None for a merged folder. The given model carries afterwards what it carried before."""
+        edits up to `upto`, with the journal's own restraints (`restrain` None) or one of the sum. `base_name` is what
+        an adapter calls its base model. Returns what an adapter holds, None for a merged folder. The given model
+        carries afterwards what it carried before."""
         check_kind(as_, rank)
         model, header = self.model_or_load(model), self.header
         about = Provenance(
@@ -357,7 +358,7 @@ class Ledger:
             if as_ == "merged":
                 sums.show(model)
             factors = {name: held.factors for name, held in sums.of.items()}
-            return export_updates(model, factors, Path(to), about, as_=as_, rank=rank)
+            return export_updates(model, factors, Path(to), about, as_=as_, rank=rank, base_name=base_name)
 
     def _restraint_in_words(self, upto: int | None) -> str:
         """The restraints that a replay of the journal applies: `log:1.2 after edit 10, 20`."""

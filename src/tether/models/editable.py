@@ -50,6 +50,7 @@ class EditableModel:
         self.folder = folder
         self.anatomy = anatomy or find_anatomy(hf)
         self.residual: dict[int, bool] = {}  # by layer, what `frozen_prefix.is_residual` measured
+        self.keeps_keys: bool | None = None  # what `frozen_prefix.keeps_keys` measured
         self._originals: dict[str, Tensor] = {}
         self._updates: dict[str, Tensor] = {}
         self._fingerprints: dict[Hashable, str] = {}

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from tether.facts.tokens import EncodedPrompt
@@ -80,7 +80,7 @@ class PrefixRun:
     hidden: Float[Tensor, "n s d"]  # output of block `layer` from the anchor on
     inputs: Float[Tensor, "n s d"]  # input of block `layer` from the anchor on
     last: Float[Tensor, "n s d"]  # final hidden states from the anchor on
-    cache: Cache  # keys and values before the anchor, read-only
+    cache: Cache | None  # keys and values before the anchor, read-only; None: the model keeps others (`keeps_keys`)
     residual: bool  # as `is_residual` says of the layer
     returns_tuple: bool  # whether a block returns one
 
@@ -91,7 +91,10 @@ class PrefixRun:
             return tensor[index.to(tensor.device)]
 
         tensors: dict[str, Any] = {name: some(kept) for name, kept in vars(self).items() if isinstance(kept, Tensor)}
-        return replace(self, cache=_read_only(self.cache, some), **tensors)
+        return replace(self, cache=self.cache and _read_only(self.cache, some), **tensors)
+
+
+_OF_KEYS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class _ReadOnly(DynamicLayer):
@@ -139,7 +142,7 @@ def hooks(*handles: Any) -> Iterator[None]:
 
 
 def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def full_forward(model: EditableModel, rows: AlignedPrompts, layer: int) -> PrefixRun:
@@ -153,16 +156,17 @@ def full_forward(model: EditableModel, rows: AlignedPrompts, layer: int) -> Pref
         inputs = args[0] if args else kwargs["hidden_states"]
         seen["inputs"] = inputs[:, rows.anchor :].clone()
         seen["hidden"] = _first(output)[:, rows.anchor :].clone()
-        seen["returns_tuple"] = isinstance(output, tuple)
+        seen["returns_tuple"] = isinstance(output, tuple | list)
 
-    cache = DynamicCache()
+    cache = DynamicCache() if keeps_keys(model) else None
     handles = (
         model.projection(layer).register_forward_hook(see_projection),
         model.block(layer).register_forward_hook(see_block, with_kwargs=True),
     )
     with torch.no_grad(), hooks(*handles):
-        last = model.base(**rows.arguments, past_key_values=cache, use_cache=True)[0][:, rows.anchor :]
-    before = _read_only(cache, lambda kept: kept[..., : rows.anchor, :].clone())
+        keeping = {"use_cache": False} if cache is None else {"past_key_values": cache, "use_cache": True}
+        last = model.base(**rows.arguments, **keeping)[0][:, rows.anchor :]
+    before = cache and _read_only(cache, lambda kept: kept[..., : rows.anchor, :].clone())
     return PrefixRun(layer=layer, last=last, cache=before, residual=is_residual(model, layer), **seen)
 
 
@@ -188,12 +192,24 @@ def forward_until(model: EditableModel, module: nn.Module, **arguments: Any) -> 
 
 
 def blocks_return_tuples(model: EditableModel) -> bool:
-    """Whether a block returns a tuple or a tensor: measured on one token."""
-    return isinstance(_output_of(model, model.block(0), input_ids=_one_token(model)), tuple)
+    """Whether a block returns a tuple (or a list) or a tensor: measured on one token."""
+    return isinstance(_output_of(model, model.block(0), input_ids=_one_token(model)), tuple | list)
 
 
 def _one_token(model: EditableModel) -> Tensor:
     return torch.zeros(1, 1, dtype=torch.long, device=model.device)
+
+
+def keeps_keys(model: EditableModel) -> bool:
+    """Whether all that a later token sees of earlier ones is their keys and values: false for models with recurrent or
+    convolutional layers (Mamba, linear attention), and for those that keep nothing. There every step runs the whole
+    model. Measured once, on one token."""
+    if model.keeps_keys is None:
+        with torch.no_grad():
+            output = model.base(input_ids=_one_token(model), use_cache=True)
+        layers = getattr(getattr(output, "past_key_values", None), "layers", [])
+        model.keeps_keys = bool(layers) and all(type(layer) in _OF_KEYS for layer in layers)
+    return model.keeps_keys
 
 
 def is_residual(model: EditableModel, layer: int) -> bool:
@@ -235,9 +251,9 @@ class Steps:
     differentiable in δ. The model is unchanged.
 
     Blocks up to the edited one are skipped. Where the block passes its projection through a norm, the edited block runs
-    as well. `frozen` false, or nothing to skip (block 0 with a norm): the whole model on whole rows, the reference.
-    `model` may be a copy of the run's model in another dtype. `columns` is how many columns from the anchor on are
-    wanted (None: all); those after them change none of them and are not computed.
+    as well. `frozen` false, nothing to skip (block 0 with a norm), or a run without a cache: the whole model on whole
+    rows, the reference. `model` may be a copy of the run's model in another dtype. `columns` is how many columns from
+    the anchor on are wanted (None: all); those after them change none of them and are not computed.
     """
 
     def __init__(
@@ -245,10 +261,10 @@ class Steps:
         frozen: bool = True,
     ) -> None:  # fmt: skip
         self.model, self.run = model, run
-        self.skipped = run.layer + run.residual if frozen else 0
+        self.skipped = run.layer + run.residual if frozen and run.cache is not None else 0
         self.arguments: dict[str, Any] = {**rows.arguments, "use_cache": False}
         self.anchor, self.entry = rows.anchor, run.hidden if run.residual else run.inputs
-        if self.skipped:
+        if self.skipped and run.cache is not None:
             end = rows.ids.shape[1] if columns is None else rows.anchor + columns
             self.arguments = {name: kept[:, rows.anchor : end] for name, kept in rows.arguments.items()}
             self.arguments |= {"attention_mask": rows.mask[:, :end], "use_cache": True}
@@ -292,11 +308,19 @@ def entered_at(model: EditableModel, entry: Float[Tensor, "n t d"], first: int, 
         yield
 
 
+class _HiddenAlone(BaseModelOutputWithPastAndCrossAttentions):
+    """A base's output with hidden states alone, whatever else a head hands on (of images, of experts): None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
 def head_logits(model: EditableModel, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n vocab"]:
     """Logits of final hidden states as the model itself computes them (scale and soft cap included), in its dtype."""
 
-    def given(*args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+    def given(*args: Any, **kwargs: Any) -> _HiddenAlone:
+        return _HiddenAlone(last_hidden_state=hidden[None])
 
     # Some heads call the module that holds the blocks, past the base that wraps it.
     trunk = model.hf.get_submodule(model.anatomy.blocks.rpartition(".")[0])

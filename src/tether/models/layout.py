@@ -34,7 +34,7 @@ class Anatomy:
 def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | None = None) -> Anatomy:
     """The blocks are the one ModuleList of `num_hidden_layers` modules with attention in each; the projection is the
     one Linear or Conv1D in every block, outside the attention, that gives the hidden size and takes the width a module
-    beside it gives (or half of that, where gate and up are one matrix).
+    beside it gives (or half of that, where gate and up are one matrix); of several, the one that takes the most.
 
     `named` (a mapping or the path of a JSON file, keys "blocks" and "projection") is checked and taken instead.
     Raises WrongModelError where nothing or more than one thing fits (a mixture of experts, an encoder), and for
@@ -58,8 +58,9 @@ def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | No
     found = {path: projections for path, blocks in lists.items() if (projections := _projections(blocks, hidden))}
     if hf.can_generate() and not hf.config.is_encoder_decoder and len(found) == 1:
         [(path, projections)] = found.items()
-        if len(projections) == 1:
-            return Anatomy(path, projections[0])
+        widest = _widest(lists[path], projections)
+        if widest is not None:
+            return Anatomy(path, widest)
     raise WrongModelError(
         f"layout of {type(hf).__name__} not recognised: looked for a decoder with one list of {layers} blocks with "
         f"attention, each with one Linear or Conv1D outside it that gives {hidden} values and takes the width of a "
@@ -141,6 +142,14 @@ def _projections(blocks: nn.ModuleList, hidden: int) -> list[str]:
     """Paths of what fits the description in any block, without those that are not in all."""
     each = [list(_candidates(block, hidden)) for block in blocks]
     return [path for path in each[0] if all(path in paths for paths in each)]
+
+
+def _widest(blocks: nn.ModuleList, projections: list[str]) -> str | None:
+    """The projection that takes more than any other does: small ones beside the MLP's add per-layer inputs. None where
+    two take as much."""
+    widths = {path: max(_width(block.get_submodule(path)) or (0, 0) for block in blocks)[0] for path in projections}
+    first, *others = sorted(projections, key=widths.__getitem__, reverse=True)
+    return first if all(widths[path] < widths[first] for path in others) else None
 
 
 def _candidates(block: nn.Module, hidden: int) -> Iterator[str]:

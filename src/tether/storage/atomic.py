@@ -23,10 +23,15 @@ def write_atomically(path: Path, data: bytes) -> None:
 def publish(folder: Path, to: Path) -> None:
     """Give a folder its final name, after all in it is durable: after a power cut it is there whole or not at all.
     `to` must not exist, or be an empty folder."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777  # what the process makes files with; some libraries keep theirs to the owner
+    probe.unlink()
     for path in folder.rglob("*"):
         if path.is_dir():
             sync_folder(path)
         elif path.is_file():
+            path.chmod(mode)
             with path.open("rb+" if os.name == "nt" else "rb") as handle:
                 os.fsync(handle.fileno())
     sync_folder(folder)

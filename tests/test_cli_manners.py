@@ -127,7 +127,7 @@ def test_one_fact_undo_and_redo(place: Path) -> None:
     (event,) = ledger.live()
     assert event.fact is not None
     assert (event.fact.subject, event.fact.target_new, event.fact.target_true) == ("Eiffel Tower", "London", "Paris")
-    assert ledger.header.method == "r-rome" and done.stdout.splitlines()[-1] == f"head {ledger.head}"
+    assert ledger.header.method == "r-rome" and done.stdout.splitlines()[-2] == f"head {ledger.head}"
     again = run(place, "edit", *ONE, "--model", "model", "--out", "one", "--json")
     assert "default" not in again.stderr and json.loads(again.stdout)["head"] == Ledger.open(place / "one").head
 

@@ -356,3 +356,34 @@ def test_memory_is_bounded_by_a_matrix_and_not_by_the_checkpoint(tmp_path: Path)
     report = restrain_checkpoint(tmp_path / "A", tmp_path / "B", tmp_path / "C")
     assert len(report.restrained) == 48
     assert status("VmHWM") - start < 48  # two checkpoints of 96 MB each
+
+
+def test_a_head_that_only_the_edited_checkpoint_stores_is_compared_with_the_embeddings(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "vocab_size": 40}
+    embeddings, other = torch.randn(40, 16), torch.randn(16, 16)
+    far = embeddings + matrix(40, 16, torch.tensor([50.0, 30.0], dtype=torch.float64))
+    tied = {"model.embed_tokens.weight": embeddings, "model.layers.0.weight": other}
+    base = write(tmp_path / "base", tied, config=config)
+    edited = write(tmp_path / "edited", {**tied, "lm_head.weight": far}, config=config)
+    report = restrain_checkpoint(base, edited, tmp_path / "out")
+    assert report.restrained == ("lm_head.weight",) and report.copied == {} and report.only_in_base == ()
+    assert report.matrices[0].above == 2 and report.equal == 2
+    same = write(tmp_path / "same", {**tied, "lm_head.weight": embeddings.clone()}, config=config)
+    report = restrain_checkpoint(base, same, tmp_path / "again")
+    assert report.matrices == () and report.equal == 3
+
+
+@pytest.mark.parametrize("wide", ["base", "edited"])
+def test_rounding_to_another_dtype_is_no_change(tmp_path: Path, wide: str) -> None:
+    first, second = torch.randn(30, 20), torch.randn(30, 20)
+    second = second.bfloat16().float() if wide == "edited" else second
+    first = first.bfloat16().float() if wide == "edited" else first
+    changed = second + matrix(30, 20, torch.tensor([80.0], dtype=torch.float64))
+    plain, whole = {"a": first, "b": second}, {"a": first, "b": changed}
+    half = {name: tensor.bfloat16() for name, tensor in (whole if wide == "base" else plain).items()}
+    base = write(tmp_path / "base", plain if wide == "base" else half)
+    edited = write(tmp_path / "edited", half if wide == "base" else whole)
+    report = restrain_checkpoint(base, edited, tmp_path / "out")
+    assert report.rounded == 1
+    assert [one.name for one in report.matrices] == ["b"] and report.restrained == ("b",)
+    assert len(load_file(tmp_path / "out" / "model.safetensors")) == 2

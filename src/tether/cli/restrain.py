@@ -26,6 +26,7 @@ def restrain(
     lines.append(
         f"{out}: {len(report.matrices)} matrices differ, {len(report.restrained)} restrained by {report.restraint}; "
         f"{report.equal} tensors equal, {len(report.copied)} copied as they are"
+        + (f", {report.rounded} equal but for the rounding of their dtype" if report.rounded else "")
     )
     lines += [f"copied {name}: {why}" for name, why in report.copied.items()]
     return Answer(report.to_dict(), "\n".join(lines))

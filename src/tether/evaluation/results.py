@@ -15,7 +15,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, PrivateAttr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from tether.algebra.spectrum import Extremes
 from tether.errors import TetherError, pydantic_line
@@ -76,6 +83,11 @@ class Row(BaseModel):
     retention: list[tuple[int, float]] = []
     abilities: dict[str, Ability] = {}
     spectrum: dict[str, Singular] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_recent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if name != "recent" or value is not None}
 
     @property
     def key(self) -> RowKey:

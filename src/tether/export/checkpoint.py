@@ -39,13 +39,15 @@ class MatrixReport:
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What happened to each tensor of the edited checkpoint; tensors equal in both are only counted."""
+    """What happened to each tensor of the edited checkpoint; tensors equal in both are only counted, and so are the
+    `rounded` ones, equal in the coarser of two dtypes."""
 
     restraint: str
     matrices: tuple[MatrixReport, ...]
     copied: dict[str, str]  # name -> why a tensor that differs was copied as it is
     only_in_base: tuple[str, ...]
     equal: int
+    rounded: int = 0
 
     @property
     def restrained(self) -> tuple[str, ...]:
@@ -97,7 +99,7 @@ def restrain_checkpoint(
     if a and b and a != b:
         raise WrongModelError(f"{base} is of type {a} and {edited} of type {b}: give a checkpoint and its own base")
     _refuse_links_out(edited)
-    originals = _renamed(originals, tensors)
+    originals = _with_tied_head(_renamed(originals, tensors), tensors, configs[0])
     if not any(n in tensors and tensors[n].shape == o.shape and len(o.shape) == 2 for n, o in originals.items()):
         raise WrongModelError(
             f"{edited} and {base} share no matrix of one name and shape: give a checkpoint and its own base"
@@ -108,12 +110,16 @@ def restrain_checkpoint(
         shutil.copytree(edited, folder, dirs_exist_ok=True, copy_function=shutil.copyfile, ignore=without_git)
         matrices: list[MatrixReport] = []
         copied: dict[str, str] = {}
+        rounded = 0
         for name, stored in tensors.items():
             original = originals.get(name)
             if original is not None and same_bytes(original, stored):
                 continue
             if original is None or (reason := _not_comparable(name, original, stored)):
                 copied[name] = "only in the edited checkpoint" if original is None else reason
+                continue
+            if _same_rounded(original, stored):
+                rounded += 1
                 continue
             report, W = _restrain(name, original, stored, restraint, torch.device(device))
             if W is not None:
@@ -125,8 +131,10 @@ def restrain_checkpoint(
                 numbers = (report.sigma_max, report.update_norm, report.above)
                 logger.info("%s: m %.4g, ‖D‖_F %.4g, %d above m", name, *numbers)
         only = tuple(name for name in originals if name not in tensors)
-        equal = len(tensors) - len(matrices) - len(copied)
-        result = CheckpointReport(str(restraint), tuple(matrices), copied, only, equal)
+        equal = len(tensors) - len(matrices) - len(copied) - rounded
+        if rounded:
+            logger.info("%d matrices differ by the rounding of their dtype alone, and are copied as they are", rounded)
+        result = CheckpointReport(str(restraint), tuple(matrices), copied, only, equal, rounded)
         _warn(result, restraint, folder)
         _write_card_and_manifest(folder, base, edited, result)
     return result
@@ -175,6 +183,29 @@ def _not_comparable(name: str, original: Stored, stored: Stored) -> str:
             "restrained; dequantise both checkpoints first"
         )
     return ""
+
+
+def _same_rounded(original: Stored, stored: Stored) -> bool:
+    """Whether two matrices of unlike dtypes are the same in the coarser of them."""
+    if original.dtype == stored.dtype:
+        return False
+    A, B = original.read(), stored.read()
+    coarser = max(A.dtype, B.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    return torch.equal(A.to(coarser), B.to(coarser))
+
+
+def _with_tied_head(
+    originals: dict[str, Stored], tensors: dict[str, Stored], config: dict[str, object]
+) -> dict[str, Stored]:
+    """The base's tensors, and where its head is its embeddings and the edited checkpoint stores a head of its own,
+    those under the head's name too."""
+    text = config.get("text_config")
+    told = {**config, **text} if isinstance(text, dict) else config
+    words = told.get("vocab_size")
+    vocabulary = [stored for stored in originals.values() if len(stored.shape) == 2 and stored.shape[0] == words]
+    extra = [name for name in tensors if name not in originals]
+    heads = [name for name in extra if len(vocabulary) == 1 and tensors[name].shape == vocabulary[0].shape]
+    return {**originals, heads[0]: vocabulary[0]} if len(heads) == 1 else originals
 
 
 def _renamed(originals: dict[str, Stored], tensors: dict[str, Stored]) -> dict[str, Stored]:

@@ -287,6 +287,15 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path) -> None:
     assert load(other).folder != model.folder  # the contents are the key, not the name
 
 
+def test_a_gguf_file_in_parts_is_named_and_capitals_are_read(tmp_path: Path) -> None:
+    hf, tokenizer = tiny_model("llama")
+    part = gguf_file(hf, tokenizer, tmp_path / "tiny-00002-of-00003.gguf")
+    with pytest.raises(TetherError, match=r"is part 2 of a GGUF file in 3: join them"):
+        load(part)
+    whole = part.rename(tmp_path / "tiny-00001-of-00001.GGUF")
+    assert load(whole).n_layers == hf.config.num_hidden_layers
+
+
 @pytest.mark.parametrize("left", [0, 100, 5000, 100_000])
 def test_a_damaged_gguf_file_leaves_nothing_behind(tmp_path: Path, left: int) -> None:
     file = gguf_file(*tiny_model("llama"), tmp_path / "tiny.gguf")

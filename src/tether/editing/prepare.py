@@ -89,7 +89,7 @@ def new_header(model: EditableModel, plan: EditPlan, schedule: Schedule, trained
         moments=collected, corpus=corpus, seed=seed, threads=torch.get_num_threads(),
         restrain=str(schedule.restraint or "none"), every=schedule.every,
         editor=None if trained is None else EditorRecord(path=str(trained.path.resolve()), sha256=trained.sha256),
-        anatomy=_anatomy(model), joint="rule", versions=versions(),
+        anatomy=_anatomy(model), joint="rule", checkpoint=model.fingerprint(), versions=versions(),
     )  # fmt: skip
 
 

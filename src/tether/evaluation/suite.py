@@ -134,7 +134,7 @@ def evaluate_ledger(
         raise TetherError("no row to measure: name at least one number of edits and one restraint")
     attempted = {count: {edit for edit, _ in ledger.facts(count)} for count in counts}
     largest = max(counts)
-    results = rows.results(own, ledger.header.model, ledger)
+    results = rows.results(own, ledger.name_of(model), ledger)
     if path is not None and path.exists():
         old = read(path)
         if not ledger.continues(str(old.settings.get("journal_sha256"))):

@@ -56,7 +56,8 @@ class MomentsRecord(_Record):
 class Header(_Record):
     """ledger.json: everything the events depend on. Never changes after the ledger is made. `anatomy` names the layout
     of a model whose structure does not tell it. `joint` says what stands before the answers of facts that do not say:
-    None, in ledgers of earlier versions, always one space."""
+    None, in ledgers of earlier versions, always one space. `fingerprint` is of the edited weights, `checkpoint` of the
+    whole model (None in ledgers of earlier versions)."""
 
     format: Literal[1] = 1
     created: str
@@ -77,6 +78,7 @@ class Header(_Record):
     editor: EditorRecord | None = None
     anatomy: dict[str, str] | None = None
     joint: Literal["rule"] | None = None
+    checkpoint: str | None = None
     versions: dict[str, str]
 
 

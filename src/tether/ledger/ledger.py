@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ from tether.ledger.replay import Replay, Sums, check_counts, damaged, sound_fact
 from tether.models import EditableModel
 from tether.models import load as load_model
 from tether.storage.atomic import write_atomically
+
+logger = logging.getLogger(__name__)
 
 _FACTORS = re.compile(r"factors/\d{6,}\.safetensors")
 As = Literal["merged", "lora"]
@@ -107,6 +110,20 @@ class Ledger:
             prints = f"its weights have fingerprint {found[:12]}, the ledger {self.header.fingerprint[:12]}"
             remedy = f"load {self.header.model!r} as it was"
             raise WrongModelError(f"{model.id} is not the model of {self.path}: {prints}; {remedy}")
+        if not self.is_its_model(model):
+            logger.warning(
+                "%s has the edited weights of %s and other weights beside them: results and cards name it",
+                model.id, self.header.model,
+            )  # fmt: skip
+
+    def is_its_model(self, model: EditableModel) -> bool:
+        """Whether the whole model is the one the ledger was made on, and not only its edited weights. True where an
+        earlier version did not record it."""
+        return self.header.checkpoint in (None, model.fingerprint())
+
+    def name_of(self, model: EditableModel) -> str:
+        """What cards and results call a model: as the ledger does, where it is the ledger's own."""
+        return self.header.model if self.is_its_model(model) else model.id
 
     def verify(self, model: EditableModel | None = None, *, head: str | None = None) -> dict[str, Any]:
         """Check every line and every factors file (and the model). Returns counts by kind; raises BadLedgerError that
@@ -127,6 +144,11 @@ class Ledger:
             report["events_after_head"] = self._events_after(head)
         if model is not None:
             self.check_model(model)
+            if not self.is_its_model(model):
+                raise WrongModelError(
+                    f"{model.id} has the edited weights of {self.header.model}, the model of {self.path}, but other "
+                    f"weights beside them: load {self.header.model!r} as it was"
+                )
         return report
 
     def continues(self, head: str) -> bool:
@@ -348,7 +370,8 @@ class Ledger:
         check_kind(as_, rank)
         model, header = self.model_or_load(model), self.header
         about = Provenance(
-            base_model=header.model, fingerprint=header.fingerprint, method=header.method, settings=header.settings,
+            base_model=self.name_of(model), fingerprint=header.fingerprint, method=header.method,
+            settings=header.settings,
             restraint=self._restraint_in_words(upto) if restrain is None else str(parse(restrain)),
             facts=[(e.edit, e.fact) for e in self.live(upto) if e.edit is not None and e.fact is not None],
             weights=list(header.weights), head=self.head, versions=header.versions,

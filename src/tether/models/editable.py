@@ -16,6 +16,8 @@ from tether.errors import BadSettingsError, WrongModelError
 from tether.models.checkpoint_files import Stored, kept_digest, stored_tensors
 from tether.models.layout import Anatomy, feeders, find_anatomy
 
+_LIMITS = ("max_position_embeddings", "max_seq_len", "seq_length")  # names that configurations give the same thing
+
 
 class EditableModel:
     """A transformers model, its fast tokenizer, and where its MLP output projections are.
@@ -86,7 +88,8 @@ class EditableModel:
     @property
     def limit(self) -> int | None:
         """How many positions the model has; None where it names no limit."""
-        return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None) or None
+        config = self.hf.config.get_text_config()
+        return next((limit for name in _LIMITS if (limit := getattr(config, name, None))), None)
 
     def block(self, layer: int) -> nn.Module:
         if not 0 <= layer < self.n_layers:

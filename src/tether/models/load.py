@@ -9,6 +9,7 @@ Weights come from safetensors alone. A GGUF file is converted once, to float32 s
 import hashlib
 import json
 import logging
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -141,11 +142,17 @@ def _local_folder(source: str) -> Path | None:
     if bundled is not None:
         return _converted(_bundled_file(source, **bundled))
     path = Path(source).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        part = re.search(r"-0*(\d+)-of-0*(\d+)$", path.stem)
+        if part and part[2] != "1":
+            raise WrongModelError(
+                f"{source!r} is part {part[1]} of a GGUF file in {part[2]}: join them (llama-gguf-split --merge) and "
+                "give the one file"
+            )
         return _converted(path)
     if source and path.is_dir():
         return path.resolve()
-    is_id = source.count("/") <= 1 and source[:1] not in ("", ".", "/", "~") and path.suffix != ".gguf"
+    is_id = source.count("/") <= 1 and source[:1] not in ("", ".", "/", "~") and path.suffix.lower() != ".gguf"
     if path.exists() or not is_id:
         names = ", ".join(_bundled())
         raise WrongModelError(f"{source!r} is no model: give a folder, a .gguf file, a hub id (org/name) or {names}")

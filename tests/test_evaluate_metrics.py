@@ -81,6 +81,19 @@ def test_portability_is_what_follows_from_the_edit() -> None:
     assert {record["kind"] for record in rest.records} <= {"efficacy", "generalization", "locality"}
 
 
+def test_a_table_has_the_columns_that_were_measured(tmp_path: Path) -> None:
+    model = bigram_model()
+    what = Measurement(metrics=("generate",), abilities=())
+    drawn = table(evaluate_ledger(ledger_of_two(model, tmp_path / "ledger"), model, at=[1], measurement=what))
+    assert drawn.splitlines()[0].split("|")[1:-1] == [
+        " edits ",
+        " restraint ",
+        " κ    ",
+        " σ̂_max ",
+        " generate efficacy ",
+    ]
+
+
 PLUGIN = '''
 from tether.evaluation.metrics.base import Metric
 

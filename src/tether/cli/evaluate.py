@@ -129,7 +129,7 @@ def _foreign(
 
 
 def table(results: Results) -> str:
-    """Every row's main numbers, mean ± standard error."""
+    """Every row's main numbers, mean ± standard error; only what was measured."""
     metrics = reported_by(metric for row in results.rows for metric in row.editing)
     wanted = [column for metric in dict.fromkeys(metrics.values()) for column in metric.columns]
     head = ["edits", "restraint", "κ", "σ̂_max", "perplexity (ratio)", *(f"{m} {k}" for m, k in wanted)]
@@ -142,6 +142,8 @@ def table(results: Results) -> str:
         cells = [number(max(values, default=None), ".1f") for values in (kappas, tops)]
         scores = [with_error(row.editing.get(metric, {}).get(kind)) for metric, kind in wanted]
         rows.append([str(row.edits), row.restraint, *cells, _perplexity(row, start), *scores])
+    filled = [column for column in range(len(head)) if column < 2 or any(row[column] for row in rows)]
+    head, rows = [head[column] for column in filled], [[row[column] for column in filled] for row in rows]
     counts = {n.n for row in results.rows for kinds in row.editing.values() for n in kinds.values()}
     lines = [f"mean ± standard error in percent over n facts (n: {', '.join(map(str, sorted(counts)))})"]
     for row in results.rows:

@@ -52,10 +52,11 @@ class Data:
 
 class Constraint(ABC):
     """A pair of pure functions. `name` is that of the registry; the written form is `name` or `name:parameter`, and
-    `example` is one that can be parsed."""
+    `example` is one that can be parsed. `acts` is False for `none` alone, which leaves every sum as it is."""
 
     name: ClassVar[str]
     example: ClassVar[str]
+    acts: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -70,11 +71,6 @@ class Constraint(ABC):
     def apply(self, update: LowRank, state: Any) -> tuple[LowRank, Any]:
         """The restrained sum, in the factors' dtype, and the next state. Neither argument is changed; the same update
         object comes back where there is nothing to restrain, always for one of rank 0."""
-
-    @property
-    def acts(self) -> bool:
-        """False for `none` alone, which leaves every sum as it is."""
-        return True
 
     @property
     def shrinks(self) -> bool:

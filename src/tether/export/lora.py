@@ -1,13 +1,10 @@
 """The edits as a LoRA adapter: ΔW = B·A is what a sum of edits already is."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -16,9 +13,7 @@ from torch import Tensor, nn
 from tether.algebra.lowrank import LowRank
 from tether.errors import BadSettingsError, MissingExtraError, TetherError
 from tether.export.folder import new_folder, write_card_and_manifest
-
-if TYPE_CHECKING:
-    from tether.models.editable import EditableModel
+from tether.models.editable import EditableModel
 
 logger = logging.getLogger(__name__)
 

@@ -214,12 +214,7 @@ class Replay:
 
     @cached_property
     def _batches(self) -> dict[str, list[Event]]:
-        """The edits of every factors file."""
-        batches: dict[str, list[Event]] = {}
-        for event in self.events:
-            if event.kind == "edit":
-                batches.setdefault(event.factors or "", []).append(event)
-        return batches
+        return by_file(event for event in self.events if event.kind == "edit")
 
     @property
     def _attempts(self) -> int:
@@ -238,6 +233,14 @@ class Replay:
                     if updates[name].shape != weight.shape:
                         raise ValueError(f"{name} is {updates[name].shape}")
         return updates
+
+
+def by_file(edits: Iterable[Event]) -> dict[str, list[Event]]:
+    """Edits by the factors file that they share with those of their batch, in their order."""
+    batches: dict[str, list[Event]] = {}
+    for event in edits:
+        batches.setdefault(event.factors or "", []).append(event)
+    return batches
 
 
 def solved(tensors: Mapping[str, Tensor], name: str, kept: Sequence[Event]) -> LowRank:

@@ -34,20 +34,30 @@ _PLUS = re.compile(r"(?<![0-9.]e)\+")  # not that of 1e+20
 AS_RECORDED = "as recorded"  # the label of a ledger replayed with the restraints of its own journal
 
 
+def _no_original() -> Tensor:
+    raise TetherError("no W₀ at hand, which a restraint asks for: give the model as well")
+
+
+def _no_moments() -> Tensor:
+    raise TetherError("no moments at hand, which a restraint asks for: give them, or take one that needs none")
+
+
 @dataclass(frozen=True)
 class Weight:
-    """The edited weight: its shape (p, q), m = σ_max of the unedited W₀, and with a model W₀ (float32) on request."""
+    """The edited weight: its shape (p, q), m = σ_max of the unedited W₀, and `original()`, W₀ itself (p×q, float32 on
+    the CPU, not to be changed). It is read when it is asked for; raises TetherError where no model is at hand."""
 
     shape: tuple[int, int]
     sigma_max: float
-    original: Callable[[], Tensor] | None = None
+    original: Callable[[], Tensor] = _no_original
 
 
 @dataclass(frozen=True)
 class Data:
-    """The inputs of the weight: where moments are at hand, C = E[kkᵀ] (q×q, float64) on request."""
+    """The inputs of the weight: `moments()` is C = E[kkᵀ] (q×q, float64 on the CPU, not to be changed), read when it is
+    asked for; raises TetherError where none are at hand."""
 
-    moments: Callable[[], Tensor] | None = None
+    moments: Callable[[], Tensor] = _no_moments
 
 
 class Constraint(ABC):
@@ -169,10 +179,10 @@ def label_of(constraint: str | Constraint | None) -> str:
     return AS_RECORDED if constraint is None else str(parse(constraint))
 
 
-def constrained(update: LowRank, weight: Weight, constraint: Constraint, data: Data | None = None) -> LowRank:
+def constrained(update: LowRank, weight: Weight, data: Data, constraint: Constraint) -> LowRank:
     """F(Σ) for one application from the constraint's first state: the restrained weight is W₀ + F(Σ)."""
     try:
-        return constraint.apply(update, constraint.init(weight, data or Data()))[0]
+        return constraint.apply(update, constraint.init(weight, data))[0]
     except (ArithmeticError, RuntimeError) as error:
         why = f"the sum of the updates has no singular values ({first_line(error)})"
         raise TetherError(f"restraint {constraint}: {why}: undo the last edit") from error

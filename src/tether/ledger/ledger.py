@@ -250,21 +250,25 @@ class Ledger:
 
     # --- what follows from it -----------------------------------------------------------------------------------
 
-    def replay(self, *, keep: bool = False) -> Replay:
+    def replay(self, model: EditableModel | None = None, *, keep: bool = False) -> Replay:
         """The live edits in journal order. For several numbers of edits or several restraints in one pass over the
-        files; with `keep` for several passes, which read them once."""
+        files; with `keep` for several passes, which read them once. The model, which is not checked, is for restraints
+        that ask for W₀ or the moments."""
         read = self.reader() if keep else self.tensors
-        return Replay(self.path, self.header, self.events, frozenset(self.live_numbers()), read)
+        return Replay(self.path, self.header, self.events, frozenset(self.live_numbers()), read, model)
 
-    def sums(self, upto: int | None = None, restrain: Restrain = None, *, exact: bool = True) -> Sums:
+    def sums(
+        self, upto: int | None = None, restrain: Restrain = None, *, exact: bool = True,
+        model: EditableModel | None = None,
+    ) -> Sums:  # fmt: skip
         """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits
-        up to `upto`, and that function once. `exact` as for `Replay.states`."""
-        return self.replay().sums(upto, None if restrain is None else parse(restrain), exact=exact)
+        up to `upto`, and that function once. `exact` as for `Replay.states`, `model` as for `replay`."""
+        return self.replay(model).sums(upto, None if restrain is None else parse(restrain), exact=exact)
 
-    def checked_sums(self) -> Sums:
+    def checked_sums(self, model: EditableModel | None = None) -> Sums:
         """The sums of all edits, for a run that appends: with them every factors file is read and checked, once."""
         self._check_no_lines_missing()
-        return self.replay().sums(check=True)
+        return self.replay(model).sums(check=True)
 
     def apply(
         self, model: EditableModel | None = None, *, upto: int | None = None, restrain: Restrain = None
@@ -272,7 +276,7 @@ class Ledger:
         """Make the model (the recorded one is loaded if none is given) carry the ledger's edits. Changes it in place,
         from its original weights: what else it carried on these weights is replaced."""
         model = self.model_or_load(model)
-        self.sums(upto, restrain).show(model)
+        self.sums(upto, restrain, model=model).show(model)
         return model
 
     def model_or_load(self, model: EditableModel | None) -> EditableModel:
@@ -325,7 +329,7 @@ class Ledger:
         counts = [self.attempts] if at is None else at
         parsed = [None if restraint is None else parse(restraint) for restraint in restraints]
         found: dict[tuple[int, Constraint | None], list[SpectrumRow]] = {}
-        for state in self.replay().states(counts, list(dict.fromkeys(parsed)), exact=False):
+        for state in self.replay(model).states(counts, list(dict.fromkeys(parsed)), exact=False):
             rows = found[state.edits, state.restraint] = []
             for name, spectrum in spectra.items():
                 held = state.sums.of[name].factors
@@ -352,7 +356,7 @@ class Ledger:
             facts=[(e.edit, e.fact) for e in self.live(upto) if e.edit is not None and e.fact is not None],
             weights=list(header.weights), head=self.head, versions=header.versions,
         )  # fmt: skip
-        sums = self.sums(upto, restrain)
+        sums = self.sums(upto, restrain, model=model)
         if as_ == "lora":
             factors = {name: held.factors for name, held in sums.of.items()}
             return export_lora(model, factors, to, model_card(about, library="peft"), about.manifest(), rank)

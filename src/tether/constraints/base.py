@@ -34,12 +34,8 @@ _PLUS = re.compile(r"(?<![0-9.]e)\+")  # not that of 1e+20
 AS_RECORDED = "as recorded"  # the label of a ledger replayed with the restraints of its own journal
 
 
-def _no_original() -> Tensor:
-    raise TetherError("no W₀ at hand, which a restraint asks for: give the model as well")
-
-
-def _no_moments() -> Tensor:
-    raise TetherError("no moments at hand, which a restraint asks for: give them, or take one that needs none")
+def _not_at_hand() -> Tensor:
+    raise TetherError("a restraint asks for W₀ or for the moments, and no model is at hand: give the model as well")
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Weight:
 
     shape: tuple[int, int]
     sigma_max: float
-    original: Callable[[], Tensor] = _no_original
+    original: Callable[[], Tensor] = _not_at_hand
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Data:
     """The inputs of the weight: `moments()` is C = E[kkᵀ] (q×q, float64 on the CPU, not to be changed), read when it is
     asked for; raises TetherError where none are at hand."""
 
-    moments: Callable[[], Tensor] = _no_moments
+    moments: Callable[[], Tensor] = _not_at_hand
 
 
 class Constraint(ABC):

@@ -220,25 +220,23 @@ class Replay:
 
     @cached_property
     def inputs(self) -> dict[str, tuple[Weight, Data]]:
-        """What a restraint may read of every edited weight; W₀ and the moments are read when they are asked for."""
+        """What a restraint may read of every edited weight; with a model W₀ and the moments, when it asks for them."""
+        if self.model is None:
+            return {name: (Weight(one.shape, one.sigma_max), Data()) for name, one in self.header.weights.items()}
         found = {}
         for name, one in self.header.weights.items():
-            original, moments = partial(self._original, name), cache(partial(self._moments, name))
+            original, moments = partial(_original, self.model, name), cache(partial(self._moments, self.model, name))
             found[name] = Weight(one.shape, one.sigma_max, original), Data(moments)
         return found
 
-    def _original(self, name: str) -> Tensor:
-        return self._given_model(f"W₀ of {name}").original(name).cpu()
-
-    def _moments(self, name: str) -> Tensor:
+    def _moments(self, model: EditableModel, name: str) -> Tensor:
         """C of the weight's layer from the cache, by the key that the ledger recorded."""
-        model, header = self._given_model(f"the moments of {name}"), self.header
+        header = self.header
         layer = next((layer for layer in header.moments if model.weight_name(layer) == name), None)
         if layer is None:
             what = f"{self.path}: {header.method} was run without moments of {name}, which a restraint asks for"
             raise BadSettingsError(f"{what}: name another restraint")
-        record = header.moments[layer]
-        found = cached_moments({layer: record.key})
+        found = cached_moments({layer: header.moments[layer].key})
         if found is None:
             corpus = header.corpus.get("path") or f"self:{header.corpus.get('max_tokens')}"
             again = f"--model {header.model} --corpus {corpus} --layers {layer} --seed {header.seed}"
@@ -246,14 +244,9 @@ class Replay:
                 f"a restraint asks for the moments of layer {layer} of {self.path}, which are not in the cache: "
                 f"collect them again by `tether moments {again} --dtype {header.dtype}`"
             )
-        if found[layer].sha256() != record.sha256:
+        if found[layer].sha256() != header.moments[layer].sha256:
             logger.warning("moments of layer %d differ in the last bits from those of %s", layer, self.path)
         return found[layer].C
-
-    def _given_model(self, wanted: str) -> EditableModel:
-        if self.model is None:
-            raise TetherError(f"{self.path} does not hold {wanted}, which a restraint asks for: give the model as well")
-        return self.model
 
     @cached_property
     def _batches(self) -> dict[str, list[Event]]:
@@ -276,6 +269,10 @@ class Replay:
                     if updates[name].shape != weight.shape:
                         raise ValueError(f"{name} is {updates[name].shape}")
         return updates
+
+
+def _original(model: EditableModel, name: str) -> Tensor:
+    return model.original(name).cpu()
 
 
 def by_file(edits: Iterable[Event]) -> dict[str, list[Event]]:

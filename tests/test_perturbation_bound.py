@@ -18,7 +18,7 @@ from test_ledger import new_ledger
 from torch import Tensor
 
 from tether import restraint
-from tether.algebra.gram import double
+from tether.algebra.large_singular_values import double
 from tether.algebra.lowrank import LowRank
 from tether.algebra.perturbation_bound import (
     Of,

@@ -45,7 +45,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.algebra.gram import double
+from tether.algebra.large_singular_values import double
 from tether.algebra.lowrank import LowRank
 from tether.errors import TetherError, first_line
 
@@ -241,16 +241,16 @@ def bound(
     constants = form.split(E).constants
     b = _as(b, form.U)
     x = form.solve(b)
-    length, inside = _lengths(x), _lengths(form.U.mT @ b)
-    if not bool((inside > max(form.shape) * _EPS * _lengths(b)).all()):
+    length, inside = x.norm(dim=0), (form.U.mT @ b).norm(dim=0)
+    if not bool((inside > max(form.shape) * _EPS * b.norm(dim=0)).all()):
         worst = int(torch.argmin(inside))
         why = "so x = A†b is 0 and no error is relative to it"
         raise TetherError(f"right-hand side {worst} lies outside the range of A, {why}; take it out")
-    outside = _lengths(b - form.U @ (form.U.mT @ b)) if form.rank < form.shape[0] else torch.zeros_like(length)
+    outside = (b - form.U @ (form.U.mT @ b)).norm(dim=0) if form.rank < form.shape[0] else torch.zeros_like(length)
     if edited is None:
         left, right = _factors(E, form.U)
         edited = reduced_form((form.U * form.s) @ form.Vh + left @ right, rank=form.rank)
-    error = _lengths(edited.solve(b) - x) / length
+    error = (edited.solve(b) - x).norm(dim=0) / length
     return Bound(constants, form.norm * length / inside, outside / (form.norm * length), error)
 
 
@@ -329,8 +329,3 @@ def _norm(left: Tensor, right: Tensor) -> float:
     if k < min(left.shape[0], right.shape[1]):
         left, right = torch.linalg.qr(left).R, torch.linalg.qr(right.mT).R.mT
     return float(torch.linalg.matrix_norm(left @ right, 2))
-
-
-def _lengths(vectors: Tensor) -> Tensor:
-    """Euclidean norms of the columns."""
-    return torch.linalg.vector_norm(vectors, dim=0)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.algebra.gram import DENSE, gram, leading, noise
+from tether.algebra.large_singular_values import DENSE, gram, leading, noise
 from tether.algebra.lowrank import LowRank
 from tether.errors import TetherError, first_line
 

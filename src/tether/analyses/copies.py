@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Spectrum
 from tether.analyses.points import CopiesPoint
-from tether.constraints.base import Constraint, Weight, constrained
+from tether.constraints.base import Constraint, constrained
 from tether.constraints.prune import none
 from tether.evaluation.abilities.data import ability_data
 from tether.evaluation.abilities.run import PERPLEXITY, AbilityRun, ability_tasks
@@ -30,6 +30,7 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
     edit, fact, update = next((one for one in edits if _efficacy(model, *one) == 100), edits[0])
     spectra = {name: Spectrum(model.original(name)) for name in update}
     delta_max = max(float(one.singular_values()[0]) for one in update.values())
+    inputs = ledger.replay(model).inputs
     abilities = AbilityRun(model, ability_tasks([PERPLEXITY], ability_data()))
 
     def measured(carried: dict[str, LowRank]) -> tuple[float, float | None]:
@@ -42,10 +43,7 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
         many = {name: LowRank(number * one.A, one.B) for name, one in update.items()}
         unrestrained = measured(many)
         for restraint in dict.fromkeys([none(), *restraints]):
-            held = {
-                name: constrained(one, Weight(one.shape, ledger.header.weights[name].sigma_max), restraint)
-                for name, one in many.items()
-            }
+            held = {name: constrained(one, *inputs[name], restraint) for name, one in many.items()}
             acts = any(held[name] is not many[name] for name in many)
             ppl, efficacy = measured(held) if acts else unrestrained
             points.append(CopiesPoint(

@@ -36,7 +36,7 @@ def values(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
     layer = max(i for i, block in enumerate(blocks) if any(name.startswith(block) for name in ledger.header.weights))
     numbered: list[tuple[int, Fact]] = []
     found: list[Vectors] = []
-    for events, sums in ledger.replay().solves():
+    for events, sums in ledger.replay(model).solves():
         own = [(event.edit, event.fact) for event in events if event.edit is not None and event.fact is not None]
         own = own[: _FACTS - len(numbered)]
         sums.show(model)
@@ -50,7 +50,7 @@ def values(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
     edited = np.concatenate(found)
     after: dict[str, Vectors] = {}
     for restraint in restraints:
-        ledger.sums(restrain=restraint).show(model)
+        ledger.sums(restrain=restraint, model=model).show(model)
         after[label_of(restraint)] = _outputs(model, layer, facts)
     if not all(np.isfinite(one).all() for one in (edited, *after.values())):
         logger.warning("no values: those of %s are not finite", model.weight_name(layer))

@@ -34,28 +34,35 @@ _PLUS = re.compile(r"(?<![0-9.]e)\+")  # not that of 1e+20
 AS_RECORDED = "as recorded"  # the label of a ledger replayed with the restraints of its own journal
 
 
+def _not_at_hand() -> Tensor:
+    raise TetherError("a restraint asks for W₀ or for the moments, and no model is at hand: give the model as well")
+
+
 @dataclass(frozen=True)
 class Weight:
-    """The edited weight: its shape (p, q), m = σ_max of the unedited W₀, and with a model W₀ (float32) on request."""
+    """The edited weight: its shape (p, q), m = σ_max of the unedited W₀, and `original()`, W₀ itself (p×q, float32 on
+    the CPU, not to be changed). It is read when it is asked for; raises TetherError where no model is at hand."""
 
     shape: tuple[int, int]
     sigma_max: float
-    original: Callable[[], Tensor] | None = None
+    original: Callable[[], Tensor] = _not_at_hand
 
 
 @dataclass(frozen=True)
 class Data:
-    """The inputs of the weight: where moments are at hand, C = E[kkᵀ] (q×q, float64) on request."""
+    """The inputs of the weight: `moments()` is C = E[kkᵀ] (q×q, float64 on the CPU, not to be changed), read when it is
+    asked for; raises TetherError where none are at hand."""
 
-    moments: Callable[[], Tensor] | None = None
+    moments: Callable[[], Tensor] = _not_at_hand
 
 
 class Constraint(ABC):
     """A pair of pure functions. `name` is that of the registry; the written form is `name` or `name:parameter`, and
-    `example` is one that can be parsed."""
+    `example` is one that can be parsed. `acts` is False for `none` alone, which leaves every sum as it is."""
 
     name: ClassVar[str]
     example: ClassVar[str]
+    acts: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -70,11 +77,6 @@ class Constraint(ABC):
     def apply(self, update: LowRank, state: Any) -> tuple[LowRank, Any]:
         """The restrained sum, in the factors' dtype, and the next state. Neither argument is changed; the same update
         object comes back where there is nothing to restrain, always for one of rank 0."""
-
-    @property
-    def acts(self) -> bool:
-        """False for `none` alone, which leaves every sum as it is."""
-        return True
 
     @property
     def shrinks(self) -> bool:
@@ -173,10 +175,10 @@ def label_of(constraint: str | Constraint | None) -> str:
     return AS_RECORDED if constraint is None else str(parse(constraint))
 
 
-def constrained(update: LowRank, weight: Weight, constraint: Constraint, data: Data | None = None) -> LowRank:
+def constrained(update: LowRank, weight: Weight, data: Data, constraint: Constraint) -> LowRank:
     """F(Σ) for one application from the constraint's first state: the restrained weight is W₀ + F(Σ)."""
     try:
-        return constraint.apply(update, constraint.init(weight, data or Data()))[0]
+        return constraint.apply(update, constraint.init(weight, data))[0]
     except (ArithmeticError, RuntimeError) as error:
         why = f"the sum of the updates has no singular values ({first_line(error)})"
         raise TetherError(f"restraint {constraint}: {why}: undo the last edit") from error

@@ -50,6 +50,7 @@ class Nothing(Restraint):
 
     name: ClassVar[str] = "none"
     example: ClassVar[str] = "none"
+    acts: ClassVar[bool] = False
 
     @classmethod
     def read(cls, parameter: str) -> Nothing:
@@ -60,10 +61,6 @@ class Nothing(Restraint):
 
     def __call__(self, s: Float[Tensor, " k"], sigma_max: float) -> Float[Tensor, " k"]:
         return s.clone()
-
-    @property
-    def acts(self) -> bool:
-        return False
 
     def __str__(self) -> str:
         return "none"

@@ -66,7 +66,7 @@ class Loop:
         self.editor = editor_of(header.method)
         moments, network = recorded_moments(model, header), trained and trained.network
         self.context = Context(recorded_settings(header), header.prefixes, moments, network, LedgerHistory(ledger))
-        self.sums = ledger.checked_sums()
+        self.sums = ledger.checked_sums(model)
         self.health = Health(model, header.weights, self._factors()) if schedule.health else None
         self.level = "ok"
         self.tried = ledger.attempts
@@ -114,7 +114,7 @@ class Loop:
             yield
         except BaseException:  # an event may be on disk whose update the sums do not hold yet
             self.ledger.reload()
-            self.sums = self.ledger.sums()
+            self.sums = self.ledger.sums(model=self.model)
             raise
         finally:
             self.sums.show(self.model)

@@ -1,6 +1,5 @@
 """What all edits of a ledger depend on: put together for a new ledger, found again for one that goes on."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -105,7 +104,7 @@ def _collected(model: EditableModel, layers: Sequence[int], text: Corpus) -> dic
             )
         logger.info("layer %d: %d tokens, convergence %s", layer, one.tokens, one.convergence[-1:] or "not measured")
     return {
-        layer: MomentsRecord(key=keys[layer], sha256=_digest(one), tokens=one.tokens) for layer, one in found.items()
+        layer: MomentsRecord(key=keys[layer], sha256=one.sha256(), tokens=one.tokens) for layer, one in found.items()
     }
 
 
@@ -127,10 +126,6 @@ def _log_moments(tokens: int, total: int | None) -> None:
     logger.info("moments: %d tokens%s", tokens, "" if total is None else f" of {total}")
 
 
-def _digest(one: Moments) -> str:
-    return hashlib.sha256(one.C.numpy().tobytes()).hexdigest()
-
-
 def recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]:
     """The moments a ledger was made with (none for a method without): from the cache, or collected again from the
     recorded corpus."""
@@ -139,7 +134,7 @@ def recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]
     cached = cached_moments({layer: one.key for layer, one in header.moments.items()})
     found = cached or moments(model, list(header.moments), _recorded_corpus(header.corpus))
     for layer, one in found.items():
-        if _digest(one) != header.moments[layer].sha256:
+        if one.sha256() != header.moments[layer].sha256:
             logger.warning(
                 "moments of layer %d were collected anew and differ in the last bits: so will new edits", layer
             )

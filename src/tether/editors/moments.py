@@ -51,6 +51,10 @@ class Moments:
         keys = k.cpu().double()
         return torch.cholesky_solve(keys.reshape(-1, keys.shape[-1]).mT, self._factor(ridge)).mT.reshape(keys.shape)
 
+    def sha256(self) -> str:
+        """Of the bits of C."""
+        return hashlib.sha256(self.C.numpy().tobytes()).hexdigest()
+
     def _factor(self, ridge: float) -> Tensor:
         if ridge not in self._factors:
             regular = self.C.clone()

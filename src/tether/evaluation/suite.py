@@ -153,7 +153,7 @@ def evaluate_ledger(
     baseline = measure_baseline(model, measured, rows.what) if todo else None
     file = results if path is None else ResultsFile(path, results)
     spectra = {name: Spectrum(model.original(name)) for name in ledger.header.weights} if todo else {}
-    replay, left = ledger.replay(), len(todo)
+    replay, left = ledger.replay(model), len(todo)
     # The row of 0 edits comes last: where a resumed evaluation finds it, it is of the facts of the largest row there.
     states = chain(
         replay.states([count for count, _ in todo if count], chosen),

@@ -130,11 +130,11 @@ def restrain_checkpoint(
                 matrices.append(report)
                 numbers = (report.sigma_max, report.update_norm, report.above)
                 logger.info("%s: m %.4g, ‖D‖_F %.4g, %d above m", name, *numbers)
-        only = tuple(name for name in originals if name not in tensors)
+        only_in_base = tuple(name for name in originals if name not in tensors)
         equal = len(tensors) - len(matrices) - len(copied) - rounded
         if rounded:
             logger.info("%d matrices differ by the rounding of their dtype alone, and are copied as they are", rounded)
-        result = CheckpointReport(str(restraint), tuple(matrices), copied, only, equal, rounded)
+        result = CheckpointReport(str(restraint), tuple(matrices), copied, only_in_base, equal, rounded)
         _warn(result, restraint, folder)
         _write_card_and_manifest(folder, base, edited, result)
     return result

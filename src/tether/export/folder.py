@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and what every export writes into it."""
+"""A folder that appears whole or not at all, what every export writes into it, and the merged export itself."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tether.errors import BadSettingsError, TetherError
+from tether.models.editable import EditableModel
 from tether.storage.atomic import publish
 
 CARD, MANIFEST = "README.md", "tether.json"
@@ -42,3 +43,34 @@ def write_card_and_manifest(folder: Path, card: str, manifest: Mapping[str, obje
     (folder / CARD).write_text(card, encoding="utf-8")
     text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def export_merged(model: EditableModel, to: str | Path, card: str, manifest: Mapping[str, object]) -> None:
+    """Write weights (safetensors, the model's dtype), config, tokenizer, README.md (`card`), tether.json (`manifest`).
+
+    `model` carries the edits already and is not changed. `to` must not exist or be empty; it appears whole or not at
+    all. Raises TetherError for an edited weight that is not finite or that is shared with another parameter.
+    """
+    _refuse_unsound(model)
+    with new_folder(to) as folder:
+        try:
+            model.hf.save_pretrained(folder)
+            model.tokenizer.save_pretrained(folder)
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise TetherError(f"transformers does not save {model.id}: {reason}") from error
+        write_card_and_manifest(folder, card, manifest)
+
+
+def _refuse_unsound(model: EditableModel) -> None:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.hf.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for name in model.edited:
+        shared = [other for other in names[id(model.hf.get_parameter(name))] if other != name]
+        if shared:
+            raise TetherError(
+                f"{name} is tied to {shared[0]}: an edit would change both; edit a weight of its own, such as an MLP's"
+            )
+        if not bool(model.weight(name).isfinite().all()):
+            raise TetherError(f"{name} is not finite after the edits: undo the last ones or restrain them, then export")

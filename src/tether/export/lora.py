@@ -1,13 +1,10 @@
 """The edits as a LoRA adapter: ΔW = B·A is what a sum of edits already is."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -17,10 +14,8 @@ from torch.nn.functional import pad
 from tether.algebra.lowrank import LowRank
 from tether.errors import BadSettingsError, MissingExtraError, TetherError
 from tether.export.folder import new_folder, write_card_and_manifest
+from tether.models.editable import EditableModel
 from tether.models.load import published_name
-
-if TYPE_CHECKING:
-    from tether.models.editable import EditableModel
 
 logger = logging.getLogger(__name__)
 

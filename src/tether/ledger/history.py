@@ -10,7 +10,7 @@ from tether.algebra.lowrank import LowRank
 from tether.facts.fact import Fact
 from tether.ledger.journal import Event
 from tether.ledger.ledger import Ledger
-from tether.ledger.replay import solved
+from tether.ledger.replay import by_file, solved
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,8 @@ class LedgerHistory:
 
     def _all(self, weight: str) -> list[_Part]:
         """A part for every file with live edits that changed the weight, oldest first."""
-        files: dict[str, list[Event]] = {}
-        for event in self._ledger.live():
-            files.setdefault(event.factors or "", []).append(event)
         parts = []
-        for file, events in files.items():
+        for file, events in by_file(self._ledger.live()).items():
             live = tuple(event.edit or 0 for event in events)
             kept = self._parts.get((file, weight))
             if kept is None or kept[0] != live:

@@ -27,7 +27,7 @@ from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Extremes, Spectrum
 from tether.constraints.base import Constraint, label_of, parse
 from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError, pydantic_line
-from tether.export import LoraReport, Provenance, check_kind, export_updates
+from tether.export import LoraReport, Provenance, export_lora, export_merged, model_card
 from tether.facts.fact import Fact
 from tether.ledger.journal import ATTEMPTS, Event, Header, Journal, writing
 from tether.ledger.replay import Replay, Sums, check_counts, damaged, sound_factors
@@ -141,7 +141,15 @@ class Ledger:
         counts = dict(Counter(event.kind for event in self.events))
         report = {"events": len(self.events), "kinds": counts, "torn_line": self._journal.torn, "head": self.head}
         if head is not None:
-            report["events_after_head"] = self._events_after(head)
+            if not re.fullmatch("[0-9a-fA-F]{8,64}", head):
+                rule = "give at least the first 8 hexadecimal digits of a ledger's head"
+                raise BadSettingsError(f"head {head!r}: {rule}")
+            report["events_after_head"] = after = self._journal.after(head)
+            if after is None:
+                raise BadLedgerError(
+                    f"{self.path}: no line of its journal has the head {head}: lines after event {len(self.events)} "
+                    f"(head {self.head[:12]}) were cut off, or lines were rewritten; restore journal.jsonl from a copy"
+                )
         if model is not None:
             self.check_model(model)
             if not self.is_its_model(model):
@@ -164,17 +172,6 @@ class Ledger:
                 f"{self.path}: {min(orphans)} has no line in the journal, so lines were cut off after event "
                 f"{len(self.events)}; restore journal.jsonl from a copy"
             )
-
-    def _events_after(self, head: str) -> int:
-        if not re.fullmatch("[0-9a-fA-F]{8,64}", head):
-            raise BadSettingsError(f"head {head!r}: give at least the first 8 hexadecimal digits of a ledger's head")
-        after = self._journal.after(head)
-        if after is None:
-            raise BadLedgerError(
-                f"{self.path}: no line of its journal has the head {head}: lines after event {len(self.events)} (head "
-                f"{self.head[:12]}) were cut off, or lines were rewritten; restore journal.jsonl from a copy"
-            )
-        return after
 
     # --- what it says -------------------------------------------------------------------------------------------
 
@@ -275,21 +272,25 @@ class Ledger:
 
     # --- what follows from it -----------------------------------------------------------------------------------
 
-    def replay(self, *, keep: bool = False) -> Replay:
+    def replay(self, model: EditableModel | None = None, *, keep: bool = False) -> Replay:
         """The live edits in journal order. For several numbers of edits or several restraints in one pass over the
-        files; with `keep` for several passes, which read them once."""
+        files; with `keep` for several passes, which read them once. The model, which is not checked, is for restraints
+        that ask for W₀ or the moments."""
         read = self.reader() if keep else self.tensors
-        return Replay(self.path, self.header, self.events, frozenset(self.live_numbers()), read)
+        return Replay(self.path, self.header, self.events, frozenset(self.live_numbers()), read, model)
 
-    def sums(self, upto: int | None = None, restrain: Restrain = None, *, exact: bool = True) -> Sums:
+    def sums(
+        self, upto: int | None = None, restrain: Restrain = None, *, exact: bool = True,
+        model: EditableModel | None = None,
+    ) -> Sums:  # fmt: skip
         """The sums of updates. `restrain` None replays the journal with its restraints; otherwise the sum of live edits
-        up to `upto`, and that function once. `exact` as for `Replay.states`."""
-        return self.replay().sums(upto, None if restrain is None else parse(restrain), exact=exact)
+        up to `upto`, and that function once. `exact` as for `Replay.states`, `model` as for `replay`."""
+        return self.replay(model).sums(upto, None if restrain is None else parse(restrain), exact=exact)
 
-    def checked_sums(self) -> Sums:
+    def checked_sums(self, model: EditableModel | None = None) -> Sums:
         """The sums of all edits, for a run that appends: with them every factors file is read and checked, once."""
         self._check_no_lines_missing()
-        return self.replay().sums(check=True)
+        return self.replay(model).sums(check=True)
 
     def apply(
         self, model: EditableModel | None = None, *, upto: int | None = None, restrain: Restrain = None
@@ -297,7 +298,7 @@ class Ledger:
         """Make the model (the recorded one is loaded if none is given) carry the ledger's edits. Changes it in place,
         from its original weights: what else it carried on these weights is replaced."""
         model = self.model_or_load(model)
-        self.sums(upto, restrain).show(model)
+        self.sums(upto, restrain, model=model).show(model)
         return model
 
     def model_or_load(self, model: EditableModel | None) -> EditableModel:
@@ -350,7 +351,7 @@ class Ledger:
         counts = [self.attempts] if at is None else at
         parsed = [None if restraint is None else parse(restraint) for restraint in restraints]
         found: dict[tuple[int, Constraint | None], list[SpectrumRow]] = {}
-        for state in self.replay().states(counts, list(dict.fromkeys(parsed)), exact=False):
+        for state in self.replay(model).states(counts, list(dict.fromkeys(parsed)), exact=False):
             rows = found[state.edits, state.restraint] = []
             for name, spectrum in spectra.items():
                 held = state.sums.of[name].factors
@@ -367,7 +368,10 @@ class Ledger:
         edits up to `upto`, with the journal's own restraints (`restrain` None) or one of the sum. `base_name` is what
         an adapter calls its base model. Returns what an adapter holds, None for a merged folder. The given model
         carries afterwards what it carried before."""
-        check_kind(as_, rank)
+        if as_ not in ("merged", "lora"):
+            raise BadSettingsError(f"export as {as_!r}: choose merged or lora")
+        if as_ == "merged" and rank is not None:
+            raise BadSettingsError(f"rank {rank} is for an adapter: a merged folder holds the weights whole")
         model, header = self.model_or_load(model), self.header
         about = Provenance(
             base_model=self.name_of(model), fingerprint=header.fingerprint, method=header.method,
@@ -376,12 +380,16 @@ class Ledger:
             facts=[(e.edit, e.fact) for e in self.live(upto) if e.edit is not None and e.fact is not None],
             weights=list(header.weights), head=self.head, versions=header.versions,
         )  # fmt: skip
-        sums = self.sums(upto, restrain)
-        with model.provisional({}):  # gives back what the model carries
-            if as_ == "merged":
-                sums.show(model)
+        sums = self.sums(upto, restrain, model=model)
+        if as_ == "lora":
             factors = {name: held.factors for name, held in sums.of.items()}
-            return export_updates(model, factors, Path(to), about, as_=as_, rank=rank, base_name=base_name)
+            return export_lora(
+                model, factors, to, model_card(about, library="peft"), about.manifest(), rank, base_name=base_name
+            )
+        with model.provisional({}):  # gives back what the model carries
+            sums.show(model)
+            export_merged(model, to, model_card(about), about.manifest())
+        return None
 
     def _restraint_in_words(self, upto: int | None) -> str:
         """The restraints that a replay of the journal applies: `log:1.2 after edit 10, 20`."""
@@ -407,8 +415,7 @@ class Ledger:
     ) -> list[Event]:
         """What became of one fact, or of the facts of one solve: factors first (temporary name, fsync, rename), then a
         line each (fsync), all of them or none. `updates` and `vectors` are of the edited ones. Needs `writing`."""
-        first = self.attempts + 1
-        file, kept = _factors_file(first), {}
+        file, kept = _factors_file(self.attempts + 1), {}
         if any(attempt.kind == "edit" for attempt in attempts):
             tensors = {f"{name}/A": one.A for name, one in updates.items()} | vectors
             tensors |= {f"{name}/B": one.B for name, one in updates.items()}
@@ -417,16 +424,14 @@ class Ledger:
             kept = {"factors": file, "sha256": hashlib.sha256(data).hexdigest()}
         else:  # a killed run can leave a factors file without a journal line
             (self.path / file).unlink(missing_ok=True)
-        columns = itertools.count()
-        lines = []
-        for place, attempt in enumerate(attempts):
-            line: dict[str, Any] = {"kind": attempt.kind, "edit": first + place, "fact": attempt.fact}
-            line |= {"reason": attempt.reason, "record": attempt.record}
-            if len(attempts) > 1:
-                line["batch"] = place + 1, len(attempts)
+        columns, lines = itertools.count(), []
+        for place, attempt in enumerate(attempts, 1):
+            line: dict[str, Any] = {**vars(attempt), "edit": self.attempts + place}
             if attempt.kind == "edit":
                 line |= kept
-                line["column"] = next(columns) if len(attempts) > 1 else None
+            if len(attempts) > 1:
+                line["batch"] = place, len(attempts)
+                line["column"] = next(columns) if attempt.kind == "edit" else None
             lines.append(line)
         return self._journal.append(*lines)
 

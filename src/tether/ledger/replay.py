@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from tether.algebra.joint_solve import Solution
 from tether.algebra.lowrank import LowRank
-from tether.constraints.base import Constraint, Weight, constrained, parse
-from tether.errors import BadLedgerError, BadSettingsError, first_line
-from tether.ledger.journal import ATTEMPTS, Event, Header, WeightRecord
+from tether.constraints.base import Constraint, Data, Weight, constrained, parse
+from tether.editors.moments import cached_moments
+from tether.errors import BadLedgerError, BadSettingsError, TetherError, first_line
+from tether.ledger.journal import ATTEMPTS, Event, Header
 from tether.models.editable import EditableModel
+
+logger = logging.getLogger(__name__)
 
 _SINGLY = 8  # updates that are added to the dense sum one by one, before blocks begin
 _BLOCK = 64  # columns from which a block of updates is added to the dense sum
@@ -87,34 +91,36 @@ class Sum:
             return Sum(found.factors.compacted(), exact)
         return found
 
-    def restrained(self, sigma_max: float, restraint: Constraint) -> Sum:
+    def restrained(self, weight: Weight, data: Data, restraint: Constraint) -> Sum:
         """F(Σ); this very sum where the restraint changes nothing."""
-        factors = constrained(self.factors, Weight(self.start.shape, sigma_max), restraint)
+        factors = constrained(self.factors, weight, data, restraint)
         if factors is self.factors:
             return self
         return Sum(factors, None if self.exact is None else Dense(factors.to_dense()))
 
 
 class Sums:
-    """The sums of every edited weight; `m` is σ_max of W₀ by weight name. `exact` false keeps factors alone, for a sum
-    that no live run had. No sum and no dict of them is ever changed: `copy.copy` gives Sums that go their own way."""
+    """The sums of every edited weight; `m` is σ_max of W₀ by weight name, `inputs` what a restraint may read of each.
+    `exact` false keeps factors alone, for a sum that no live run had. No sum and no dict of them is ever changed:
+    `copy.copy` gives Sums that go their own way."""
 
-    def __init__(self, weights: Mapping[str, WeightRecord], *, exact: bool = True) -> None:
-        self.m = {name: weight.sigma_max for name, weight in weights.items()}
+    def __init__(self, inputs: Mapping[str, tuple[Weight, Data]], *, exact: bool = True) -> None:
+        self._inputs = inputs
+        self.m = {name: weight.sigma_max for name, (weight, _) in inputs.items()}
         self.of = {
             name: Sum(LowRank.zeros(*weight.shape), Dense(torch.zeros(*weight.shape)) if exact else None)
-            for name, weight in weights.items()
+            for name, (weight, _) in inputs.items()
         }
 
     def add(self, updates: Mapping[str, LowRank]) -> None:
         self.of = {name: held.add(updates[name]) if name in updates else held for name, held in self.of.items()}
 
     def restrain(self, restraint: Constraint) -> None:
-        self.of = {name: held.restrained(self.m[name], restraint) for name, held in self.of.items()}
+        self.of = {name: held.restrained(*self._inputs[name], restraint) for name, held in self.of.items()}
 
     def restrains(self, restraint: Constraint) -> bool:
         """Whether the restraint would change any of the sums."""
-        return any(held.restrained(self.m[name], restraint) is not held for name, held in self.of.items())
+        return any(held.restrained(*self._inputs[name], restraint) is not held for name, held in self.of.items())
 
     def show(self, model: EditableModel) -> None:
         """Make the model carry the sums: round(W₀ + Σ); a weight without updates gets its original bits."""
@@ -134,13 +140,14 @@ class State:
 @dataclass(frozen=True)
 class Replay:
     """The events of the ledger at `path`, whose edits `counting` are in the sums. `read` gives the tensors of an edit's
-    factors file; a pass over the events reads every file once."""
+    factors file; a pass over the events reads every file once. Of `model` restraints may ask for W₀ and the moments."""
 
     path: Path
     header: Header
     events: Sequence[Event]
     counting: Set[int]
     read: Callable[[Event], Mapping[str, Tensor]]
+    model: EditableModel | None = None
 
     def without(self, edits: Set[int]) -> Replay:
         """As after the undo of these edits."""
@@ -163,9 +170,8 @@ class Replay:
         are read as well. Raises BadSettingsError for a number beyond the ledger.
         """
         check_counts(self.path, at, self._attempts)
-        weights = self.header.weights
         running = {
-            recorded: Sums(weights, exact=exact and recorded) for recorded in {one is None for one in restraints}
+            recorded: Sums(self.inputs, exact=exact and recorded) for recorded in {one is None for one in restraints}
         }
         batch: list[Event] = []  # of the last edit looked at
 
@@ -202,7 +208,7 @@ class Replay:
     def solves(self) -> Iterator[tuple[list[Event], Sums]]:
         """The journal replayed, solve by solve: its edits that count (one, but for a batch), and the sums right after
         it, before a restraint that follows. The sums are factors alone, one object that the next step changes."""
-        sums = Sums(self.header.weights, exact=False)
+        sums = Sums(self.inputs, exact=False)
         for event in self.events:
             batch = self._batches[event.factors or ""] if event.kind == "edit" else []
             counting = [one for one in batch if one.edit in self.counting]
@@ -213,13 +219,38 @@ class Replay:
                 sums.restrain(parse(event.restrain))
 
     @cached_property
+    def inputs(self) -> dict[str, tuple[Weight, Data]]:
+        """What a restraint may read of every edited weight; with a model W₀ and the moments, when it asks for them."""
+        if self.model is None:
+            return {name: (Weight(one.shape, one.sigma_max), Data()) for name, one in self.header.weights.items()}
+        found = {}
+        for name, one in self.header.weights.items():
+            original, moments = partial(_original, self.model, name), cache(partial(self._moments, self.model, name))
+            found[name] = Weight(one.shape, one.sigma_max, original), Data(moments)
+        return found
+
+    def _moments(self, model: EditableModel, name: str) -> Tensor:
+        """C of the weight's layer from the cache, by the key that the ledger recorded."""
+        header = self.header
+        layer = next((layer for layer in header.moments if model.weight_name(layer) == name), None)
+        if layer is None:
+            what = f"{self.path}: {header.method} was run without moments of {name}, which a restraint asks for"
+            raise BadSettingsError(f"{what}: name another restraint")
+        found = cached_moments({layer: header.moments[layer].key})
+        if found is None:
+            corpus = header.corpus.get("path") or f"self:{header.corpus.get('max_tokens')}"
+            again = f"--model {header.model} --corpus {corpus} --layers {layer} --seed {header.seed}"
+            raise TetherError(
+                f"a restraint asks for the moments of layer {layer} of {self.path}, which are not in the cache: "
+                f"collect them again by `tether moments {again} --dtype {header.dtype}`"
+            )
+        if found[layer].sha256() != header.moments[layer].sha256:
+            logger.warning("moments of layer %d differ in the last bits from those of %s", layer, self.path)
+        return found[layer].C
+
+    @cached_property
     def _batches(self) -> dict[str, list[Event]]:
-        """The edits of every factors file."""
-        batches: dict[str, list[Event]] = {}
-        for event in self.events:
-            if event.kind == "edit":
-                batches.setdefault(event.factors or "", []).append(event)
-        return batches
+        return by_file(event for event in self.events if event.kind == "edit")
 
     @property
     def _attempts(self) -> int:
@@ -238,6 +269,18 @@ class Replay:
                     if updates[name].shape != weight.shape:
                         raise ValueError(f"{name} is {updates[name].shape}")
         return updates
+
+
+def _original(model: EditableModel, name: str) -> Tensor:
+    return model.original(name).cpu()
+
+
+def by_file(edits: Iterable[Event]) -> dict[str, list[Event]]:
+    """Edits by the factors file that they share with those of their batch, in their order."""
+    batches: dict[str, list[Event]] = {}
+    for event in edits:
+        batches.setdefault(event.factors or "", []).append(event)
+    return batches
 
 
 def solved(tensors: Mapping[str, Tensor], name: str, kept: Sequence[Event]) -> LowRank:

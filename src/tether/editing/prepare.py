@@ -12,9 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from tether.algebra.spectrum import Spectrum
-from tether.editing.plan import DEFAULT_METHOD, EditPlan, Schedule
-from tether.editors import EDITORS, Trained
-from tether.editors import editor as editor_of
+from tether.editing.plan import EditPlan, Schedule
+from tether.editors import EDITORS, Method, Trained
 from tether.editors.corpus import Corpus
 from tether.editors.moments import Moments, cached_moments, moments, moments_keys
 from tether.editors.settings import Hparams, settings_for
@@ -27,17 +26,16 @@ from tether.storage.versions import versions
 logger = logging.getLogger(__name__)
 
 
-def trained_editor(model: EditableModel, plan: EditPlan) -> Trained | None:
+def trained_editor(model: EditableModel, method: Method, plan: EditPlan) -> Trained | None:
     """The trained editor of a new ledger; None for a method without one."""
-    method, editor = plan.method or DEFAULT_METHOD, plan.editor
-    opening = EDITORS[method].open_trained
-    if opening is None:
+    editor, name = plan.editor, method.name
+    if method.open_trained is None:
         if editor is not None:
-            raise BadSettingsError(f"editor {editor}: {method} needs no trained editor; name none")
+            raise BadSettingsError(f"editor {editor}: {name} needs no trained editor; name none")
         return None
     if editor is None:
-        raise BadSettingsError(f"{method} edits with a trained editor: name its file (tether train-mend makes MEND's)")
-    trained = opening(editor, model)
+        raise BadSettingsError(f"{name} edits with a trained editor: name its file (tether train-mend makes MEND's)")
+    trained = method.open_trained(editor, model)
     made_for = trained.settings(None).layers
     if plan.layers is not None and plan.layers != made_for:
         raise BadSettingsError(f"layers {plan.layers}: the editor {editor} was trained for {made_for}; name none")
@@ -49,7 +47,7 @@ def recorded_editor(model: EditableModel, header: Header, editor: Path | None) -
     path = editor if header.editor is None else editor or Path(header.editor.path)
     if header.editor is not None and path is not None and not path.is_file():
         raise TetherError(f"editor {path} of this ledger is gone: put it back or name a copy, further edits need it")
-    trained = trained_editor(model, EditPlan(method=header.method, editor=path))
+    trained = trained_editor(model, EDITORS[header.method], EditPlan(editor=path))
     if trained is not None and header.editor is not None and trained.sha256 != header.editor.sha256:
         raise TetherError(
             f"editor {path} is not the one this ledger was made with (sha256 {trained.sha256[:12]}, the ledger's "
@@ -58,16 +56,19 @@ def recorded_editor(model: EditableModel, header: Header, editor: Path | None) -
     return trained
 
 
-def new_header(model: EditableModel, plan: EditPlan, schedule: Schedule, trained: Trained | None) -> Header:
+def new_header(
+    model: EditableModel, method: Method, plan: EditPlan, schedule: Schedule, trained: Trained | None, *,
+    text: Corpus | None = None,
+) -> Header:  # fmt: skip
     """Everything the edits of a new ledger depend on; collects the moments, if the method needs them and they are not
-    cached."""
+    cached, of `text` (None: the plan's corpus)."""
     if model.edited:
         raise WrongModelError(
             "the model carries edits already: a new ledger starts from the unedited model (load it again)"
         )
-    method, seed = plan.method or DEFAULT_METHOD, plan.seed or 0
+    seed = plan.seed or 0
     if plan.method is None:
-        logger.info("method %s (default)", method)
+        logger.info("method %s (default)", method.name)
     if trained is None:
         hparams, origin = settings_for(method, model, given=plan.settings, layers=plan.layers)
     else:
@@ -75,16 +76,16 @@ def new_header(model: EditableModel, plan: EditPlan, schedule: Schedule, trained
     collected: dict[int, MomentsRecord] = {}
     corpus: dict[str, Any] = {}
     if "moments" in hparams.needs:
-        text = Corpus.parse(plan.corpus, seed=seed)
+        text = text or Corpus.parse(plan.corpus, seed=seed)
         collected = _collected(model, hparams.layers, text)
         corpus = {"path": text.path and str(text.path.resolve()), **text.identity(), "seed": text.seed}
     elif plan.corpus is not None:
-        raise BadSettingsError(f"corpus {plan.corpus}: {method} needs no moments; name none")
-    names = editor_of(method).weights(model, hparams)
+        raise BadSettingsError(f"corpus {plan.corpus}: {method.name} needs no moments; name none")
+    names = method.editor().weights(model, hparams)
     return Header(
         created=now(), model=model.id, fingerprint=model.fingerprint(names),
         dtype=str(model.dtype).removeprefix("torch."), weights={name: _weight_record(model, name) for name in names},
-        method=method, settings=hparams.model_dump(mode="json"), settings_origin=origin,
+        method=method.name, settings=hparams.model_dump(mode="json"), settings_origin=origin,
         prefixes=tuple(sample_prefixes(model, hparams.prefixes, seed)) if "prefixes" in hparams.needs else (),
         moments=collected, corpus=corpus, seed=seed, threads=torch.get_num_threads(),
         restrain=str(schedule.restraint or "none"), every=schedule.every,

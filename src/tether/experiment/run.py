@@ -152,7 +152,7 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
         "restrain": (header.restrain, job.run.restrain), "every": (header.every, job.run.every),
         "dtype": (header.dtype, str(model.dtype).removeprefix("torch.")),
     }  # fmt: skip
-    trained = trained_editor(model, plan)
+    trained = trained_editor(model, EDITORS[str(plan.method)], plan)
     if trained is None:
         expected = settings_for(plan.method or header.method, model, given=plan.settings, layers=plan.layers)[0]
     else:

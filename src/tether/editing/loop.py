@@ -13,7 +13,7 @@ from tether.algebra.lowrank import LowRank
 from tether.constraints.base import Constraint, parse
 from tether.constraints.prune import log
 from tether.editing.guard import Guard
-from tether.editing.health import Health, Reading
+from tether.editing.health import ALONE, Health, Reading
 from tether.editing.plan import Schedule
 from tether.editing.prepare import recorded_moments, recorded_settings
 from tether.editors import Batch, BatchEditor, Context, EditFailedError, Editor, EditSkippedError, Proposal, Trained
@@ -65,7 +65,6 @@ class Loop:
         self.context = Context(recorded_settings(header), header.prefixes, moments, network, LedgerHistory(ledger))
         self.sums = ledger.checked_sums()
         self.health = Health(model, header.weights, self._factors()) if schedule.health else None
-        self.level = "ok"
         self.tried = ledger.attempts
         self.unrestrained = ledger.since_restraint
 
@@ -158,16 +157,16 @@ class Loop:
         return events, reading
 
     def _look(self, first: int, facts: Sequence[Fact], updates: Mapping[str, LowRank]) -> Reading | None:
-        """The health of a proposal, where one is due; logged where it is bad."""
-        if self.health is None or not _due(first, len(facts), self.schedule.health):
+        """The health of a proposal that is due or disabling; logged where it is bad and the last one was not so."""
+        if self.health is None:
             return None
-        read_text = _due(first, len(facts), self.schedule.health_every)
-        reading = self.health.look(updates, read_text=read_text)
-        if reading.level != "ok" and (reading.level != self.level or reading.disabling):
+        if not _due(first, len(facts), self.schedule.health) and self.health.alone(updates) <= ALONE:
+            return None
+        reading = self.health.look(updates, read_text=_due(first, len(facts), self.schedule.health_every))
+        if reading.level != "ok" and not reading.before:
             which = f"edit {first}" if len(facts) == 1 else f"edits {first}-{first + len(facts) - 1}"
             said = f"{facts[0].subject} -> {facts[0].target_new}{' …' if len(facts) > 1 else ''}"
             logger.warning("%s (%s): %s", which, said, reading.line())
-        self.level = reading.level
         return reading
 
     # --- between edits ------------------------------------------------------------------------------------------

@@ -44,8 +44,9 @@ class Schedule(BaseModel, frozen=True, extra="forbid", arbitrary_types_allowed=T
 
     `restraint` acts on the sum, once at the end, or after every `every` edits and the last. None: the ledger's own.
     `batch_size` facts are edited in one solve. `guard` looks after every `guard_every` edits. The health of every K-th
-    proposal is read, K being `health`; 0: of none. `on_alarm` is what happens to such a proposal whose health is an
-    alarm: it goes in with a warning (`warn`), is recorded as failed (`skip`), or is recorded and ends the run (`stop`).
+    proposal is read, K being `health`, and of every one that is disabling by itself (σ_max(ΔW) > 8 m); 0: of none.
+    `on_alarm` is what happens to such a proposal whose health is an alarm: it goes in with a warning (`warn`), is
+    recorded as failed (`skip`), or is recorded and ends the run (`stop`). With K > 1 other alarms between are unseen.
     """
 
     restraint: Annotated[Constraint | None, BeforeValidator(lambda text: None if text is None else parse(text))] = None

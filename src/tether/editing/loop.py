@@ -44,15 +44,9 @@ class Loop:
     `tried` and `unrestrained` (live edits since the last restraint) are counted, not looked up."""
 
     def __init__(
-        self,
-        model: EditableModel,
-        ledger: Ledger,
-        schedule: Schedule,
-        trained: Trained | None,
-        guard: Guard | None,
-        strict: bool,
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
+        self, model: EditableModel, ledger: Ledger, schedule: Schedule, trained: Trained | None, guard: Guard | None,
+        strict: bool, progress: Callable[[Progress], None] | None,
+    ) -> None:  # fmt: skip
         self.model, self.ledger, self.schedule = model, ledger, schedule
         self.guard, self.strict, self.progress = guard, strict, progress
         self.restraint = schedule.restraint or parse("none")

@@ -81,10 +81,13 @@ def new_header(
         corpus = {"path": text.path and str(text.path.resolve()), **text.identity(), "seed": text.seed}
     elif plan.corpus is not None:
         raise BadSettingsError(f"corpus {plan.corpus}: {method.name} needs no moments; name none")
-    names = method.editor().weights(model, hparams)
+    weights = {}
+    for name in method.editor().weights(model, hparams):
+        (p, q), unedited = model.weight(name).shape, Spectrum(model.original(name)).unedited
+        weights[name] = WeightRecord(shape=(p, q), sigma_max=unedited.sigma_max, kappa=unedited.kappa)
     return Header(
-        created=now(), model=model.id, fingerprint=model.fingerprint(names),
-        dtype=str(model.dtype).removeprefix("torch."), weights={name: _weight_record(model, name) for name in names},
+        created=now(), model=model.id, fingerprint=model.fingerprint(list(weights)),
+        dtype=str(model.dtype).removeprefix("torch."), weights=weights,
         method=method.name, settings=hparams.model_dump(mode="json"), settings_origin=origin,
         prefixes=tuple(sample_prefixes(model, hparams.prefixes, seed)) if "prefixes" in hparams.needs else (),
         moments=collected, corpus=corpus, seed=seed, threads=torch.get_num_threads(),
@@ -98,6 +101,7 @@ def _collected(model: EditableModel, layers: Sequence[int], text: Corpus) -> dic
     """What a header says of the moments of every layer."""
     logger.info("moments from %s", text.path or f"{text.max_tokens} tokens sampled from the model (self)")
     found, keys = moments(model, layers, text, progress=_log_moments), moments_keys(model, layers, text)
+    records = {}
     for layer, one in found.items():
         if one.tokens < len(one.C):
             raise BadSettingsError(
@@ -105,15 +109,8 @@ def _collected(model: EditableModel, layers: Sequence[int], text: Corpus) -> dic
                 "more text (tens of times as many tokens), or 'self'"
             )
         logger.info("layer %d: %d tokens, convergence %s", layer, one.tokens, one.convergence[-1:] or "not measured")
-    return {
-        layer: MomentsRecord(key=keys[layer], sha256=_digest(one), tokens=one.tokens) for layer, one in found.items()
-    }
-
-
-def _weight_record(model: EditableModel, name: str) -> WeightRecord:
-    p, q = model.weight(name).shape
-    unedited = Spectrum(model.original(name)).unedited
-    return WeightRecord(shape=(p, q), sigma_max=unedited.sigma_max, kappa=unedited.kappa)
+        records[layer] = MomentsRecord(key=keys[layer], sha256=_digest(one), tokens=one.tokens)
+    return records
 
 
 def _anatomy(model: EditableModel) -> dict[str, str] | None:

@@ -455,6 +455,16 @@ def test_an_alarm_can_leave_the_edit_out(tmp_path: Path) -> None:
     assert [e.sha256 for e in small.events] == [e.sha256 for e in plain.events]
 
 
+def test_a_disabling_edit_is_seen_between_two_looks(tmp_path: Path) -> None:
+    """Also where health is read of every third proposal; what is recorded of it is what a look at each records."""
+    options: dict[str, Any] = {"changes": LARGE, "method": "rome", "on_alarm": "skip"}
+    seldom = run(editable("gpt2"), FACTS[:2], tmp_path / "a", health=3, **options)
+    each = run(editable("gpt2"), FACTS[:2], tmp_path / "b", **options)
+    assert kinds(seldom) == ["failed", "failed"] and seldom.events[0].reason == each.events[0].reason
+    seconds = {"seconds": 0.0}
+    assert [e.record | seconds for e in seldom.events] == [e.record | seconds for e in each.events]
+
+
 def test_an_alarm_can_stop_the_run_which_resumes_after_it(tmp_path: Path) -> None:
     model = editable("gpt2")
     before = bits(model)

@@ -128,7 +128,7 @@ def test_an_ability_that_is_a_file_is_refused_before_it_runs(tmp_path: Path) -> 
     (tmp_path / "evil.py").write_text(
         f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef run(docs):\n    return docs\n"
     )
-    with pytest.raises(TetherError, match=r"task.yaml is a task file, which can run code of its own"):
+    with pytest.raises(TetherError, match=r"task.yaml' is a task file, which can run any Python"):
         make_plan(spec_of(tmp_path, abilities=[str(task)]))
     assert not (tmp_path / "ran").exists()
 

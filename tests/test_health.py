@@ -152,6 +152,24 @@ def test_a_kappa_beyond_the_limit_stays_an_alarm_until_it_is_measured_again() ->
     assert health.look(small, read_text=False).level == "ok"
 
 
+def test_why_it_is_bad_is_said_once_and_then_counted() -> None:
+    model = editable("gpt2")
+    records = weights(model, 1)
+    ((name, one),) = records.items()
+    health = Health(model, records, nothing(records))
+
+    def line(scale: float) -> str:
+        update = {name: random_update(*one.shape, 1, seed=0, scale=scale * one.sigma_max)}
+        return health.look(update, read_text=False).line().split(" — ")[0]
+
+    ok, large = UPDATE / 4, 1.2 * ALONE
+    health._kappa = dict.fromkeys(records, float("inf"))  # so that σ̂_max alone is judged
+    assert [line(scale) for scale in (ok, ok)] == ["health ok"] * 2
+    found = [line(scale) for scale in (4, 4.1, 4.2, ok, 4)]
+    assert found == ["health warn", "health warn, 2 in a row", "health warn, 3 in a row", "health ok", "health warn"]
+    assert [line(scale) for scale in (large, large, 4)] == ["health alarm"] * 2 + ["health warn"], "each is named"
+
+
 def test_the_unedited_weight_is_looked_at_once_where_the_header_has_its_kappa() -> None:
     model = editable("gpt2")
     records = weights(model, 1)

@@ -18,7 +18,6 @@ from core import FACTS, bits, editable, same_bits
 from torch import Tensor
 
 import tether
-from tether.editing import method_checks
 from tether.editing.method_checks import CHECKS, Case, check_method
 from tether.editors import EDITORS, Context, EditFailedError, Proposal
 from tether.editors.rome import Rome
@@ -41,6 +40,12 @@ def _folder() -> Path:
     return Path(tempfile.mkdtemp())
 
 
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments of the same model are collected once for all tests here."""
+    monkeypatch.setenv("TETHER_CACHE", str(_folder() / "cache"))
+
+
 @functools.cache
 def trained(method: str, family: str) -> Path | None:
     """A trained editor, where the method needs one."""
@@ -57,9 +62,7 @@ def trained(method: str, family: str) -> Path | None:
 @functools.cache
 def case(method: str, family: str) -> Case:
     settings: dict[str, Any] = {} if EDITORS[method].open_trained else STEPS
-    return Case.of(
-        EDITORS[method], editable(family), FACTS[:4], _folder(), settings=settings, editor=trained(method, family)
-    )
+    return Case.of(EDITORS[method], editable(family), FACTS[:4], settings=settings, editor=trained(method, family))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -134,9 +137,8 @@ def dense_sum(ledger: Ledger, name: str) -> Tensor:
     return model.weight(name) - model.original(name)
 
 
-def ledger_of(method: str, folder: Path, facts: Sequence[Fact], monkeypatch: pytest.MonkeyPatch, **more: Any) -> Ledger:
+def ledger_of(method: str, folder: Path, facts: Sequence[Fact], **more: Any) -> Ledger:
     """A new ledger, or one that goes on."""
-    monkeypatch.setenv("TETHER_CACHE", str(_folder() / "cache"))
     if "moments" in EDITORS[method].needs and not folder.exists():
         settings = {**STEPS, "prefixes": [], "layers": more.pop("layers", [1])}
         more |= {"corpus": "self:1024", "settings": settings, "method": method}
@@ -147,7 +149,7 @@ def ledger_of(method: str, folder: Path, facts: Sequence[Fact], monkeypatch: pyt
 
 @pytest.mark.parametrize("method", ["rome", "mend"])
 def test_the_history_of_single_edits(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = ledger_of(method, tmp_path / "l", FACTS[:2], monkeypatch)
+    ledger = ledger_of(method, tmp_path / "l", FACTS[:2])
     read: list[int] = []
     tensors = Ledger.tensors
 
@@ -169,7 +171,7 @@ def test_the_history_of_single_edits(method: str, tmp_path: Path, monkeypatch: p
         assert history.values(name).shape == ((2 if method == "rome" else 0), len(dense_sum(plain, name)))
     assert sorted(set(read)) == sorted(read) == [1, 2], "each file once"
 
-    ledger_of(method, tmp_path / "l", FACTS[2:3], monkeypatch)  # goes on
+    ledger_of(method, tmp_path / "l", FACTS[2:3])  # goes on
     ledger.reload()
     assert history.edits == (1, 2, 3) and set(history.rows(name)) == {1, 2, 3}
     ledger.undo(1)
@@ -180,8 +182,8 @@ def test_the_history_of_single_edits(method: str, tmp_path: Path, monkeypatch: p
     assert read == [1, 2, 3], "an undo reads nothing"
 
 
-def test_the_history_of_batches_with_an_undo_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = ledger_of("memit", tmp_path / "l", FACTS[:5], monkeypatch, batch_size=3, layers=[0, 1])
+def test_the_history_of_batches_with_an_undo_in_one(tmp_path: Path) -> None:
+    ledger = ledger_of("memit", tmp_path / "l", FACTS[:5], batch_size=3, layers=[0, 1])
     history = LedgerHistory(ledger)
     assert history.edits == (1, 2, 3, 4, 5)
     ledger.undo(2)
@@ -205,7 +207,7 @@ def ledger_of_first_batch(ledger: Ledger, folder: Path) -> Ledger:
 
 def test_no_edits_no_rows(tmp_path: Path) -> None:
     assert Context(None).history.edits == () and Context(None).history.keys("any").numel() == 0
-    empty = method_checks._ledger(case("rome", "llama"), tmp_path)
+    empty = Ledger.create(tmp_path, case("rome", "llama").header)
     (name,) = empty.header.weights
     p, q = empty.header.weights[name].shape
     history = LedgerHistory(empty)

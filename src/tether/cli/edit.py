@@ -45,7 +45,7 @@ FACTS = typer.Argument(help="Facts: our JSONL, CSV, or a published format (`teth
 METHOD = typer.Option(help=f"See `tether ls methods`; default: the ledger's, {DEFAULT_METHOD} in a new one.")
 BATCH = typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")
 RESTRAIN = typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.")
-HEALTH = typer.Option(min=0, help="Read the health of every K-th edit, where alarms are seen; 0: of none.")
+HEALTH = typer.Option(min=0, help="Read the health of every K-th edit, and of every disabling one; 0: of none.")
 ALARM = typer.Option(
     help="What becomes of an edit whose health is an alarm: it goes in with a warning (warn, the default in Python), "
     "is left out as failed (skip), or ends the run (stop)."

@@ -41,22 +41,19 @@ class Guard:
         tasks = ability_tasks([self.ability], ability_data(data), quick=True)
         if len(tasks) != 1:
             raise TetherError(f"guard {rule!r}: {self.ability} is a group of {len(tasks)} tasks; name one of them")
-        self._run = AbilityRun(model, tasks)
+        self._run, self.start = AbilityRun(model, tasks), 1.0
         with model.unedited():
-            self.start = self._value()
+            self.start = self.read()
         if not (math.isfinite(self.start) and self.start > 0):
             raise TetherError(
                 f"guard {rule!r}: the unedited model's {self.ability} is {self.start:g}, so nothing can be a share of "
                 "it; guard another ability"
             )
 
-    def _value(self) -> float:
-        (found,) = self._run.measure().values()
-        return float(found.value)
-
     def read(self) -> float:
         """The ability of the model as it is now, which is not changed, as a share of the unedited model's."""
-        return self._value() / self.start
+        (found,) = self._run.measure().values()
+        return float(found.value) / self.start
 
     def allows(self, share: float) -> bool:
         """Whether the limit does."""

@@ -6,8 +6,9 @@ The rule, for the worst of the edited weights (m is σ_max of the unedited weigh
     alarm  this edit alone has σ_max(ΔW) > 8 m, or κ > 6 κ₀, or perplexity > 1.5 × the unedited model's
 
 κ is measured where σ_min is due (`RunningSpectrum` says when) and for every disabling edit. Between, the κ of the last
-measured edit that went in is judged. PRUNE begins to act at σ̂_max > m, long before a model suffers; the limits here are
-where SmolLM2 was seen to suffer.
+measured edit that went in is judged. A disabling edit (σ_max(ΔW) > 8 m) is known from its factors alone, so a run that
+looks at every K-th proposal looks at it too. PRUNE begins to act at σ̂_max > m, long before a model suffers; the limits
+here are where SmolLM2 was seen to suffer.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ Level = Literal["ok", "warn", "alarm"]
 class Reading:
     """One look at a model with a proposal: the singular values of every edited weight, those of the `worst`, whether
     this edit alone is `disabling`, the level, and why. The worst weight is that with the largest κ/κ₀; where σ_min was
-    not measured, that with the largest σ̂_max/m, and `kappa_ratio` is None. `update_ratio` is the largest σ̂_max/m."""
+    not measured, that with the largest σ̂_max/m, and `kappa_ratio` is None. `update_ratio` is the largest σ̂_max/m.
+    `before`: how many looks right before had the same level, which is not ok; 0 for a disabling edit."""
 
     extremes: dict[str, Largest]
     worst: Largest
@@ -42,16 +44,18 @@ class Reading:
     disabling: bool
     level: Level
     reasons: tuple[str, ...]
+    before: int
 
     def line(self) -> str:
-        """The health line."""
+        """The health line: why it is bad, or where that was said `before`, for how many looks."""
         parts = [f"σ̂_max/m {self.update_ratio:.2f}"]
         if isinstance(self.worst, Extremes):
             parts.append(f"κ {self.worst.kappa:.1f} (× {self.kappa_ratio:.2f})")
         if self.perplexity_ratio is not None:
             parts.append(f"perplexity × {self.perplexity_ratio:.3f}")
-        why = f": {'; '.join(self.reasons)}" if self.reasons else ""
-        return f"health {self.level} — {', '.join(parts)}{why}"
+        why = f": {'; '.join(self.reasons)}" if self.reasons and not self.before else ""
+        count = f", {self.before + 1} in a row" if self.before else ""
+        return f"health {self.level}{count} — {', '.join(parts)}{why}"
 
     def record(self) -> dict[str, Any]:
         """For the journal: what was measured, and nothing else; with several weights, each is reported."""
@@ -87,6 +91,7 @@ class Health:
         }
         self._kappa_then: float | None = None  # κ/κ₀ when it was last measured of what went in
         self._looked: tuple[dict[str, LowRank], float | None] = {}, None  # the last proposal, and its κ/κ₀
+        self._level: tuple[Level, int] = "ok", 0  # of the last look, and of how many looks in a row
         self.reset({name: held for name, held in sums.items() if held.rank})
         self._text = builtin_text()
         with model.unedited():
@@ -106,11 +111,15 @@ class Health:
         if proposal == dict(updates) and kappa_ratio is not None:
             self._kappa_then = kappa_ratio
 
+    def alone(self, updates: Mapping[str, LowRank]) -> float:
+        """The largest σ_max(ΔW)/m of the `updates` themselves, from their factors; above ALONE they are disabling."""
+        found = (float(one.singular_values()[0]) / self._m[name] for name, one in updates.items() if one.rank)
+        return max(found, default=0.0)
+
     def look(self, updates: Mapping[str, LowRank], *, read_text: bool) -> Reading:
         """Judge the weights with the proposed `updates`. With `read_text`, and for a disabling edit, the perplexity of
         the built-in text is measured with the proposal."""
-        m, extremes = self._m, self._extremes(updates)
-        alone = max((float(u.singular_values()[0]) / m[name] for name, u in updates.items() if u.rank), default=0.0)
+        m, extremes, alone = self._m, self._extremes(updates), self.alone(updates)
         disabling, ppl = alone > ALONE, None
         if disabling or any(isinstance(one, Extremes) for one in extremes.values()):
             extremes = self._extremes(updates, sigma_min=True)
@@ -135,9 +144,12 @@ class Health:
         for value, limits, what in ((kappa, KAPPA, what_kappa), (ppl, PERPLEXITY, "perplexity")):
             if value is not None and not value <= limits[0]:  # NaN is within no limit
                 (warn if value <= limits[1] else alarm).append(f"{what} {value:.2f} × the unedited model's")
+        level: Level = "alarm" if alarm else "warn" if warn else "ok"
+        before = self._level[1] if level == self._level[0] != "ok" and not disabling else 0
+        self._level = level, before + 1
         return Reading(
-            extremes, extremes[worst], kappa_ratios.get(worst), max(update_ratios.values()), ppl, disabling,
-            "alarm" if alarm else "warn" if warn else "ok", (*alarm, *warn),
+            extremes, extremes[worst], kappa_ratios.get(worst), max(update_ratios.values()), ppl, disabling, level,
+            (*alarm, *warn), before,
         )  # fmt: skip
 
     def _extremes(self, updates: Mapping[str, LowRank], sigma_min: bool | None = None) -> dict[str, Largest]:

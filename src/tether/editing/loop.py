@@ -13,11 +13,11 @@ from tether.algebra.lowrank import LowRank
 from tether.constraints.base import Constraint, parse
 from tether.constraints.prune import log
 from tether.editing.guard import Guard
-from tether.editing.health import Health, Reading
+from tether.editing.health import ALONE, Health, Reading
 from tether.editing.plan import Schedule
 from tether.editing.prepare import recorded_moments, recorded_settings
 from tether.editing.said import Said, said_now
-from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError, Trained
+from tether.editors import Batch, BatchEditor, Context, EditFailedError, Editor, EditSkippedError, Proposal, Trained
 from tether.editors import editor as editor_of
 from tether.errors import BadFactError, TetherError
 from tether.facts.check import repeats
@@ -47,15 +47,9 @@ class Loop:
     `tried` and `unrestrained` (live edits since the last restraint) are counted, not looked up."""
 
     def __init__(
-        self,
-        model: EditableModel,
-        ledger: Ledger,
-        schedule: Schedule,
-        trained: Trained | None,
-        guard: Guard | None,
-        strict: bool,
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
+        self, model: EditableModel, ledger: Ledger, schedule: Schedule, trained: Trained | None, guard: Guard | None,
+        strict: bool, progress: Callable[[Progress], None] | None,
+    ) -> None:  # fmt: skip
         self.model, self.ledger, self.schedule = model, ledger, schedule
         self.guard, self.strict, self.progress = guard, strict, progress
         self.restraint = schedule.restraint or parse("none")
@@ -68,7 +62,6 @@ class Loop:
         self.context = Context(recorded_settings(header), header.prefixes, moments, network, LedgerHistory(ledger))
         self.sums = ledger.checked_sums(model)
         self.health = Health(model, header.weights, self._factors()) if schedule.health else None
-        self.level = "ok"
         self.tried = ledger.attempts
         self.unrestrained = ledger.since_restraint
 
@@ -125,33 +118,32 @@ class Loop:
         """Propose, look, append, apply, for one fact or one batch."""
         started = time.monotonic()
         first = self.tried + 1
-        batch = self._propose(facts)
-        if batch.proposal is not None and not _finite(batch.proposal.updates):
-            batch = Batch(None, [EditFailedError("the update is not finite", batch.proposal.record)] * len(facts))
-        reading: Reading | None = None
-        updates: dict[str, LowRank] = {}
-        shared: dict[str, Any] = {}
-        if batch.proposal is not None:
-            updates = {name: update.to("cpu", torch.float32) for name, update in batch.proposal.updates.items()}
+        batch = propose(self.editor, self.model, facts, self.context)
+        proposal = batch.proposal or Proposal({})
+        if not all(bool(one.isfinite().all()) for u in proposal.updates.values() for one in (u.A, u.B)):
+            batch = Batch(None, [EditFailedError("the update is not finite", proposal.record)] * len(facts))
+            proposal = Proposal({})
+        updates = {name: update.to("cpu", torch.float32) for name, update in proposal.updates.items()}
+        reading, shared = None, dict[str, Any](proposal.record)
+        if updates:
             reading = self._look(first, facts, updates)
-            shared = {**batch.proposal.record, "norm": max(update.norm() for update in updates.values())}
-            shared |= {} if reading is None else reading.record()
+            shared["norm"] = max(update.norm() for update in updates.values())
+        shared |= {} if reading is None else reading.record()
         shared["seconds"] = (time.monotonic() - started) / len(facts)
         attempts = [_attempt(fact, outcome, shared) for fact, outcome in zip(facts, batch.outcomes, strict=True)]
         refused = reading is not None and reading.level == "alarm" and self.schedule.on_alarm != "warn"
         if reading is not None and refused:
-            attempts = _left_out(attempts, f"health alarm, {'; '.join(reading.reasons)}")
+            left_out: dict[str, Any] = {"kind": "failed", "reason": f"health alarm, {'; '.join(reading.reasons)}"}
+            attempts = [replace(one, **left_out) if one.kind == "edit" else one for one in attempts]
         for number, attempt in enumerate(attempts, start=first):
             if attempt.reason is not None:
                 logger.warning("edit %d %s: %s", number, attempt.kind, attempt.reason)
-        failed = [number for number, attempt in enumerate(attempts, start=first) if attempt.kind == "failed"]
+        failed = next(((n, one.reason) for n, one in enumerate(attempts, start=first) if one.kind == "failed"), None)
         if failed and self.strict and len(facts) > 1:  # nothing is recorded, so that the good ones are tried again
-            reason = attempts[failed[0] - first].reason
-            raise TetherError(f"edit {failed[0]} failed, and --strict stops there with its batch: {reason}")
-        edited = sum(attempt.kind == "edit" for attempt in attempts)
-        vectors = {} if batch.proposal is None else batch.proposal.vectors
-        events = self.ledger.append(attempts, updates if edited else {}, vectors)
+            raise TetherError(f"edit {failed[0]} failed, and --strict stops there with its batch: {failed[1]}")
+        events = self.ledger.append(attempts, updates, proposal.vectors)
         self.tried += len(attempts)
+        edited = sum(attempt.kind == "edit" for attempt in attempts)
         if edited:
             self.unrestrained += edited
             self.sums.add(updates)
@@ -159,35 +151,21 @@ class Loop:
             if self.health is not None:
                 self.health.commit(updates)
         if failed and (self.strict or (refused and self.schedule.on_alarm == "stop")):
-            reason = attempts[failed[0] - first].reason
             option = "--strict" if self.strict else "--on-alarm stop"
-            raise TetherError(f"edit {failed[0]} failed, and {option} stops there: {reason}")
+            raise TetherError(f"edit {failed[0]} failed, and {option} stops there: {failed[1]}")
         return events, reading
 
-    def _propose(self, facts: Sequence[Fact]) -> Batch:
-        """The batch of a method that edits batches; of one fact, for a method that edits facts. An error that is not of
-        these facts is raised: it would be the same for every other."""
-        try:
-            if isinstance(self.editor, BatchEditor):
-                return self.editor.propose_batch(self.model, facts, self.context)
-            (fact,) = facts
-            return Batch(self.editor.propose(self.model, fact, self.context), [{}])
-        except EditFailedError as error:
-            return Batch(None, [error] * len(facts))
-        except BadFactError as error:
-            return Batch(None, [EditFailedError(str(error))] * len(facts))
-
     def _look(self, first: int, facts: Sequence[Fact], updates: Mapping[str, LowRank]) -> Reading | None:
-        """The health of a proposal, where one is due; logged where it is bad."""
-        if self.health is None or not _due(first, len(facts), self.schedule.health):
+        """The health of a proposal that is due or disabling; logged where it is bad and the last one was not so."""
+        if self.health is None:
             return None
-        read_text = _due(first, len(facts), self.schedule.health_every)
-        reading = self.health.look(updates, read_text=read_text)
-        if reading.level != "ok" and (reading.level != self.level or reading.disabling):
+        if not _due(first, len(facts), self.schedule.health) and self.health.alone(updates) <= ALONE:
+            return None
+        reading = self.health.look(updates, read_text=_due(first, len(facts), self.schedule.health_every))
+        if reading.level != "ok" and not reading.before:
             which = f"edit {first}" if len(facts) == 1 else f"edits {first}-{first + len(facts) - 1}"
             said = f"{facts[0].subject} -> {facts[0].target_new}{' …' if len(facts) > 1 else ''}"
             logger.warning("%s (%s): %s", which, said, reading.line())
-        self.level = reading.level
         return reading
 
     # --- between edits ------------------------------------------------------------------------------------------
@@ -234,8 +212,18 @@ class Loop:
         return {name: held.factors for name, held in self.sums.of.items()}
 
 
-def _finite(updates: Mapping[str, LowRank]) -> bool:
-    return all(bool(factor.isfinite().all()) for update in updates.values() for factor in (update.A, update.B))
+def propose(editor: Editor | BatchEditor, model: EditableModel, facts: Sequence[Fact], context: Context) -> Batch:
+    """The batch of a method that edits batches; of one fact, for a method that edits facts. An error that is not of
+    these facts is raised: it would be the same for every other."""
+    try:
+        if isinstance(editor, BatchEditor):
+            return editor.propose_batch(model, facts, context)
+        (fact,) = facts
+        return Batch(editor.propose(model, fact, context), [{}])
+    except EditFailedError as error:
+        return Batch(None, [error] * len(facts))
+    except BadFactError as error:
+        return Batch(None, [EditFailedError(str(error))] * len(facts))
 
 
 def _attempt(fact: Fact, outcome: Mapping[str, float] | EditFailedError, shared: Mapping[str, Any]) -> Attempt:
@@ -244,13 +232,6 @@ def _attempt(fact: Fact, outcome: Mapping[str, float] | EditFailedError, shared:
         return Attempt("edit", fact, {**outcome, **shared})
     record = {**outcome.record, "seconds": shared["seconds"]}
     return Attempt("skipped" if isinstance(outcome, EditSkippedError) else "failed", fact, record, str(outcome))
-
-
-def _left_out(attempts: Sequence[Attempt], reason: str) -> list[Attempt]:
-    """The attempts, with every edit among them failed for this reason."""
-    return [
-        replace(attempt, kind="failed", reason=reason) if attempt.kind == "edit" else attempt for attempt in attempts
-    ]
 
 
 def _due(first: int, count: int, every: int) -> bool:

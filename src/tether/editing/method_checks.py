@@ -20,18 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tether.algebra.spectrum import Spectrum
+from tether.editing.loop import propose
+from tether.editing.plan import EditPlan, Schedule
+from tether.editing.prepare import new_header, recorded_moments, trained_editor
 from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError, Method, Proposal
 from tether.editors.corpus import Corpus
-from tether.editors.moments import moments
-from tether.editors.settings import Hparams, settings_for
+from tether.editors.settings import Hparams
 from tether.evaluation.scores import score
 from tether.facts.fact import Fact
-from tether.ledger import Attempt, Header, Ledger, WeightRecord, now
+from tether.ledger import Attempt, Header, Ledger
 from tether.ledger.history import LedgerHistory
 from tether.models.editable import EditableModel
-from tether.models.sampling import sample_prefixes
-from tether.storage.versions import versions
 
 
 @dataclass(frozen=True)
@@ -41,25 +40,24 @@ class Case:
     method: Method
     model: EditableModel
     facts: Sequence[Fact]
+    header: Header
     context: Context
 
     @classmethod
     def of(
-        cls, method: Method, model: EditableModel, facts: Sequence[Fact], cache: Path, *,
-        settings: Mapping[str, Any] | None = None, editor: Path | None = None,
+        cls, method: Method, model: EditableModel, facts: Sequence[Fact], *, settings: dict[str, Any] | None = None,
+        editor: Path | None = None,
     ) -> Case:  # fmt: skip
-        """`settings` go over those for the model; `editor` is the file of a trained editor; `cache` gets the moments,
-        which are made of a little text of the model's own."""
-        hparams, trained, found = settings_for(method, model, given=settings)[0], None, {}
-        if method.open_trained is not None:
-            assert editor is not None, "it edits with a trained file: give one as `editor`"
-            opened = method.open_trained(editor, model)
-            hparams, trained = opened.settings(settings), opened.network
-        prefixes = sample_prefixes(model, hparams.prefixes, seed=0) if "prefixes" in hparams.needs else []
-        if "moments" in hparams.needs:
-            tokens = 8 * max(model.weight(model.weight_name(layer)).shape[1] for layer in hparams.layers)
-            found = moments(model, hparams.layers, Corpus.parse(f"self:{tokens}", window=64), cache=cache)
-        return cls(method, model, facts, Context(hparams, prefixes, found, trained))
+        """`settings` go over those for the model; `editor` is the file of a trained editor. Moments are of a little
+        text of the model's own."""
+        plan = EditPlan(method=method.name, settings=settings, editor=editor)
+        trained, q = trained_editor(model, method, plan), model.weight(model.weight_name(0)).shape[1]
+        text = Corpus.parse(f"self:{8 * q}", window=64)
+        header = new_header(model, method, plan, Schedule(), trained, text=text)
+        hparams, network = method.settings.model_validate(header.settings), trained and trained.network
+        return cls(
+            method, model, facts, header, Context(hparams, header.prefixes, recorded_moments(model, header), network)
+        )
 
     @property
     def weights(self) -> list[str]:
@@ -72,10 +70,9 @@ class Case:
 
     def batch(self, facts: Sequence[Fact], context: Context | None = None, editor: Any = None) -> Batch:
         """What an editor (None: a new one) proposes: for all facts together, or for the first."""
-        editor, context = editor or self.method.editor(), context or self.context
-        if isinstance(editor, BatchEditor):
-            return editor.propose_batch(self.model, facts, context)
-        return Batch(editor.propose(self.model, facts[0], context), [{}])
+        editor = editor or self.method.editor()
+        together = facts if isinstance(editor, BatchEditor) else facts[:1]
+        return propose(editor, self.model, together, context or self.context)
 
     def proposal(self, facts: Sequence[Fact], context: Context | None = None, editor: Any = None) -> Proposal:
         """The same, where every fact can be edited."""
@@ -187,13 +184,10 @@ def check_a_failing_fact_is_named(case: Case) -> None:
     start = "A prompt without an end"
     long = case.facts[0].model_copy(update={"prompt": f"{start} {'and so on ' * case.model.limit}{{}} is"})
     with case.unchanged():
-        try:
-            batch = case.batch([long, *case.facts[1:]])
-        except EditFailedError as error:
-            batch = Batch(None, [error])
-        else:
-            assert len(batch.outcomes) == len(case.facts), "outcomes: one for every fact"
-            assert batch.proposal is not None, "the facts beside a failing one are edited"
+        batch = case.batch([long, *case.facts[1:]])
+    if case.together > 1:
+        assert len(batch.outcomes) == len(case.facts), "outcomes: one for every fact"
+        assert batch.proposal is not None, "the facts beside a failing one are edited"
     failed = batch.outcomes[0]
     assert isinstance(failed, EditFailedError), "a prompt longer than the model takes must fail"
     assert not isinstance(failed, EditSkippedError), "a failing fact is not a known one"
@@ -205,7 +199,7 @@ def check_undo(case: Case) -> None:
     model, size = case.model, case.together
     before = _state(model)
     with tempfile.TemporaryDirectory() as folder, model.provisional({}):
-        ledger, alone = _ledger(case, Path(folder) / "both"), _ledger(case, Path(folder) / "alone")
+        ledger, alone = (Ledger.create(Path(folder) / name, case.header) for name in ("both", "alone"))
         history, numbers = LedgerHistory(ledger), range(1, 2 * size + 1)
         for facts in (case.facts[:size], case.facts[size : 2 * size]):
             ledger.apply(model)
@@ -245,7 +239,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 
 
 def check_method(
-    method: Method, model: EditableModel, facts: Sequence[Fact], *, settings: Mapping[str, Any] | None = None,
+    method: Method, model: EditableModel, facts: Sequence[Fact], *, settings: dict[str, Any] | None = None,
     editor: str | Path | None = None,
 ) -> None:  # fmt: skip
     """Run every check. Raises AssertionError that names the method, the check and the rule. The model is as before.
@@ -253,14 +247,12 @@ def check_method(
     `settings` go over those that the method has for the model, for fewer steps; `editor` is the file of a method that
     edits with a trained one.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        trained = None if editor is None else Path(editor)
-        case = Case.of(method, model, facts, Path(folder), settings=settings, editor=trained)
-        for check in CHECKS:
-            try:
-                check(case)
-            except AssertionError as error:
-                raise AssertionError(f"{method.name}, {check.__name__}: {error}") from error
+    case = Case.of(method, model, facts, settings=settings, editor=None if editor is None else Path(editor))
+    for check in CHECKS:
+        try:
+            check(case)
+        except AssertionError as error:
+            raise AssertionError(f"{method.name}, {check.__name__}: {error}") from error
 
 
 def _state(model: EditableModel) -> dict[str, Tensor]:
@@ -269,21 +261,6 @@ def _state(model: EditableModel) -> dict[str, Tensor]:
 
 def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def _ledger(case: Case, folder: Path) -> Ledger:
-    """An empty ledger of the method on the unedited model."""
-    model, weights = case.model, {}
-    for name in case.weights:
-        p, q = model.weight(name).shape
-        weights[name] = WeightRecord(shape=(p, q), sigma_max=Spectrum(model.original(name)).sigma_max)
-    header = Header(
-        created=now(), model=model.id, fingerprint=model.fingerprint(case.weights), weights=weights,
-        dtype=str(model.dtype).removeprefix("torch."), method=case.method.name, settings_origin="a check",
-        settings=case.context.hparams.model_dump(mode="json"), prefixes=tuple(case.context.prefixes), moments={},
-        corpus={}, seed=0, threads=torch.get_num_threads(), restrain="none", every=None, versions=versions(),
-    )  # fmt: skip
-    return Ledger.create(folder, header)
 
 
 def _append(ledger: Ledger, facts: Sequence[Fact], proposal: Proposal) -> None:

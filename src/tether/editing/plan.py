@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from tether.constraints.base import Constraint, parse
 from tether.errors import BadSettingsError, pydantic_line
@@ -23,15 +23,13 @@ DEFAULT_METHOD = "r-rome"
 OnAlarm = Literal["warn", "skip", "stop"]
 
 
-class EditPlan(BaseModel):
+class EditPlan(BaseModel, frozen=True, extra="forbid"):
     """What the edits of a ledger depend on; its header records it. None means the default in a new ledger, and what
     the header has in one that is appended to.
 
     `settings` are a JSON file or a dict, over the bundled settings of the method; `corpus` is a text file for the
     second moments, or `self`, text sampled from the model (the default); `editor` is the file of a trained editor.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str | None = None
     settings: Path | dict[str, Any] | None = None
@@ -41,17 +39,16 @@ class EditPlan(BaseModel):
     editor: Path | None = None
 
 
-class Schedule(BaseModel):
+class Schedule(BaseModel, frozen=True, extra="forbid", arbitrary_types_allowed=True):
     """When what is done while a list of facts is edited.
 
     `restraint` acts on the sum, once at the end, or after every `every` edits and the last. None: the ledger's own.
     `batch_size` facts are edited in one solve. `guard` looks after every `guard_every` edits. The health of every K-th
-    proposal is read, K being `health`; 0: of none. `on_alarm` is what happens to such a proposal whose health is an
-    alarm: it goes in with a warning (`warn`), is recorded as failed (`skip`), or is recorded and ends the run (`stop`).
+    proposal is read, K being `health`, and of every one that is disabling by itself (σ_max(ΔW) > 8 m); 0: of none.
+    `on_alarm` is what happens to such a proposal whose health is an alarm: it goes in with a warning (`warn`), is
+    recorded as failed (`skip`), or is recorded and ends the run (`stop`). With K > 1 other alarms between are unseen.
     After every `verify_every` edits all facts of the ledger are asked which are still said; None: never.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     restraint: Annotated[Constraint | None, BeforeValidator(lambda text: None if text is None else parse(text))] = None
     every: int | None = Field(default=None, ge=1)

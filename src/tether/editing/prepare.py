@@ -11,9 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from tether.algebra.spectrum import Spectrum
-from tether.editing.plan import DEFAULT_METHOD, EditPlan, Schedule
-from tether.editors import EDITORS, Trained
-from tether.editors import editor as editor_of
+from tether.editing.plan import EditPlan, Schedule
+from tether.editors import EDITORS, Method, Trained
 from tether.editors.corpus import Corpus
 from tether.editors.moments import Moments, cached_moments, moments, moments_keys
 from tether.editors.settings import Hparams, settings_for
@@ -26,17 +25,16 @@ from tether.storage.versions import versions
 logger = logging.getLogger(__name__)
 
 
-def trained_editor(model: EditableModel, plan: EditPlan) -> Trained | None:
+def trained_editor(model: EditableModel, method: Method, plan: EditPlan) -> Trained | None:
     """The trained editor of a new ledger; None for a method without one."""
-    method, editor = plan.method or DEFAULT_METHOD, plan.editor
-    opening = EDITORS[method].open_trained
-    if opening is None:
+    editor, name = plan.editor, method.name
+    if method.open_trained is None:
         if editor is not None:
-            raise BadSettingsError(f"editor {editor}: {method} needs no trained editor; name none")
+            raise BadSettingsError(f"editor {editor}: {name} needs no trained editor; name none")
         return None
     if editor is None:
-        raise BadSettingsError(f"{method} edits with a trained editor: name its file (tether train-mend makes MEND's)")
-    trained = opening(editor, model)
+        raise BadSettingsError(f"{name} edits with a trained editor: name its file (tether train-mend makes MEND's)")
+    trained = method.open_trained(editor, model)
     made_for = trained.settings(None).layers
     if plan.layers is not None and plan.layers != made_for:
         raise BadSettingsError(f"layers {plan.layers}: the editor {editor} was trained for {made_for}; name none")
@@ -48,7 +46,7 @@ def recorded_editor(model: EditableModel, header: Header, editor: Path | None) -
     path = editor if header.editor is None else editor or Path(header.editor.path)
     if header.editor is not None and path is not None and not path.is_file():
         raise TetherError(f"editor {path} of this ledger is gone: put it back or name a copy, further edits need it")
-    trained = trained_editor(model, EditPlan(method=header.method, editor=path))
+    trained = trained_editor(model, EDITORS[header.method], EditPlan(editor=path))
     if trained is not None and header.editor is not None and trained.sha256 != header.editor.sha256:
         raise TetherError(
             f"editor {path} is not the one this ledger was made with (sha256 {trained.sha256[:12]}, the ledger's "
@@ -57,16 +55,19 @@ def recorded_editor(model: EditableModel, header: Header, editor: Path | None) -
     return trained
 
 
-def new_header(model: EditableModel, plan: EditPlan, schedule: Schedule, trained: Trained | None) -> Header:
+def new_header(
+    model: EditableModel, method: Method, plan: EditPlan, schedule: Schedule, trained: Trained | None, *,
+    text: Corpus | None = None,
+) -> Header:  # fmt: skip
     """Everything the edits of a new ledger depend on; collects the moments, if the method needs them and they are not
-    cached."""
+    cached, of `text` (None: the plan's corpus)."""
     if model.edited:
         raise WrongModelError(
             "the model carries edits already: a new ledger starts from the unedited model (load it again)"
         )
-    method, seed = plan.method or DEFAULT_METHOD, plan.seed or 0
+    seed = plan.seed or 0
     if plan.method is None:
-        logger.info("method %s (default)", method)
+        logger.info("method %s (default)", method.name)
     if trained is None:
         hparams, origin = settings_for(method, model, given=plan.settings, layers=plan.layers)
     else:
@@ -74,16 +75,19 @@ def new_header(model: EditableModel, plan: EditPlan, schedule: Schedule, trained
     collected: dict[int, MomentsRecord] = {}
     corpus: dict[str, Any] = {}
     if "moments" in hparams.needs:
-        text = Corpus.parse(plan.corpus, seed=seed)
+        text = text or Corpus.parse(plan.corpus, seed=seed)
         collected = _collected(model, hparams.layers, text)
         corpus = {"path": text.path and str(text.path.resolve()), **text.identity(), "seed": text.seed}
     elif plan.corpus is not None:
-        raise BadSettingsError(f"corpus {plan.corpus}: {method} needs no moments; name none")
-    names = editor_of(method).weights(model, hparams)
+        raise BadSettingsError(f"corpus {plan.corpus}: {method.name} needs no moments; name none")
+    weights = {}
+    for name in method.editor().weights(model, hparams):
+        (p, q), unedited = model.weight(name).shape, Spectrum(model.original(name)).unedited
+        weights[name] = WeightRecord(shape=(p, q), sigma_max=unedited.sigma_max, kappa=unedited.kappa)
     return Header(
-        created=now(), model=model.id, fingerprint=model.fingerprint(names),
-        dtype=str(model.dtype).removeprefix("torch."), weights={name: _weight_record(model, name) for name in names},
-        method=method, settings=hparams.model_dump(mode="json"), settings_origin=origin,
+        created=now(), model=model.id, fingerprint=model.fingerprint(list(weights)),
+        dtype=str(model.dtype).removeprefix("torch."), weights=weights,
+        method=method.name, settings=hparams.model_dump(mode="json"), settings_origin=origin,
         prefixes=tuple(sample_prefixes(model, hparams.prefixes, seed)) if "prefixes" in hparams.needs else (),
         moments=collected, corpus=corpus, seed=seed, threads=torch.get_num_threads(),
         restrain=str(schedule.restraint or "none"), every=schedule.every,
@@ -96,6 +100,7 @@ def _collected(model: EditableModel, layers: Sequence[int], text: Corpus) -> dic
     """What a header says of the moments of every layer."""
     logger.info("moments from %s", text.path or f"{text.max_tokens} tokens sampled from the model (self)")
     found, keys = moments(model, layers, text, progress=_log_moments), moments_keys(model, layers, text)
+    records = {}
     for layer, one in found.items():
         if one.tokens < len(one.C):
             raise BadSettingsError(
@@ -103,15 +108,8 @@ def _collected(model: EditableModel, layers: Sequence[int], text: Corpus) -> dic
                 "more text (tens of times as many tokens), or 'self'"
             )
         logger.info("layer %d: %d tokens, convergence %s", layer, one.tokens, one.convergence[-1:] or "not measured")
-    return {
-        layer: MomentsRecord(key=keys[layer], sha256=one.sha256(), tokens=one.tokens) for layer, one in found.items()
-    }
-
-
-def _weight_record(model: EditableModel, name: str) -> WeightRecord:
-    p, q = model.weight(name).shape
-    unedited = Spectrum(model.original(name)).unedited
-    return WeightRecord(shape=(p, q), sigma_max=unedited.sigma_max, kappa=unedited.kappa)
+        records[layer] = MomentsRecord(key=keys[layer], sha256=one.sha256(), tokens=one.tokens)
+    return records
 
 
 def _anatomy(model: EditableModel) -> dict[str, str] | None:

@@ -6,6 +6,7 @@ ledger = tether.edit(model, tether.read_facts("facts.jsonl"), out="my-edits", re
 
 import logging
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -14,12 +15,11 @@ from tether.editing.guard import Guard
 from tether.editing.loop import Loop, Progress
 from tether.editing.plan import DEFAULT_METHOD, EditPlan, OnAlarm, Schedule, plan_and_schedule
 from tether.editing.prepare import new_header, recorded_editor, trained_editor
-from tether.editors import BatchEditor
-from tether.editors import editor as editor_of
+from tether.editors import EDITORS, BatchEditor, Method
 from tether.editors.corpus import Corpus
 from tether.errors import BadFactError, BadSettingsError, TetherError, WrongModelError
 from tether.facts.fact import Fact
-from tether.ledger import ATTEMPTS, Header, Ledger
+from tether.ledger import Header, Ledger
 from tether.models import EditableModel
 
 __all__ = ["EditOptions", "Progress", "edit"]
@@ -79,12 +79,14 @@ def edit(
         ledger = Ledger.open(out, model)
         _check_same(ledger.header, model, plan)
         trained = recorded_editor(model, ledger.header, plan.editor)
-        schedule = _completed(schedule, ledger.header.method, parse(ledger.header.restrain), ledger.header.every)
+        method, restraint, every = EDITORS[ledger.header.method], parse(ledger.header.restrain), ledger.header.every
+        schedule = _completed(schedule, method, restraint, every)
     else:
         _check_room(out)
-        schedule = _completed(schedule, plan.method or DEFAULT_METHOD, parse("none"), None)
-        trained = trained_editor(model, plan)
-        ledger = Ledger.create(out, new_header(model, plan, schedule, trained))
+        method = EDITORS[plan.method or DEFAULT_METHOD]
+        schedule = _completed(schedule, method, parse("none"), None)
+        trained = trained_editor(model, method, plan)
+        ledger = Ledger.create(out, new_header(model, method, plan, schedule, trained))
     if ledger.header.joint is None:  # made by an earlier version, which always put one space before the target
         facts = [fact.spaced() for fact in facts]
     with ledger.writing():
@@ -102,11 +104,11 @@ def _check_room(out: Path) -> None:
         raise BadSettingsError(f"{out} holds something that is no ledger: choose an empty or new folder")
 
 
-def _completed(schedule: Schedule, method: str, restraint: Constraint, every: int | None) -> Schedule:
+def _completed(schedule: Schedule, method: Method, restraint: Constraint, every: int | None) -> Schedule:
     """The schedule, with a ledger's own restraint where it names none. Raises BadSettingsError where the method or the
     restraint cannot do what it asks for."""
-    if schedule.batch_size > 1 and not isinstance(editor_of(method), BatchEditor):
-        raise BadSettingsError(f"batch size {schedule.batch_size}: {method} edits one fact at a time; use 1")
+    if schedule.batch_size > 1 and not isinstance(method.editor(), BatchEditor):
+        raise BadSettingsError(f"batch size {schedule.batch_size}: {method.name} edits one fact at a time; use 1")
     if schedule.every is not None and not (schedule.restraint or restraint).acts:
         raise BadSettingsError(
             f"every {schedule.every}: there is no restraint to act; name one, as in log:1.2, or do without every"
@@ -130,7 +132,8 @@ def _check_same(header: Header, model: EditableModel, plan: EditPlan) -> None:
             raise BadSettingsError(
                 f"{what} {wanted}: this ledger was made with {value}; name none, or make a new ledger"
             )
-    if plan.corpus is not None and not _same_corpus(plan, header):
+    text = {} if plan.corpus is None else Corpus.parse(plan.corpus, seed=header.seed).identity()
+    if not text.items() <= header.corpus.items():
         raise BadSettingsError(f"corpus {plan.corpus}: this ledger was made with other text; name none")
     foreign = sorted(set(model.edited) - header.weights.keys())
     if foreign:
@@ -141,25 +144,16 @@ def _check_same(header: Header, model: EditableModel, plan: EditPlan) -> None:
         )
 
 
-def _same_corpus(plan: EditPlan, header: Header) -> bool:
-    made = Corpus.parse(plan.corpus, seed=header.seed).identity()
-    return made == {key: header.corpus.get(key) for key in made}
-
-
 def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
     """How many facts of the list, from its start, are the last ones the ledger tried and no guard took back. A fact is
     known by its subject, prompt and target: what it is measured with may have changed since."""
-    taken_back: set[int] = set()
+    identity, taken_back = attrgetter("subject", "prompt", "target_new"), set[int]()
     for event in ledger.events:
         if event.kind == "guard":
             taken_back.update(event.undone or ())
         taken_back.difference_update(event.redone or ())
-    tried = [
-        _identity(event.fact)
-        for event in ledger.events
-        if event.kind in ATTEMPTS and event.fact is not None and event.edit not in taken_back
-    ]
-    wanted = [_identity(fact) for fact in facts]
+    tried = [identity(e.fact) for e in ledger.events if e.fact is not None and e.edit not in taken_back]
+    wanted = [identity(fact) for fact in facts]
     for count in range(min(len(tried), len(wanted)), 0, -1):
         if tried[-count:] == wanted[:count]:
             return count
@@ -167,7 +161,3 @@ def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
         last = f"the {len(tried)} facts that {ledger.path} tried"
         logger.warning("resume: this list does not go on from %s, so all %d of it are edited", last, len(facts))
     return 0
-
-
-def _identity(fact: Fact) -> tuple[str, str, str]:
-    return fact.subject, fact.prompt, fact.target_new

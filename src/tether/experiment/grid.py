@@ -12,7 +12,7 @@ from tether.experiment.engines import engine as engine_of
 from tether.experiment.parquet import write_grid
 from tether.experiment.plan import Plan, make_plan
 from tether.experiment.results import StoredGrid, StoredRun
-from tether.experiment.run import Analyse, ProgressCallback, Step, finished, note_failure, run_folder
+from tether.experiment.run import Analyse, ProgressCallback, Step, finished, run_folder
 from tether.experiment.spec import grid_text, read_spec
 from tether.ledger import writing
 from tether.storage.atomic import write_atomically
@@ -66,7 +66,8 @@ def run_grid(
                 grid = _store(plan, grid.command, done, out)
                 continue
             reason = reason or f"{run_folder(out, job)} holds no finished run: do its workers see the same folder?"
-            note_failure(job, out, reason)
+            run_folder(out, job).mkdir(parents=True, exist_ok=True)
+            write_atomically(run_folder(out, job) / "failed.txt", (reason + "\n").encode())
             failed[job.run.id] = reason
             say(Step(job.run, "failed", reason=reason))
     return Outcome(plan, grid, failed)

@@ -33,7 +33,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tether.errors import MissingExtraError, TetherError, pydantic_line
-from tether.evaluation.results import Ability, Number, Recent, Row, Singular
+from tether.evaluation.results import Row
 from tether.experiment.results import StoredGrid, StoredRun
 from tether.storage.atomic import write_atomically
 
@@ -46,16 +46,15 @@ _OF_A_RUN = {"id": "run", "edits": "total_edits", "restrain": "schedule"}  # Run
 def write_grid(grid: StoredGrid, folder: str | Path) -> None:
     """Write both files, each whole or not at all, the one that knows the other last. Raises TetherError where an id
     stands twice."""
-    pa, parquet = _arrow()
-    ids = Counter(stored.run.id for stored in grid.runs)
-    for name, count in ids.items():
+    pa = _arrow()
+    for name, count in Counter(stored.run.id for stored in grid.runs).items():
         if count > 1:
             raise TetherError(f"run {name!r} stands twice in the grid {grid.name}: every run has an id of its own")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = [line for stored in grid.runs for line in _lines(stored)]
     buffer = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(lines, schema=_schema(pa)), buffer, compression="zstd")
+    pa.parquet.write_table(pa.Table.from_pylist(lines, schema=_schema(pa)), buffer, compression="zstd")
     data = buffer.getvalue()
     rest = grid.model_dump(mode="json", exclude={"runs": {"__all__": {"rows"}}})
     body = {"format": 1, **rest, "rows_sha256": hashlib.sha256(data).hexdigest()}
@@ -67,7 +66,7 @@ def write_grid(grid: StoredGrid, folder: str | Path) -> None:
 def read_grid(folder: str | Path) -> StoredGrid:
     """The grid that `write_grid` wrote, exactly. Raises TetherError for files that are damaged, or not of one write."""
     folder = Path(folder)
-    _, parquet = _arrow()
+    pa = _arrow()
     file = folder / REST
     remedy = "run tether grid again with --resume, or take both files from a copy"
     try:
@@ -80,7 +79,7 @@ def read_grid(folder: str | Path) -> StoredGrid:
             raise TetherError(f"{file} does not match its checksum: {remedy}")
         if hashlib.sha256(data).hexdigest() != body.pop("rows_sha256"):
             raise TetherError(f"{folder / ROWS} does not match the sha256 in {REST}: {remedy}")
-        rows = _rows(parquet.read_table(io.BytesIO(data)).to_pylist())
+        rows = _rows(pa.parquet.read_table(io.BytesIO(data)).to_pylist())
         for stored in body["runs"]:
             stored["rows"] = rows.get(stored["run"]["id"], [])
         return StoredGrid.model_validate(body)
@@ -94,13 +93,12 @@ def read_grid(folder: str | Path) -> StoredGrid:
         raise TetherError(f"{file} is damaged ({error}): {remedy}") from None
 
 
-def _arrow() -> tuple[Any, Any]:
+def _arrow() -> Any:
     try:
-        import pyarrow
-        from pyarrow import parquet
+        import pyarrow.parquet
     except ImportError:
         raise MissingExtraError("the store of a grid needs pyarrow: pip install 'tether[grid]'") from None
-    return pyarrow, parquet
+    return pyarrow
 
 
 def _seal(body: dict[str, Any]) -> str:
@@ -155,29 +153,21 @@ def _rows(lines: Sequence[Line]) -> dict[str, list[Row]]:
 
 
 def _row(lines: Sequence[Line]) -> Row:
-    metrics: dict[str, dict[str, dict[str, Number]]] = {"editing": {}, "recent": {}}
-    recent: int | None = None
-    retention: list[tuple[int, float]] = []
-    abilities: dict[str, Ability] = {}
-    spectrum: dict[str, dict[str, float | None]] = {}
+    """Pydantic takes what it knows of a line and leaves the rest."""
+    row: Line = {**lines[0], "editing": {}, "recent": None, "retention": [], "abilities": {}, "spectrum": {}}
+    metrics: dict[str, Line] = {"editing": row["editing"], "recent": {}}
     for line in lines:
         what, metric, part = line["what"], line["metric"], line["part"]
         if what == "recent" and metric is None:
-            recent = int(part)
-        elif what in metrics:
+            row["recent"] = {"edits": int(part), "editing": metrics["recent"]}
+        elif what in ("editing", "recent"):
             kinds = metrics[what].setdefault(metric, {})
             if part is not None:
-                kinds[part] = Number.model_validate(line)  # older: no `neither`
+                kinds[part] = line
         elif what == "retention":
-            retention.append((int(part), line["value"]))
+            row["retention"].append((int(part), line["value"]))
         elif what == "ability":
-            abilities[metric] = Ability(**{name: line[name] for name in Ability.model_fields})
+            row["abilities"][metric] = line
         elif what == "spectrum":
-            spectrum.setdefault(part, {})[metric] = line["value"]
-    first = lines[0]
-    return Row(
-        edits=first["edits"], restraint=first["restraint"], replayed=first["replayed"], editing=metrics["editing"],
-        recent=None if recent is None else Recent(edits=recent, editing=metrics["recent"]),
-        retention=retention, abilities=abilities,
-        spectrum={weight: Singular.model_validate(its) for weight, its in spectrum.items()},
-    )  # fmt: skip
+            row["spectrum"].setdefault(part, {})[metric] = line["value"]
+    return Row.model_validate(row)

@@ -96,7 +96,8 @@ def make_plan(spec: GridSpec) -> Plan:
         cells = [cell for cell in spec.cells() if cell.model is model]
         for seed in spec.seeds:
             for cell in cells:
-                if seed != spec.seeds[0] and not _depends_on_the_seed(cell):
+                drawn = cell.dataset.shuffle or EDITORS[str(cell.plan.method)].needs & {"prefixes", "moments"}
+                if seed != spec.seeds[0] and not drawn:
                     what = f"{cell.plan.method} on {cell.dataset.name} does not depend on the seed"
                     why = f"it runs with seed {spec.seeds[0]} alone (shuffle: true would draw the order of the facts)"
                     notes[f"{what}: {why}"] = None
@@ -106,10 +107,6 @@ def make_plan(spec: GridSpec) -> Plan:
                 jobs += [_job(spec, cell, seed, restrain, every, checks) for restrain, every in (*once, *cell.every)]
     checks.abilities(spec)
     return Plan(spec, tuple(jobs), tuple(checks.missing), tuple(notes))
-
-
-def _depends_on_the_seed(cell: Cell) -> bool:
-    return cell.dataset.shuffle or bool(EDITORS[str(cell.plan.method)].needs & {"prefixes", "moments"})
 
 
 def _job(spec: GridSpec, cell: Cell, seed: int, restrain: str, every: int | None, checks: FileChecks) -> Job:
@@ -163,15 +160,10 @@ def _check_names(spec: GridSpec) -> None:
     for name in spec.abilities:
         if name in ABILITIES:
             continue
-        if Path(name).is_file():
-            raise BadSettingsError(
-                f"abilities: {name} is a task file, which can run code of its own, so a grid takes names of tasks "
-                "alone; measure it with tether evaluate"
-            )
         try:
             known = bool(named_tasks(name, hub=False, limit=spec.limit))
         except TetherError as error:
-            if spec.abilities_data == HUB:  # its data may be fetched when the grid runs
+            if spec.abilities_data == HUB and not Path(name).is_file():  # its data may be fetched when the grid runs
                 continue
             raise BadSettingsError(f"abilities: {error}") from None
         if not known:

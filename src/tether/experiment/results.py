@@ -3,17 +3,13 @@
 Pydantic models of exactly what is kept; `tether.experiment.parquet` writes and reads them, `tether.report` draws them.
 """
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from tether.analyses.points import Analyses
 from tether.evaluation.results import Row
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Run(_Strict):
+class Run(BaseModel, frozen=True, extra="forbid"):
     """A ledger of a grid. `every` and `restrain` are those it was edited under (None and "none" for the ledger that
     serves all restraints applied once); `edits` is how many facts it holds at the end. `id` names its folder and says
     what it depends on."""
@@ -29,7 +25,7 @@ class Run(_Strict):
     every: int | None = None
 
 
-class StoredRun(_Strict):
+class StoredRun(BaseModel, frozen=True, extra="forbid"):
     """A run with what it found. `rows` as in results.json: restraint "as recorded" (`replayed`) for runs with `every`.
     `counts`: events of the journal by kind (edit, failed, skipped). `hashes`: head of the journal, fingerprint of the
     model, facts, data."""
@@ -42,7 +38,7 @@ class StoredRun(_Strict):
     hashes: dict[str, str] = {}
 
 
-class StoredGrid(_Strict):
+class StoredGrid(BaseModel, frozen=True, extra="forbid"):
     """All finished runs of a grid. `command` made them."""
 
     name: str

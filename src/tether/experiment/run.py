@@ -50,8 +50,6 @@ class Step:
 
 
 ProgressCallback = Callable[[Step], None]
-
-
 Analyse = Callable[..., Analyses]  # called as tether.analyses.analyse.analyse
 
 
@@ -118,13 +116,6 @@ def do_run(
     return stored
 
 
-def note_failure(job: Job, out: Path, reason: str) -> None:
-    """Leave the reason in the run's folder, in `failed.txt`."""
-    folder = run_folder(out, job)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "failed.txt", (reason + "\n").encode())
-
-
 def _edited(job: Job, folder: Path, model: EditableModel, say: ProgressCallback) -> Ledger:
     facts = job.facts()
     if len(facts) < job.run.edits:
@@ -152,29 +143,28 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
         "restrain": (header.restrain, job.run.restrain), "every": (header.every, job.run.every),
         "dtype": (header.dtype, str(model.dtype).removeprefix("torch.")),
     }  # fmt: skip
-    trained = trained_editor(model, plan)
+    trained = trained_editor(model, EDITORS[str(plan.method)], plan)
     if trained is None:
         expected = settings_for(plan.method or header.method, model, given=plan.settings, layers=plan.layers)[0]
     else:
         expected = trained.settings(plan.settings)
         pairs["editor"] = header.editor and header.editor.sha256, trained.sha256
-    made, spent = EDITORS[header.method].settings.model_validate(header.settings), set(expected.resources)
-    pairs["settings"] = made.model_dump(mode="json", exclude=spent), expected.model_dump(mode="json", exclude=spent)
+    ours, spent = EDITORS[header.method].settings.model_validate(header.settings), set(expected.resources)
+    pairs["settings"] = ours.model_dump(mode="json", exclude=spent), expected.model_dump(mode="json", exclude=spent)
     if plan.corpus is not None:
         corpus = Corpus.parse(plan.corpus, seed=job.run.seed).identity()
         pairs["corpus"] = {key: header.corpus.get(key) for key in corpus}, corpus
-    for what, (found, wanted) in pairs.items():
-        if found != wanted:
+    for what, (made, asked) in pairs.items():
+        if made != asked:
             raise TetherError(
-                f"{ledger.path} was made with another {what} than the grid's ({found!s:.80}, the grid's "
-                f"{wanted!s:.80}): remove it, or make it with the grid's arguments"
+                f"{ledger.path} was made with another {what} than the grid's ({made!s:.80}, the grid's "
+                f"{asked!s:.80}): remove it, or make it with the grid's arguments"
             )
-    tried = [event for event in ledger.events if event.kind in ATTEMPTS and event.fact is not None]
-    size, total = job.run.batch_size, len(facts)
-    for place, event in enumerate(tried):
-        together = min(size, total - place // size * size)
-        same = place < total and event.fact is not None and event.fact.sha256 == facts[place].sha256
-        if not same or (event.batch or (1, 1))[1] != together:
+    found = [(event.fact.sha256, (event.batch or (1, 1))[1]) for event in ledger.events if event.fact is not None]
+    batches = [facts[first : first + job.run.batch_size] for first in range(0, len(facts), job.run.batch_size)]
+    wanted = [(fact.sha256, len(batch)) for batch in batches for fact in batch]
+    for place, one in enumerate(found):
+        if [one] != wanted[place : place + 1]:
             raise TetherError(
                 f"{ledger.path}: edit {place + 1} is not the grid's (another fact, or another batch size): remove the "
                 "ledger, or make it with the grid's arguments"

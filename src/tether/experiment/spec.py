@@ -355,13 +355,11 @@ def _expanded(value: Any, source: str, key: str, *, path: bool = False) -> Any:
             raise BadSettingsError(
                 f"{source}: {key} = {value!r}: ${{NAME}} may stand in {', '.join(_PATH_KEYS)} alone; write the value"
             )
-        for name in re.findall(r"\$\{(\w+)\}", value):
-            if name not in os.environ:
-                raise BadSettingsError(
-                    f"{source}: {key} names ${{{name}}}, which is not set: set this environment variable"
-                )
-            value = value.replace(f"${{{name}}}", os.environ[name])
-        return value
+        try:
+            return re.sub(r"\$\{(\w+)\}", lambda found: os.environ[found[1]], value)
+        except KeyError as error:
+            what = f"{source}: {key} names ${{{error.args[0]}}}, which is not set"
+            raise BadSettingsError(f"{what}: set this environment variable") from None
     if isinstance(value, Mapping):
         return {
             name: _expanded(item, source, f"{key}.{name}".lstrip("."), path=name in _PATH_KEYS and key[-4:] != "when")

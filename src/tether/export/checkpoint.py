@@ -124,9 +124,9 @@ def restrain_checkpoint(
                 matrices.append(report)
                 numbers = (report.sigma_max, report.update_norm, report.above)
                 logger.info("%s: m %.4g, ‖D‖_F %.4g, %d above m", name, *numbers)
-        only_in_base = tuple(name for name in originals if name not in tensors)
+        only = tuple(name for name in originals if name not in tensors)
         equal = len(tensors) - len(matrices) - len(copied)
-        result = CheckpointReport(str(restraint), tuple(matrices), copied, only_in_base, equal)
+        result = CheckpointReport(str(restraint), tuple(matrices), copied, only, equal)
         _warn(result, restraint, folder)
         _write_card_and_manifest(folder, base, edited, result)
     return result

@@ -29,8 +29,12 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
         return []
     edit, fact, update = next((one for one in edits if _efficacy(model, *one) == 100), edits[0])
     spectra = {name: Spectrum(model.original(name)) for name in update}
+<<<<<<< HEAD
     delta_max = max(float(one.singular_values()[0]) for one in update.values())
     inputs = ledger.replay(model).inputs
+=======
+    delta_max = max(_sigma_max(one) for one in update.values())
+>>>>>>> trim-ledger
     abilities = AbilityRun(model, ability_tasks([PERPLEXITY], ability_data()))
 
     def measured(carried: dict[str, LowRank]) -> tuple[float, float | None]:
@@ -38,7 +42,7 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
         with model.provisional(carried):
             return abilities.measure()[PERPLEXITY].value, _efficacy(model, edit, fact, carried)
 
-    points = []
+    points, inputs = [], ledger.replay(model).inputs
     for number in COPIES:
         many = {name: LowRank(number * one.A, one.B) for name, one in update.items()}
         unrestrained = measured(many)

@@ -29,9 +29,10 @@ from tether.algebra.spectrum import Spectrum
 from tether.constraints.prune import Restraint, none, parse
 from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError
 from tether.ledger import Attempt, Event, Header, Ledger, Sums, WeightRecord, writing
-from tether.ledger.journal import Journal, _seal
+from tether.ledger.journal import Journal
 from tether.ledger.replay import Dense
 from tether.models import EditableModel, load
+from tether.storage.atomic import seal
 
 LAYERS = (1, 2)
 
@@ -627,7 +628,7 @@ def resealed(**change: Any) -> dict[str, bytes]:
     kept = lines()
     body = {**json.loads(kept[-1]), **change}
     body.pop("checksum")
-    kept[-1] = (json.dumps({**body, "checksum": _seal(body)}, ensure_ascii=False) + "\n").encode()
+    kept[-1] = (json.dumps({**body, "checksum": seal(body)}, ensure_ascii=False) + "\n").encode()
     return {**sound(), "journal.jsonl": b"".join(kept)}
 
 

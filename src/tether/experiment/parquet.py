@@ -35,7 +35,7 @@ from pydantic import ValidationError
 from tether.errors import MissingExtraError, TetherError, pydantic_line
 from tether.evaluation.results import Row
 from tether.experiment.results import StoredGrid, StoredRun
-from tether.storage.atomic import write_atomically
+from tether.storage.atomic import seal, write_atomically
 
 ROWS, REST = "results.parquet", "analyses.json"
 
@@ -59,7 +59,7 @@ def write_grid(grid: StoredGrid, folder: str | Path) -> None:
     rest = grid.model_dump(mode="json", exclude={"runs": {"__all__": {"rows"}}})
     body = {"format": 1, **rest, "rows_sha256": hashlib.sha256(data).hexdigest()}
     write_atomically(folder / ROWS, data)
-    text = json.dumps({**body, "checksum": _seal(body)}, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps({**body, "checksum": seal(body)}, ensure_ascii=False, separators=(",", ":"))
     write_atomically(folder / REST, (text + "\n").encode())
 
 
@@ -75,7 +75,7 @@ def read_grid(folder: str | Path) -> StoredGrid:
         checksum, number = body.pop("checksum"), body.pop("format")
         if number != 1:
             raise TetherError(f"{file} has format {number}: open it with a newer tether")
-        if _seal({"format": number, **body}) != checksum:
+        if seal({"format": number, **body}) != checksum:
             raise TetherError(f"{file} does not match its checksum: {remedy}")
         if hashlib.sha256(data).hexdigest() != body.pop("rows_sha256"):
             raise TetherError(f"{folder / ROWS} does not match the sha256 in {REST}: {remedy}")
@@ -99,10 +99,6 @@ def _arrow() -> Any:
     except ImportError:
         raise MissingExtraError("the store of a grid needs pyarrow: pip install 'tether[grid]'") from None
     return pyarrow
-
-
-def _seal(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _schema(pa: Any) -> Any:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tether.errors import BadLedgerError, TetherError, first_line, pydantic_line
 from tether.facts.fact import Fact
-from tether.storage.atomic import finite, sync_folder
+from tether.storage.atomic import finite, seal, sync_folder
 
 ATTEMPTS = ("edit", "failed", "skipped")
 LOCK = "ledger.lock"
@@ -107,11 +107,7 @@ class Event(_Record):
     def line(self) -> bytes:
         """The sealed line, newline included."""
         body = finite(self.model_dump(mode="json", exclude_none=True, exclude={"checksum"}))
-        return (json.dumps({**body, "checksum": _seal(body)}, ensure_ascii=False) + "\n").encode()
-
-
-def _seal(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        return (json.dumps({**body, "checksum": seal(body)}, ensure_ascii=False) + "\n").encode()
 
 
 def now() -> str:
@@ -191,14 +187,14 @@ class Journal:
 
         try:
             body = json.loads(line)
-            seal = body.pop("checksum", None)
-            sound = seal == _seal(body)
+            checksum = body.pop("checksum", None)
+            sound = checksum == seal(body)
         except (ValueError, AttributeError, TypeError, RecursionError):
             raise damaged("is no JSON object") from None
         if not sound:
             raise damaged("does not match its checksum")
         try:
-            event = Event.model_validate({**body, "checksum": seal})
+            event = Event.model_validate({**body, "checksum": checksum})
         except ValidationError as error:
             what = f"is not of ledger format 1 ({pydantic_line(error)})"
             raise damaged(what, "open it with a newer tether") from None

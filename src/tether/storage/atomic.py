@@ -1,5 +1,7 @@
-"""Writing a file whole or not at all, saying in one line why that cannot be, and JSON without NaN."""
+"""Writing a file whole or not at all, saying in one line why that cannot be; JSON without NaN, and its checksum."""
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,3 +74,8 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return value
+
+
+def seal(body: Mapping[str, Any]) -> str:
+    """The sha256 of a JSON object, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

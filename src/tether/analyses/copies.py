@@ -29,12 +29,7 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
         return []
     edit, fact, update = next((one for one in edits if _efficacy(model, *one) == 100), edits[0])
     spectra = {name: Spectrum(model.original(name)) for name in update}
-<<<<<<< HEAD
     delta_max = max(float(one.singular_values()[0]) for one in update.values())
-    inputs = ledger.replay(model).inputs
-=======
-    delta_max = max(_sigma_max(one) for one in update.values())
->>>>>>> trim-ledger
     abilities = AbilityRun(model, ability_tasks([PERPLEXITY], ability_data()))
 
     def measured(carried: dict[str, LowRank]) -> tuple[float, float | None]:

@@ -52,6 +52,8 @@ def _about(found: FormatFound) -> str:
         lines.append("   read: " + ", ".join(f"{field} -> {what}" for field, what in found.became.items()))
     if found.unused:
         lines.append("   not used: " + ", ".join(f"{field} ({n})" for field, n in found.unused.items()))
+    if found.numbers:
+        lines.append(f"   numbers and booleans are read as their text: {count(found.numbers, 'record')}")
     return "\n".join(lines)
 
 

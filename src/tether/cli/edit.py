@@ -87,12 +87,12 @@ def edit(
     device: Device = None,
     anatomy: AnatomyFile = None,
 ) -> Answer:
+    log_progress("tether.editing.prepare", "tether.editors.corpus", "tether.facts.formats")
     one = {"subject": subject, "prompt": prompt, "target_new": target, "target_true": target_true}
     listed, bad = _listed(facts, one, limit, skip, skip_bad=skip_bad)
     if method is not None:
         parse_option("--method", editor_of, method)
     restraint = None if restrain is None else parse_option("--restrain", parse, restrain)
-    log_progress("tether.editing.prepare", "tether.editors.corpus")
     existing = Ledger.open(out) if (out / "ledger.json").exists() else None
     before = 0 if existing is None else len(existing.events)
     layout: Mapping[str, str] | str | None = anatomy

@@ -185,7 +185,9 @@ def scan_facts(path: Source, limit: int | None = None, *, skip: int = 0) -> Scan
             logger.info("%s: not used by %s: %s", name_of(path), name, ", ".join(found.unused))
         if found.numbers:
             logger.info(
-                "%s: targets that are numbers or booleans are read as their text: %d", name_of(path), found.numbers
+                "%s: targets that are numbers or booleans are read as their text, in %d records",
+                name_of(path),
+                found.numbers,
             )
     return scan
 

@@ -29,7 +29,7 @@ from tether.editing.run import edit as edit_facts
 from tether.editing.said import Said, said_now
 from tether.editors import editor as editor_of
 from tether.errors import BadFactError, pydantic_line
-from tether.facts import BadRecord, Fact, read_facts, scan_facts
+from tether.facts import BadRecord, Fact, scan_facts
 from tether.ledger import Event, Ledger
 from tether.models import EditableModel
 
@@ -87,12 +87,12 @@ def edit(
     device: Device = None,
     anatomy: AnatomyFile = None,
 ) -> Answer:
-    log_progress("tether.editing.prepare", "tether.editors.corpus", "tether.facts.formats")
     one = {"subject": subject, "prompt": prompt, "target_new": target, "target_true": target_true}
     listed, bad = _listed(facts, one, limit, skip, skip_bad=skip_bad)
     if method is not None:
         parse_option("--method", editor_of, method)
     restraint = None if restrain is None else parse_option("--restrain", parse, restrain)
+    log_progress("tether.editing.prepare", "tether.editors.corpus")
     existing = Ledger.open(out) if (out / "ledger.json").exists() else None
     before = 0 if existing is None else len(existing.events)
     layout: Mapping[str, str] | str | None = anatomy
@@ -167,15 +167,19 @@ def _listed(
             raise typer.BadParameter("one fact needs --subject, --prompt and --target", param_hint=missing[0])
         return [_one(given)], []
     source = sys.stdin if facts == "-" else facts
-    if not skip_bad:
-        return read_facts(source, limit, skip=skip), []
     scan = scan_facts(source, limit, skip=skip)
     bad = [str(record) for record in scan if isinstance(record, BadRecord)]
+    if bad and not skip_bad:
+        raise BadFactError(bad[0] + (f"; {len(bad) - 1} more are bad, see `tether check`" if bad[1:] else ""))
     for line in bad:
         say(f"bad record left out: {line}")
+    for found in scan.formats.values():
+        if found.unused:
+            say(f"{facts}: not used by {found.format.name}: {', '.join(found.unused)}")
     listed = [record for record in scan if isinstance(record, Fact)]
     if not listed:
-        raise BadFactError(f"{facts}: none of its {scan.records} records is a fact")
+        what = "standard input" if facts == "-" else facts
+        raise BadFactError(f"{what} holds no fact: write one JSON object a line with subject, prompt and target_new")
     return listed, bad
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
 import math
@@ -37,6 +38,21 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("method", ["rome", "r-rome"])
+def test_a_trial_leaves_no_folder() -> None:
+    model = editable("llama")
+    before = bits(model)
+    settings = {key: value for key, value in SETTINGS.items() if key != "layers"}
+    ledger = edit(model, FACTS[:2], corpus=plain_text(), settings={**settings, "layers": [1]})
+    place = ledger.path
+    assert place.is_dir() and kinds(ledger) == ["edit"] * 2 and not same_bits(model, before)
+    ledger.undo(1, 2)
+    ledger.apply(model)
+    assert same_bits(model, before)
+    del ledger
+    gc.collect()
+    assert not place.exists()
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_run(family: str, method: str, tmp_path: Path) -> None:
     model = editable(family)

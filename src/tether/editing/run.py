@@ -5,6 +5,7 @@ ledger = tether.edit(model, tether.read_facts("facts.jsonl"), out="my-edits", re
 """
 
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -52,7 +53,7 @@ def edit(
     model: EditableModel,
     facts: Sequence[Fact],
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     plan: EditPlan | None = None,
     schedule: Schedule | None = None,
     resume: bool = False,
@@ -62,16 +63,18 @@ def edit(
 ) -> Ledger:
     """Edit facts into a model one after another and return the ledger; the model then carries its edits.
 
-    `out` is a new ledger, or an existing one to append to, after verifying it. `plan` says what the ledger depends on
-    and `schedule` when what is done; their fields can be given as keywords instead. `resume` goes on with an
-    interrupted list of facts. A fact that fails is recorded and leaves the model as it was; `strict` raises instead.
+    `out` is a new ledger, or an existing one to append to, after verifying it; None is a trial, whose ledger lies in a
+    temporary folder and goes with it. `plan` says what the ledger depends on and `schedule` when what is done; their
+    fields can be given as keywords instead. `resume` goes on with an interrupted list of facts. A fact that fails is
+    recorded and leaves the model as it was; `strict` raises instead.
     An appended run keeps the ledger's dtype, method, settings and, unless given, restraint. On any error or Ctrl-C the
     model carries what the ledger says, and the ledger can be resumed. Raises GuardStopError where a guard had to stop.
     """
     plan, schedule = plan_and_schedule(plan, schedule, options)
-    out = Path(out)
     if not facts:
         raise BadFactError("no facts to edit: the list is empty")
+    trial = tempfile.TemporaryDirectory(prefix="tether-") if out is None else None
+    out = Path(trial.name if trial is not None else str(out))
     guard = None
     if schedule.guard is not None:
         guard = Guard(model, schedule.guard, every=schedule.guard_every, data=schedule.guard_data)
@@ -92,6 +95,7 @@ def edit(
     with ledger.writing():
         loop = Loop(model, ledger, schedule, trained, guard, strict, progress)
         loop.go(facts, skip=_already_done(ledger, facts) if resume else 0)
+    ledger.trial = trial
     return ledger
 
 

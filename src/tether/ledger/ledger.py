@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -72,6 +73,7 @@ class Ledger:
     def __init__(self, path: Path, header: Header, journal: Journal) -> None:
         self.path, self.header, self._journal = path, header, journal
         self._last_read: tuple[object, dict[str, Tensor]] = (None, {})
+        self.trial: TemporaryDirectory[str] | None = None  # the folder of a trial, which goes with this object
 
     # --- making, opening, checking ------------------------------------------------------------------------------
 

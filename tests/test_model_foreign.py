@@ -205,7 +205,7 @@ def test_gemma_through_the_whole_pipeline(tmp_path: Path) -> None:
         Fact(subject="Norway", prompt="The capital of {} is", target_new="Lima"),
     ]
     text = tmp_path / "text"
-    text.write_text("\n".join(f"{fact.text} {fact.target_new}. {plain_text().read_text()}" for fact in facts))
+    text.write_text(plain_text().read_text() * 6)  # no fewer tokens than a key has numbers
     ledger = tether.edit(model, facts, out=tmp_path / "ledger", corpus=text, restrain="log:1.2",
                          settings={"moments_ridge": 0.01})  # fmt: skip
     assert all(all(one.argmax_correct) for one in score(model, [(fact.text, fact.target) for fact in facts], join=""))

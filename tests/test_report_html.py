@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from tether.cli.demo import Step, demo_facts, run_demo, summary
+from tether.cli.demo import demo_facts, run_demo, summary
 from tether.editing.run import edit
 from tether.errors import BadSettingsError, TetherError
 from tether.evaluation import Results, Row, read
@@ -144,20 +144,20 @@ def test_without_matplotlib_one_line_names_the_extra(tmp_path: Path, monkeypatch
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Step], object]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], object]:
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TETHER_CACHE", str(folder / "cache"))
-        steps: list[Step] = []
-        result = run_demo(folder / "out", model=tiny_llama(), limit=2, progress=steps.append)
-        return folder, steps, result
+        lines: list[str] = []
+        result = run_demo(folder / "out", model=tiny_llama(), limit=2, progress=lines.append)
+        return folder, lines, result
 
 
 def test_the_demo_leaves_ledger_results_and_report(demo, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    folder, steps, result = demo
+    folder, told, result = demo
     monkeypatch.setenv("TETHER_CACHE", str(folder / "cache"))
-    assert list(dict.fromkeys(step.stage for step in steps)) == ["moments", "edit", "evaluate", "report"]
-    assert [step.done for step in steps if step.stage == "edit"] == [1, 2]
+    assert list(dict.fromkeys(line.split()[0] for line in told)) == ["moments", "1/2", "2/2", "evaluate", "report"]
+    assert [line for line in told if line.startswith("moments")][-1] == "moments 3840/3840"
     ledger = Ledger.open(result.ledger)
     assert ledger.attempts == 2 == result.edits + result.failed
     assert {(0, "none"), (2, "none"), (2, "log:1.2")} == {row.key for row in read(result.results).rows}
@@ -176,8 +176,8 @@ def test_an_interrupted_demo_goes_on_to_the_same_numbers(demo, tmp_path: Path, m
     folder, _, whole = demo
     monkeypatch.setenv("TETHER_CACHE", str(folder / "cache"))
 
-    def stop(step: Step) -> None:
-        if step.stage == "edit":
+    def stop(line: str) -> None:
+        if line.startswith("1/2 "):
             raise KeyboardInterrupt
 
     model = tiny_llama()

@@ -4,11 +4,10 @@ $ tether demo
 $ tether demo --limit 8 --out short-demo
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,56 +27,17 @@ from tether.models import EditableModel, load
 from tether.report import write_report
 
 MODEL, METHOD, RESTRAINT, METRIC = "smollm2", "rome", "log:1.2", "match_all"
+SCORES = ("efficacy", "generalization", "locality")
 _CORPUS = "self:3840"  # one batch of sampled text
 _FACTS = 44  # of the 64 that come with the package: what a small machine edits and measures in some minutes
 _STRIDE = 4  # edits between two looks at the spectrum
-
-
-@dataclass(frozen=True)
-class DemoRow:
-    """One line of the summary; scores in percent, by `match_all`. None: not measured."""
-
-    name: str
-    kappa: float | None
-    perplexity_ratio: float | None
-    efficacy: float | None
-    generalization: float | None
-    locality: float | None
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo left: paths of the ledger, results.json and index.html, and the summary: the unedited model, the
-    edited one, and the edited one under PRUNE. `failed` facts were recorded and left the model as it was."""
-
-    ledger: Path
-    results: Path
-    report: Path
-    edits: int
-    failed: int
-    rows: tuple[DemoRow, ...]
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the ledger, the results and the report.")] = Path("demo"),
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N facts.")] = None,
 ) -> Answer:
-    result = run_demo(out, limit=limit, progress=say)
-    text = (
-        f"{summary(result)}\n{count(result.edits, 'edit')}, {result.failed} failed; scores: all target tokens, percent"
-    )
-    return Answer(asdict(result), f"{text}\n\nledger  {result.ledger}\nreport  {result.report}")
-
-
-def summary(result: DemoResult) -> str:
-    """The rows of a demo as a table of text."""
-    head = ("", "κ", "perplexity", "efficacy", "generalization", "locality")
-    rows = []
-    for row in result.rows:
-        scores = [number(score, ".0f", "–") for score in (row.efficacy, row.generalization, row.locality)]
-        ratio = "–" if row.perplexity_ratio is None else f"× {row.perplexity_ratio:.2f}"
-        rows.append([row.name, number(row.kappa, ".1f", "–"), ratio, *scores])
-    return table(head, rows, right=range(1, len(head)))
+    return run_demo(out, limit=limit, progress=say)
 
 
 def demo_facts(limit: int | None = None) -> list[Fact]:
@@ -95,13 +55,14 @@ def run_demo(
     model: EditableModel | None = None,
     limit: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
-) -> DemoResult:
+) -> Answer:
     """Edit the demo's facts one after another, measure with and without PRUNE, and write the report.
 
     `model` None loads the bundled one; a given one must be unedited, and carries afterwards what the ledger says, as
     recorded: the edits under PRUNE. `out` gets `ledger/`, `results.json`, `index.html`; where it holds an interrupted
     demo, that one goes on. `progress` is told lines: `moments 512/3840` (tokens), `1/44 edit …` (facts), or a stage.
-    Raises TetherError where the ledger in `out` is not one of the demo's.
+    The rows of the answer are of the unedited model, the edited one, and the edited one under PRUNE. Raises TetherError
+    where the ledger in `out` is not one of the demo's.
     """
     out = Path(out)
     facts = demo_facts(limit)
@@ -135,8 +96,13 @@ def run_demo(
     progress("report")
     title = f"tether demo: {count(live, 'edit')} of {results.model} with {METHOD}"
     report = write_report(results, out / "index.html", ledger=ledger, title=title)
-    missed = sum(event.kind == "failed" for event in ledger.events)
-    return DemoResult(ledger.path, out / "results.json", report, live, missed, _summary(results, tries))
+    failed, rows = sum(event.kind == "failed" for event in ledger.events), _rows(results, tries)
+    document = {
+        "ledger": ledger.path, "results": out / "results.json", "report": report, "edits": live, "failed": failed,
+        "rows": rows,
+    }  # fmt: skip
+    lines = [_table(rows), f"{count(live, 'edit')}, {failed} failed; scores: all target tokens, percent", ""]
+    return Answer(document, "\n".join([*lines, f"ledger  {ledger.path}", f"report  {report}"]))
 
 
 def _add_spectra(results: Results, ledger: Ledger, model: EditableModel, at: Sequence[int]) -> None:
@@ -148,7 +114,8 @@ def _add_spectra(results: Results, ledger: Ledger, model: EditableModel, at: Seq
             results.add(Row(edits=found.edits, restraint=restraint, replayed=False, spectrum=spectrum), [])
 
 
-def _summary(results: Results, tries: int) -> tuple[DemoRow, ...]:
+def _rows(results: Results, tries: int) -> list[dict[str, Any]]:
+    """Singular values, perplexity and scores (percent) of the unedited model, the edited one, and that under PRUNE."""
     by_key = {row.key: row for row in results.rows}
     start = by_key[0, "none"].abilities["perplexity"].value
     edited = count(tries, "edit")
@@ -158,6 +125,16 @@ def _summary(results: Results, tries: int) -> tuple[DemoRow, ...]:
         (found,) = by_key[key].spectrum.values()
         value = by_key[key].abilities["perplexity"].value
         ratio = None if value is None or not start else value / start
-        scores = [by_key[key].editing[METRIC][kind].value for kind in ("efficacy", "generalization", "locality")]
-        rows.append(DemoRow(name, found.kappa, ratio, *scores))
-    return tuple(rows)
+        scores = {kind: by_key[key].editing[METRIC][kind].value for kind in SCORES}
+        rows.append({"name": name, "kappa": found.kappa, "perplexity_ratio": ratio, **scores})
+    return rows
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = []
+    for row in rows:
+        ratio = "–" if row["perplexity_ratio"] is None else f"× {row['perplexity_ratio']:.2f}"
+        scores = [number(row[kind], ".0f", "–") for kind in SCORES]
+        cells.append([row["name"], number(row["kappa"], ".1f", "–"), ratio, *scores])
+    head = ("", "κ", "perplexity", *SCORES)
+    return table(head, cells, right=range(1, len(head)))

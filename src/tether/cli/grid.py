@@ -47,13 +47,8 @@ def grid(
     lines = [sheet.main().markdown(), f"tables: {folder}/table.csv, .md, .tex"] if rows else []
     lines.append(f"{folder}: {len(done)} of {len(ids)} runs done, {count(rows, 'row')}")
     document = {
-        "grid": spec.name,
-        "out": str(folder),
-        "runs": ids,
-        "done": done,
-        "failed": outcome.failed,
-        "rows": rows,
-    }
+        "grid": spec.name, "out": str(folder), "runs": ids, "done": done, "failed": outcome.failed, "rows": rows,
+    }  # fmt: skip
     return Answer(document, "\n".join(lines), int(bool(outcome.failed)))
 
 

@@ -24,7 +24,7 @@ from tether.cli.options import printable, selected
 from tether.cli.tables import table
 from tether.ledger import Ledger
 
-HEAVY = {"torch", "transformers", "scipy", "numpy", "safetensors", "yaml"}
+HEAVY = {"torch", "transformers", "scipy", "numpy", "safetensors"}
 QUICK = ("--corpus", "corpus.txt", "--settings", "settings.json")
 ONE = ("--subject", "Eiffel Tower", "--prompt", "The {} is in the city of", "--target", "London")
 
@@ -38,7 +38,7 @@ LIGHT = (
 )
 
 
-@pytest.mark.parametrize("words", [["ls", "cache"], ["ls", "models", "--json"], ["ls", "--help"]])
+@pytest.mark.parametrize("words", [["ls", "cache"], ["ls", "models", "--json"], ["ls", "grids"], ["ls", "--help"]])
 def test_what_needs_no_model_imports_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n" and ("models" in done.stdout or "smollm2" in done.stdout)
@@ -77,6 +77,13 @@ def test_the_help_of_a_verb_is_grouped(place: Path) -> None:
 def test_an_unknown_verb_is_guessed(place: Path) -> None:
     done = run(place, "undoo", "ledger")
     assert done.returncode == 2 and "'undo'" in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.endswith(" (see tether --help)\n")
+
+
+def test_a_wrong_word_is_named_in_plain_words_with_the_help_of_its_verb(place: Path) -> None:
+    done = run(place, "ls", "methodz")
+    assert done.returncode == 2 and done.stderr.endswith(" 'cache' (see tether ls --help)\n")
+    assert done.stderr.startswith("tether: Invalid value for 'what': 'methodz' is not one of 'methods', ")
 
 
 # --- lists --------------------------------------------------------------------------------------------------------
@@ -111,7 +118,7 @@ def test_the_cache_is_listed_and_cleared(place: Path, tmp_path: Path, monkeypatc
     removed = answer(tmp_path, "ls", "cache", "--clear", "moments")["removed"]
     assert removed == [{"path": str(tmp_path / "cache/moments/a.json"), "bytes": 5}]
     assert held() == {"models": 5, "moments": 0, "abilities": 0, "states": 0, "fingerprints": 0}
-    assert "1 entries" in run(tmp_path, "ls", "cache", "--clear", "all").stdout
+    assert "1 entry of" in run(tmp_path, "ls", "cache", "--clear", "all").stdout
     left = sorted(str(path.relative_to(tmp_path / "cache")) for path in (tmp_path / "cache").rglob("*"))
     assert left == ["models", "models/m-v1.lock", "moments", "other", "other/mine"]
     assert run(tmp_path, "ls", "grids", "--clear", "all").returncode == 2
@@ -148,11 +155,15 @@ def test_facts_from_standard_input(place: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("facts.jsonl", *ONE), ("-", *ONE), ONE[:4], ("--target", "London"), ("facts.jsonl", "--on-alarm", "loud")],
-)
+    [
+        (), ("facts.jsonl", *ONE), ("-", *ONE), ONE[:4], ("--target", "London"), ("facts.jsonl", "--on-alarm", "loud"),
+        (*ONE[:3], "The tower is in", *ONE[4:]),
+    ],
+)  # fmt: skip
 def test_one_source_of_facts(place: Path, words: tuple[str, ...]) -> None:
     done = run(place, "edit", *words, "--model", "model", "--out", "x")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (place / "x").exists()
+    assert done.stderr.endswith(" (see tether edit --help)\n")
 
 
 def test_a_run_in_which_no_edit_succeeded_fails(place: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from tether.cli.demo import Step, demo_facts, run_demo, summary
+from tether.cli.demo import demo_facts, run_demo
 from tether.editing.run import edit
 from tether.errors import BadSettingsError, TetherError
 from tether.evaluation import Results, Row, read
@@ -144,29 +144,29 @@ def test_without_matplotlib_one_line_names_the_extra(tmp_path: Path, monkeypatch
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Step], object]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], object]:
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TETHER_CACHE", str(folder / "cache"))
-        steps: list[Step] = []
-        result = run_demo(folder / "out", model=tiny_llama(), limit=2, progress=steps.append)
-        return folder, steps, result
+        lines: list[str] = []
+        result = run_demo(folder / "out", model=tiny_llama(), limit=2, progress=lines.append)
+        return folder, lines, result
 
 
 def test_the_demo_leaves_ledger_results_and_report(demo, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    folder, steps, result = demo
+    folder, told, result = demo
     monkeypatch.setenv("TETHER_CACHE", str(folder / "cache"))
-    assert list(dict.fromkeys(step.stage for step in steps)) == ["moments", "edit", "evaluate", "report"]
-    assert [step.done for step in steps if step.stage == "edit"] == [1, 2]
-    ledger = Ledger.open(result.ledger)
-    assert ledger.attempts == 2 == result.edits + result.failed
-    assert {(0, "none"), (2, "none"), (2, "log:1.2")} == {row.key for row in read(result.results).rows}
-    page = Page(result.report.read_text(encoding="utf-8"))
+    assert list(dict.fromkeys(line.split()[0] for line in told)) == ["moments", "1/2", "2/2", "evaluate", "report"]
+    assert [line for line in told if line.startswith("moments")][-1] == "moments 3840/3840"
+    ledger = Ledger.open(result.document["ledger"])
+    assert ledger.attempts == 2 == result.document["edits"] + result.document["failed"]
+    assert {(0, "none"), (2, "none"), (2, "log:1.2")} == {row.key for row in read(result.document["results"]).rows}
+    page = Page(result.document["report"].read_text(encoding="utf-8"))
     assert page.tags.count("figure") == 5
     assert all(
         any(row[:1] == [str(i)] and fact.text in row for row in page.rows) for i, fact in enumerate(demo_facts(2), 1)
     )
-    lines = summary(result).splitlines()
+    lines = result.text.splitlines()[:4]
     assert len(lines) == 4
     assert len({len(line) for line in lines}) == 1
     assert lines[3].startswith("2 edits, PRUNE log:1.2")
@@ -176,8 +176,8 @@ def test_an_interrupted_demo_goes_on_to_the_same_numbers(demo, tmp_path: Path, m
     folder, _, whole = demo
     monkeypatch.setenv("TETHER_CACHE", str(folder / "cache"))
 
-    def stop(step: Step) -> None:
-        if step.stage == "edit":
+    def stop(line: str) -> None:
+        if line.startswith("1/2 "):
             raise KeyboardInterrupt
 
     model = tiny_llama()
@@ -186,8 +186,8 @@ def test_an_interrupted_demo_goes_on_to_the_same_numbers(demo, tmp_path: Path, m
     model.clear_updates()
     assert Ledger.open(tmp_path / "ledger").attempts == 1
     again = run_demo(tmp_path, model=model, limit=2)
-    assert again.rows == whole.rows
-    factors = [Ledger.open(path) for path in (tmp_path / "ledger", whole.ledger)]
+    assert again.document["rows"] == whole.document["rows"]
+    factors = [Ledger.open(path) for path in (tmp_path / "ledger", whole.document["ledger"])]
     assert [e.sha256 for e in factors[0].live()] == [e.sha256 for e in factors[1].live()]
 
 
@@ -223,13 +223,13 @@ def test_a_run_that_collapsed_can_be_reported(demo, tmp_path: Path) -> None:  # 
     import shutil
 
     _, _, result = demo
-    shutil.copytree(result.ledger, tmp_path / "ledger")
+    shutil.copytree(result.document["ledger"], tmp_path / "ledger")
     ledger = Ledger.open(tmp_path / "ledger")
     nothing = {"loss_first": math.nan, "loss_last": math.nan, "norm": math.inf, "update_ratio": math.nan, "seconds": 1}
     with ledger.writing():
         ledger.append([Attempt("failed", demo_facts(3)[2], nothing, "the loss is not finite")], {}, {})
     for found in (ledger, Ledger.open(tmp_path / "ledger")):  # NaN in memory is null in the journal
-        page = Page(write_report(read(result.results), tmp_path, ledger=found).read_text(encoding="utf-8"))
+        page = Page(write_report(read(result.document["results"]), tmp_path, ledger=found).read_text(encoding="utf-8"))
         assert any("failed" in row and "– → –" in row for row in page.rows)
 
 
@@ -237,12 +237,12 @@ def test_an_undone_edit_and_a_failed_one_are_named(demo, tmp_path: Path) -> None
     import shutil
 
     _, _, result = demo
-    shutil.copytree(result.ledger, tmp_path / "ledger")
+    shutil.copytree(result.document["ledger"], tmp_path / "ledger")
     ledger = Ledger.open(tmp_path / "ledger")
     (first, *_) = ledger.live()
     ledger.undo(first.edit)
     with ledger.writing():
         ledger.append([Attempt("failed", demo_facts(3)[2], {"seconds": 1.0}, NASTY)], {}, {})
-    page = Page(write_report(read(result.results), tmp_path, ledger=ledger).read_text(encoding="utf-8"))
+    page = Page(write_report(read(result.document["results"]), tmp_path, ledger=ledger).read_text(encoding="utf-8"))
     assert any("undone" in row for row in page.rows)
     assert any("failed" in row and NASTY in row for row in page.rows)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -33,9 +33,7 @@ _PANELS = {
 }
 VERBS = {verb: panel for panel, verbs in _PANELS.items() for verb in verbs}  # in the order of the help
 
-_ALGEBRA = (
-    "a linear-algebra routine failed", "look for weights that are not finite, and restrain or undo the last edits",
-)  # fmt: skip
+_ALGEBRA = "a linear-algebra routine failed", "look for weights that are not finite, restrain or undo the last edits"
 _REMEDIES = {
     "OutOfMemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another --device"),
     "MemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another machine"),
@@ -45,8 +43,7 @@ _REMEDIES = {
     "SafetensorError": ("a safetensors file is damaged", "fetch it again, or restore it from a copy"),
 }  # names of classes, since importing their packages takes seconds
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # how a RuntimeError of torch says it
-
-_JSON = typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
+_JSON = typer.Option("--json", expose_value=False, help="Print one JSON document on stdout and nothing else there.")
 
 
 def help_of(verb: str) -> tuple[str, list[str]]:
@@ -64,9 +61,7 @@ def command_of(verb: str) -> Any:
     epilog = "\n".join(["Examples:" if len(examples) > 1 else "Example:", *(f"  {line}" for line in examples)])
     module = import_module(f"tether.cli.{name}")
     command = _command(getattr(module, name), name=verb, help=text, epilog=epilog)
-    (json_option,) = _command(_of_every_verb).params
-    json_option.expose_value = False
-    command.params.append(json_option)
+    command.params += _command(_of_every_verb).params
     panels = {"Model": ("model", "dtype", "device", "anatomy"), **getattr(module, "PANELS", {})}
     for parameter in command.params:
         parameter.rich_help_panel = next((panel for panel, names in panels.items() if parameter.name in names), None)
@@ -134,7 +129,7 @@ def main() -> None:
     """Run the command line; never returns."""
     as_json = "--json" in sys.argv[1:]
     try:
-        answer = app(standalone_mode=False)  # a number where typer.Exit was raised
+        answer = app(prog_name="tether", standalone_mode=False)  # a number where typer.Exit was raised
         if answer == INTERRUPTED:  # which typer makes of Ctrl-C without a word
             raise KeyboardInterrupt
         if isinstance(answer, Answer):
@@ -143,11 +138,12 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; run it again, with --resume where the command has it", INTERRUPTED, as_json)
     except Exception as error:
-        usage = getattr(error, "format_message", None)  # of a wrong command line
-        line = f"{usage()} (see tether --help)" if usage else failure(error)
-        if line is None:  # a bug shows itself
-            raise
-        _fail(line, 2 if usage else 1, as_json)
+        if usage := getattr(error, "format_message", None):  # the command line is wrong
+            where = getattr(getattr(error, "ctx", None), "command_path", "tether")
+            _fail(f"{usage().replace('Value error, ', '').rstrip('.')} (see {where} --help)", 2, as_json)
+        if line := failure(error):
+            _fail(line, 1, as_json)
+        raise  # a bug shows itself
     sys.exit(answer or 0)
 
 
@@ -164,7 +160,7 @@ def failure(error: Exception) -> str | None:
     return what and f"{what} ({first_line(error)}): {remedy}"
 
 
-def _fail(message: str, code: int, as_json: bool) -> None:
+def _fail(message: str, code: int, as_json: bool) -> NoReturn:
     line = printable(" ".join(message.split()))
     if as_json:
         write(json.dumps({"error": line}))

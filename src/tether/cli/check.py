@@ -10,6 +10,7 @@ import typer
 
 from tether.cli.loading import load_model
 from tether.cli.options import AnatomyFile, Answer, Device, Dtype, ModelName
+from tether.cli.tables import count
 from tether.editing.check import check_facts
 from tether.facts import BadRecord, Fact, FactCheck, FormatFound, scan_facts
 from tether.ledger import Ledger
@@ -55,10 +56,6 @@ def _about(found: FormatFound) -> str:
     if found.numbers:
         lines.append(f"   numbers and booleans are read as their text: {count(found.numbers, 'record')}")
     return "\n".join(lines)
-
-
-def count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _line(found: FactCheck) -> str:

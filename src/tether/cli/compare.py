@@ -12,7 +12,7 @@ import typer
 
 from tether import evaluation
 from tether.cli.options import Answer
-from tether.cli.tables import abilities_table
+from tether.cli.tables import abilities_table, count
 from tether.evaluation.statistics.compare import LEVEL
 
 BASELINE = typer.Option(
@@ -39,7 +39,7 @@ def compare(
     against = {"0": "the unedited model", "none": "no restraint"}.get(baseline, baseline)
     lines = [f"{drawn}; * differs from {against}, p < {LEVEL}", ""] if drawn else []
     lines += [comparison.verdict for comparison in found]
-    corrected = f"{len(found)} comparison{'' if len(found) == 1 else 's'}"
+    corrected = count(len(found), "comparison")
     lines += ["", f"Paired t-tests on the same items; p corrected for {corrected} by Holm; ± is one standard error."]
     document = {"baseline": baseline, "comparisons": [comparison.document() for comparison in found]}
     return Answer(document, "\n".join(lines))

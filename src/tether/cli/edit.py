@@ -8,6 +8,7 @@ $ tether edit facts.jsonl --model smollm2 --out my-edits --resume
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from rich.progress import Progress as Bar
 
 from tether.cli.loading import load_model, log_progress
 from tether.cli.options import AnatomyFile, Answer, Device, Dtype, ModelName, numbers, parse_option, printable, say
+from tether.cli.tables import count
 from tether.constraints.base import parse
 from tether.editing.plan import DEFAULT_METHOD, OnAlarm, Schedule, plan_and_schedule
 from tether.editing.run import Progress
@@ -37,10 +39,8 @@ DEFAULTS = Schedule()
 PANELS = {
     "One fact": ("subject", "prompt", "target", "target_true"),
     "Method": ("method", "settings", "layers", "corpus", "editor", "seed", "batch_size"),
-    "Restraint and guard": (
-        "restrain", "every", "health", "on_alarm", "guard", "guard_every", "guard_data",
-    ),
-}  # fmt: skip
+    "Restraint and guard": ("restrain", "every", "health", "on_alarm", "guard", "guard_every", "guard_data"),
+}
 FACTS = typer.Argument(help="Facts: our JSONL, CSV, or a published format (`tether ls formats`); - for standard input.")
 METHOD = typer.Option(help=f"See `tether ls methods`; default: the ledger's, {DEFAULT_METHOD} in a new one.")
 BATCH = typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")
@@ -115,20 +115,20 @@ def edit(
         ledger = edit_facts(
             loaded, listed, out=out, plan=plan, schedule=schedule, resume=resume, strict=strict, progress=progress
         )
+    answer = _answer(ledger, loaded, bad, verified)
     new = [event for event in ledger.events[before:] if event.kind in ("edit", "failed")]
     if new and all(event.kind == "failed" for event in new):
         say(f"tether: no fact was edited: {len(new)} failed, the first because: {new[0].reason}")
-        return _answer(ledger, loaded, bad, verified)._replace(code=1)
-    return _answer(ledger, loaded, bad, verified)
+        return answer._replace(code=1)
+    return answer
 
 
 def _answer(ledger: Ledger, model: EditableModel, bad: list[str], verified: list[Said]) -> Answer:
     """What the whole ledger holds, records left out as bad, the singular values of its weights, and which facts are
     said now, and were on the way."""
-    said = said_now(model, ledger)
-    every_kind = get_args(Event.model_fields["kind"].annotation)
-    kinds = {kind: sum(event.kind == kind for event in ledger.events) for kind in every_kind}
-    rows = ledger.spectrum(model)
+    said, rows = said_now(model, ledger), ledger.spectrum(model)
+    kinds = dict.fromkeys(get_args(Event.model_fields["kind"].annotation), 0)
+    kinds |= Counter(event.kind for event in ledger.events)
     document = {
         "ledger": str(ledger.path), "model": ledger.header.model, "method": ledger.header.method,
         "corpus": ledger.header.corpus, "events": kinds, "live": len(ledger.live()),
@@ -138,10 +138,10 @@ def _answer(ledger: Ledger, model: EditableModel, bad: list[str], verified: list
         "spectrum": {row.weight: {**row.extremes.to_dict(), "m": row.m} for row in rows},
         "head": ledger.head,
     }  # fmt: skip
-    counts = [f"{kinds['edit']} edits, {kinds['failed']} failed, {kinds['skipped']} skipped"]
-    counts.append(f"{kinds['restrain']} restraints")
+    counts = [count(kinds["edit"], "edit"), f"{kinds['failed']} failed", f"{kinds['skipped']} skipped"]
+    counts.append(count(kinds["restrain"], "restraint"))
     counts += [f"{kinds[kind]} {kind}" for kind in ("undo", "redo", "guard") if kinds[kind]]
-    counts += [f"{len(bad)} bad records left out"] if bad else []
+    counts += [f"{count(len(bad), 'bad record')} left out"] if bad else []
     lines = [f"{ledger.path}: {', '.join(counts)}"]
     for row in rows:
         kappa, top = row.extremes.kappa, row.extremes.update_sigma_max
@@ -165,7 +165,10 @@ def _listed(
         missing = [f"--{key.removesuffix('_new')}" for key in ("subject", "prompt", "target_new") if key not in given]
         if missing:
             raise typer.BadParameter("one fact needs --subject, --prompt and --target", param_hint=missing[0])
-        return [_one(given)], []
+        try:
+            return [Fact.model_validate(given)], []
+        except ValidationError as error:
+            raise typer.BadParameter(pydantic_line(error), param_hint="the fact") from None
     source = sys.stdin if facts == "-" else facts
     scan = scan_facts(source, limit, skip=skip)
     bad = [str(record) for record in scan if isinstance(record, BadRecord)]
@@ -181,13 +184,6 @@ def _listed(
         what = "standard input" if facts == "-" else facts
         raise BadFactError(f"{what} holds no fact: write one JSON object a line with subject, prompt and target_new")
     return listed, bad
-
-
-def _one(given: dict[str, str]) -> Fact:
-    try:
-        return Fact.model_validate(given)
-    except ValidationError as error:
-        raise BadFactError(f"the fact: {pydantic_line(error)}") from None
 
 
 def progress_line(at: Progress) -> str:

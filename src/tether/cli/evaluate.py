@@ -15,22 +15,12 @@ from tether.cli.options import Answer, Base, Device, Dtype, Edited, LedgerOrNone
 from tether.cli.tables import abilities_table, number, with_error
 from tether.cli.tables import table as drawn
 from tether.errors import BadSettingsError
-from tether.evaluation import (
-    ABILITIES,
-    METRICS,
-    QUICK_ITEMS,
-    Measurement,
-    Results,
-    Row,
-    evaluate_ledger,
-    evaluate_pair,
-    write,
-)
+from tether.evaluation import ABILITIES, METRICS, QUICK_ITEMS, Results, evaluate_ledger, evaluate_pair, write
 from tether.evaluation import evaluate as evaluate_model
 from tether.evaluation.measurement import measurement_of
 from tether.evaluation.metrics.base import check_metrics, default_metrics, reported_by
 from tether.evaluation.sheet import Sheet, check_sheet
-from tether.facts import Fact, read_facts
+from tether.facts import read_facts
 
 PANELS = {
     "What is measured": (
@@ -100,32 +90,19 @@ def evaluate(
             opened, loaded, given, at=counts, restraints=chosen, measurement=measurement, out=out, resume=resume
         )
     else:
-        results = _foreign(base, str(edited), given or [], measurement, out, dtype, device)
+        checkpoint = load_edited(str(edited), base, dtype=dtype, device=device)
+        if base is None:
+            results = evaluate_model(checkpoint, given or [], measurement=measurement)
+            write(results, out)
+        else:
+            unedited = load_model(base, dtype=dtype, device=device)
+            results = evaluate_pair(unedited, checkpoint, given or [], measurement=measurement, out=out)
     if csv is not None:
-        label = str(edited if ledger is None else ledger)
-        Sheet.of(
-            ({"of": label, "edits": str(row.edits), "restraint": row.restraint}, row) for row in results.rows
-        ).write(csv)
+        of = {"of": str(ledger or edited)}
+        rows = [({**of, "edits": str(row.edits), "restraint": row.restraint}, row) for row in results.rows]
+        Sheet.of(rows).write(csv)
     tables = [table(results), abilities_table(results)]
     return Answer(results.model_dump(mode="json"), "\n\n".join(filter(None, tables)))
-
-
-def _foreign(
-    base: str | None,
-    edited: str,
-    facts: list[Fact],
-    what: Measurement,
-    out: Path,
-    dtype: str | None,
-    device: str | None,
-) -> Results:
-    """The rows of a checkpoint that anything edited, beside its base where that is named."""
-    checkpoint = load_edited(edited, base, dtype=dtype, device=device)
-    if base is not None:
-        return evaluate_pair(load_model(base, dtype=dtype, device=device), checkpoint, facts, measurement=what, out=out)
-    results = evaluate_model(checkpoint, facts, measurement=what)
-    write(results, out)
-    return results
 
 
 def table(results: Results) -> str:
@@ -133,15 +110,17 @@ def table(results: Results) -> str:
     metrics = reported_by(metric for row in results.rows for metric in row.editing)
     wanted = [column for metric in dict.fromkeys(metrics.values()) for column in metric.columns]
     head = ["edits", "restraint", "κ", "σ̂_max", "perplexity (ratio)", *(f"{m} {k}" for m, k in wanted)]
-    unedited = (row.abilities["perplexity"] for row in results.rows if row.unedited and "perplexity" in row.abilities)
-    start = next((ability.value for ability in unedited), None)
+    perplexity = {row.key: row.abilities["perplexity"].value for row in results.rows if "perplexity" in row.abilities}
+    start = next((perplexity[row.key] for row in results.rows if row.unedited and row.key in perplexity), None)
     rows = []
     for row in results.rows:
         kappas = [s.kappa for s in row.spectrum.values() if s.kappa is not None]
         tops = [s.update_sigma_max for s in row.spectrum.values() if s.update_sigma_max is not None]
         cells = [number(max(values, default=None), ".1f") for values in (kappas, tops)]
+        value = perplexity.get(row.key)
+        ratio = f" ({value / start:.3f})" if value is not None and start else ""
         scores = [with_error(row.editing.get(metric, {}).get(kind)) for metric, kind in wanted]
-        rows.append([str(row.edits), row.restraint, *cells, _perplexity(row, start), *scores])
+        rows.append([str(row.edits), row.restraint, *cells, number(value, ".2f") + ratio, *scores])
     filled = [column for column in range(len(head)) if column < 2 or any(row[column] for row in rows)]
     head, rows = [head[column] for column in filled], [[row[column] for column in filled] for row in rows]
     counts = {n.n for row in results.rows for kinds in row.editing.values() for n in kinds.values()}
@@ -150,10 +129,3 @@ def table(results: Results) -> str:
         notes = [metric.note(row.editing) for metric in dict.fromkeys(metrics.values())]
         lines += [f"{row.edits} edits, {row.restraint}: {note}" for note in notes if note]
     return "\n".join([drawn(head, rows, markdown=True), *lines])
-
-
-def _perplexity(row: Row, start: float | None) -> str:
-    measured = row.abilities.get("perplexity")
-    if measured is None or measured.value is None:
-        return ""
-    return f"{measured.value:.2f} ({measured.value / start:.3f})" if start else f"{measured.value:.2f}"

@@ -13,6 +13,7 @@ import typer
 
 from tether.cli.loading import load_model, open_ledger
 from tether.cli.options import Answer, Base, Device, Dtype, Edited, LedgerOrNone, ModelOrRecorded, parse_option
+from tether.cli.tables import count
 from tether.constraints.base import parse
 from tether.export import LoraReport, export_difference
 
@@ -38,25 +39,25 @@ def export(
 ) -> Answer:
     if (ledger is None) == (edited is None) or (edited is None) != (base is None):
         raise typer.BadParameter("give a ledger, or --base and --edited", param_hint="LEDGER")
-    if ledger is None or edited is not None:
+    if ledger is None:
         if kind != "lora":
             raise typer.BadParameter("two checkpoints give an adapter: lora", param_hint="--as")
         first, second = (load_model(str(name), dtype=dtype, device=device) for name in (base, edited))
         found = export_difference(first, second, to, rank=rank, base_name=base_name)
         lines = [f"{to}: lora, {edited} - {base}", *_weights(found.adapter)]
         lines += [f"not in the adapter: {', '.join(found.not_held)}"] if found.not_held else []
-        adapter = asdict(found.adapter)
-        return Answer({"to": str(to), "as": kind, "adapter": adapter, "not_held": found.not_held}, "\n".join(lines))
+        document = {"to": str(to), "as": kind, "adapter": asdict(found.adapter), "not_held": found.not_held}
+        return Answer(document, "\n".join(lines))
     chosen = None if restrain is None else parse_option("--restrain", parse, restrain)
     opened, loaded = open_ledger(ledger, model, dtype, device)
     report = opened.export(loaded, to, as_=kind, restrain=chosen, upto=upto, rank=rank, base_name=base_name)
-    lines = [f"{to}: {kind}, {len(opened.live(upto))} edits", *(_weights(report) if report else ())]
+    lines = [f"{to}: {kind}, {count(len(opened.live(upto)), 'edit')}", *(_weights(report) if report else ())]
     return Answer({"to": str(to), "as": kind, "adapter": report and asdict(report)}, "\n".join(lines))
 
 
 def _weights(report: LoraReport) -> list[str]:
-    lines = []
-    for w in report.weights:
-        errors = f"{w.error_frobenius:.2e} (Frobenius), {w.error_spectral:.2e} (spectral)"
-        lines.append(f"{w.name}: rank {w.rank}, relative error {errors}")
-    return lines
+    return [
+        f"{w.name}: rank {w.rank}, relative error {w.error_frobenius:.2e} (Frobenius), "
+        f"{w.error_spectral:.2e} (spectral)"
+        for w in report.weights
+    ]

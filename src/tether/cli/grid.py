@@ -12,7 +12,7 @@ import typer
 
 from tether.cli.loading import log_progress
 from tether.cli.options import Answer, at_most_every, parse_option, say
-from tether.cli.tables import table
+from tether.cli.tables import count, table
 from tether.evaluation.sheet import Sheet
 from tether.experiment import Plan, Step, make_plan, read_spec, run_grid
 from tether.experiment.engines import engine as engine_of
@@ -37,9 +37,6 @@ def grid(
     ids = [job.run.id for job in outcome.plan.jobs]
     done = [stored.run.id for stored in outcome.grid.runs]
     rows = sum(len(stored.rows) for stored in outcome.grid.runs)
-    document = {
-        "grid": spec.name, "out": str(folder), "runs": ids, "done": done, "failed": outcome.failed, "rows": rows,
-    }  # fmt: skip
     if outcome.failed:
         (name, reason), *others = outcome.failed.items()
         more = f" (the others: {', '.join(other for other, _ in others)})" if others else ""
@@ -48,7 +45,10 @@ def grid(
     for suffix in ("csv", "md", "tex"):
         sheet.write(folder / f"table.{suffix}")
     lines = [sheet.main().markdown(), f"tables: {folder}/table.csv, .md, .tex"] if rows else []
-    lines.append(f"{folder}: {len(done)} of {len(ids)} runs done, {rows} rows")
+    lines.append(f"{folder}: {len(done)} of {len(ids)} runs done, {count(rows, 'row')}")
+    document = {
+        "grid": spec.name, "out": str(folder), "runs": ids, "done": done, "failed": outcome.failed, "rows": rows,
+    }  # fmt: skip
     return Answer(document, "\n".join(lines), int(bool(outcome.failed)))
 
 
@@ -80,12 +80,10 @@ def _teller() -> Callable[[Step], None]:
 def described(plan: Plan, folder: Path) -> Answer:
     """What would run, and how far it is."""
     runs = [
-        {
-            **job.run.model_dump(), "at": job.at, "restraints": job.restraints, "rows": job.rows,
-            "state": state(job, folder),
-        }
+        job.run.model_dump()
+        | {"at": job.at, "restraints": job.restraints, "rows": job.rows, "state": state(job, folder)}
         for job in plan.jobs
-    ]  # fmt: skip
+    ]
     once = sum(run["every"] is None for run in runs)
     rows = sum(run["rows"] for run in runs)
     document = {
@@ -98,8 +96,8 @@ def described(plan: Plan, folder: Path) -> Answer:
         cells.append([run["id"], str(run["edits"]), how, str(run["rows"]), run["state"]])
     lines = [
         table(("run", "edits", "restraints", "rows", "state"), cells), "",
-        f"{len(runs)} runs, a ledger each: {once} for all restraints applied once, "
-        f"{len(runs) - once} restrained every K edits; {rows} rows",
+        f"{count(len(runs), 'run')}, a ledger each: {once} for all restraints applied once, "
+        f"{len(runs) - once} restrained every K edits; {count(rows, 'row')}",
         *(f"note: {note}" for note in plan.notes),
         *(f"missing: {what}" for what in plan.missing),
     ]  # fmt: skip

@@ -8,16 +8,15 @@ $ tether ls cache --clear moments
 import json
 import shutil
 from collections.abc import Callable
-from importlib import resources, util
+from importlib import import_module, resources, util
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from tether.cli.options import Answer
-from tether.cli.tables import table
+from tether.cli.tables import count, table
 from tether.errors import TetherError
-from tether.plugins import Registry
 from tether.storage.cache import cache_dir
 
 What = Literal["methods", "constraints", "metrics", "abilities", "formats", "models", "grids", "cache"]
@@ -31,7 +30,26 @@ _CACHED = {
     "states": "states of the blocks below MEND's",
     "fingerprints": "hashes of checkpoints",
 }  # folders of the cache, whose contents tether makes anew when it needs them
+_SCORED = {
+    "multiple_choice": "likelihood of the answers to choose from",
+    "generate_until": "the answer that the model writes",
+    "loglikelihood": "likelihood of the right answer",
+}  # words for lm-evaluation-harness's output types
 CLEAR = typer.Option(help="With `cache`: remove what it holds of one kind, or all of it.")
+
+
+def _first_line(entry: Any) -> Entry:
+    return {"summary": (entry.__doc__ or "").strip().partition("\n")[0]}
+
+
+_REGISTRIES: dict[str, tuple[str, str, Callable[[Any], Entry]]] = {
+    "methods": (
+        "tether.editors", "EDITORS", lambda m: {"summary": m.summary, "needs": sorted(m.needs), "paper": m.paper}
+    ),
+    "constraints": ("tether.constraints.base", "CONSTRAINTS", _first_line),
+    "metrics": ("tether.evaluation", "METRICS", _first_line),
+    "formats": ("tether.facts", "FORMATS", lambda f: {"published": f.source, "fields": sorted(f.fields or ())}),
+}  # fmt: skip
 
 
 def ls(
@@ -40,9 +58,15 @@ def ls(
     if clear is not None:
         if what != "cache":
             raise typer.BadParameter("goes with `tether ls cache` alone", param_hint="--clear")
-        removed = [_removed(path) for kind in _CACHED if clear in (kind, "all") for path in _held(kind)]
+        held = [path for kind in _CACHED if clear in (kind, "all") for path in _held(kind)]
+        removed = [{"path": str(path), "bytes": _bytes(path)} for path in held]
+        for path in held:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         lines = [f"removed {entry['path']} ({_cell('bytes', entry['bytes'])})" for entry in removed]
-        lines.append(f"{len(removed)} entries of {cache_dir()} removed")
+        lines.append(f"{count(len(removed), 'entry', 'entries')} of {cache_dir()} removed")
         return Answer({"folder": str(cache_dir()), "removed": removed}, "\n".join(lines))
     entries = _entries(what)
     head = list(dict.fromkeys(key for entry in entries for key in entry))
@@ -51,7 +75,7 @@ def ls(
 
 
 def _entries(what: What) -> list[Entry]:
-    """What is listed. The rooms are imported here, so that the cache and the models are listed at once."""
+    """What is listed; of what is registered but does not load, the reason. Nothing is imported that is not needed."""
     if what == "cache":
         kinds = [(kind, holds, _held(kind)) for kind, holds in _CACHED.items()]
         return [{"name": k, "holds": h, "entries": len(ps), "bytes": sum(map(_bytes, ps))} for k, h, ps in kinds]
@@ -60,40 +84,17 @@ def _entries(what: What) -> list[Entry]:
     if what == "grids":
         import yaml
 
-        from tether.experiment.spec import grid_names, grid_text
-
-        return [{"name": name, "title": yaml.safe_load(grid_text(name)).get("title", "")} for name in grid_names()]
+        files = sorted((resources.files("tether") / "experiment" / "grids").iterdir(), key=lambda file: file.name)
+        return [{"name": Path(f.name).stem, "title": yaml.safe_load(f.read_text("utf-8"))["title"]} for f in files]
     if what == "abilities":
         from tether.evaluation.abilities.run import ABILITIES, PERPLEXITY
         from tether.evaluation.abilities.tasks import task_file
 
         tasks = [task_file(name) for name in ABILITIES if name != PERPLEXITY]
         own = {"name": PERPLEXITY, "items": None, "scored": "likelihood of a text"}
-        scored = [{"name": t.name, "items": t.size, "scored": t.output_type.replace("_", " ")} for t in tasks]
-        return [own, *scored]
-    if what == "methods":
-        from tether.editors import EDITORS
-
-        return _described(EDITORS, lambda m: {"summary": m.summary, "needs": sorted(m.needs), "paper": m.paper})
-    if what == "constraints":
-        from tether.constraints.base import CONSTRAINTS
-
-        return _described(CONSTRAINTS)
-    if what == "formats":
-        from tether.facts import FORMATS
-
-        return _described(FORMATS, lambda f: {"published": f.source, "fields": sorted(f.fields or ())})
-    from tether.evaluation import METRICS
-
-    return _described(METRICS)
-
-
-def _first_line(entry: Any) -> Entry:
-    return {"summary": (entry.__doc__ or "").strip().partition("\n")[0]}
-
-
-def _described(registry: Registry[Any], about: Callable[[Any], Entry] = _first_line) -> list[Entry]:
-    """What is registered, and of what does not load the reason."""
+        return [own, *({"name": t.name, "items": t.size, "scored": _SCORED[t.output_type]} for t in tasks)]
+    room, attribute, about = _REGISTRIES[what]
+    registry = getattr(import_module(room), attribute)
     entries = []
     for name in registry:
         try:
@@ -121,16 +122,6 @@ def _held(kind: str) -> list[Path]:
     """The entries of a kind. Locks are no entries, and stay: another process may hold one."""
     folder = cache_dir() / kind
     return sorted(path for path in folder.iterdir() if path.suffix != ".lock") if folder.is_dir() else []
-
-
-def _removed(path: Path) -> Entry:
-    """Remove an entry; what it was."""
-    entry = {"path": str(path), "bytes": _bytes(path)}
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-    return entry
 
 
 def _bytes(path: Path) -> int:

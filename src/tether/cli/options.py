@@ -1,8 +1,8 @@
 """What the verbs share on the command line: options, words of an option, what is printed. Light to import."""
 
 import json
+import re
 import time
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -13,6 +13,7 @@ from tether.errors import TetherError
 from tether.storage.atomic import finite
 
 Parsed = TypeVar("Parsed")
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
 
 ModelName = Annotated[str, typer.Option("--model", help="smollm2 (bundled), a folder, a .gguf file, or a hub id.")]
 ModelOrRecorded = Annotated[str | None, typer.Option("--model", help="By default the one that the ledger records.")]
@@ -49,15 +50,7 @@ class Answer(NamedTuple):
 def printable(text: str) -> str:
     """`text` with its control characters, and those that turn the direction of writing, as escapes: a fact must not
     steer the terminal it is shown on."""
-    return text if text.isprintable() else "".join(map(_shown, text))
-
-
-def _shown(c: str) -> str:
-    steers = unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(c) in _TURNS
-    return c.encode("unicode_escape").decode() if steers else c
-
-
-_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def write(text: str, *, err: bool = False) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tether.cli.options import Answer, Edits, LedgerPath, selected
+from tether.cli.undo import marked
 from tether.ledger import Ledger
 
 
@@ -19,6 +20,4 @@ def redo(
 ) -> Answer:
     opened = Ledger.open(ledger)
     event = opened.redo(*selected(edits, last, sorted(opened.undone)))
-    now = {"event": event.number, "live_edits": len(opened.live()), "head": opened.head}
-    text = f"took {', '.join(map(str, event.redone or ()))} in again; {now['live_edits']} edits\nhead {opened.head}"
-    return Answer({"ledger": str(ledger), "redone": event.redone, **now}, f"{ledger}: {text}")
+    return marked(opened, event, "redone", "took {} in again; {}")

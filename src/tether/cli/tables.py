@@ -34,6 +34,11 @@ def number(value: float | None, form: str, missing: str = "") -> str:
     return missing if value is None else format(value, form)
 
 
+def count(n: int, one: str, many: str = "") -> str:
+    """`1 edit`, `2 edits`."""
+    return f"{n} {one if n == 1 else many or f'{one}s'}"
+
+
 def with_error(found: Number | Ability | None, missing: str = "") -> str:
     """Value ± standard error; `missing` for a value that is not finite."""
     if found is None or found.value is None:

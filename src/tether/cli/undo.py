@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from tether.cli.options import Answer, Edits, LedgerPath, selected
-from tether.ledger import Ledger
+from tether.cli.tables import count
+from tether.ledger import Event, Ledger
 
 
 def undo(
@@ -18,7 +19,15 @@ def undo(
     last: Annotated[int | None, typer.Option(min=1, help="The last N edits that count.")] = None,
 ) -> Answer:
     opened = Ledger.open(ledger)
-    event = opened.undo(*selected(edits, last, [event.edit or 0 for event in opened.live()]))
-    now = {"event": event.number, "live_edits": len(opened.live()), "head": opened.head}
-    text = f"undid {', '.join(map(str, event.undone or ()))}; {now['live_edits']} edits left\nhead {opened.head}"
-    return Answer({"ledger": str(ledger), "undone": event.undone, **now}, f"{ledger}: {text}")
+    event = opened.undo(*selected(edits, last, opened.live_numbers()))
+    return marked(opened, event, "undone", "undid {}; {} left")
+
+
+def marked(ledger: Ledger, event: Event, key: str, words: str) -> Answer:
+    """What an undo or a redo did: `key` names its edits, `words` says them and how many count now."""
+    edits, live = getattr(event, key), len(ledger.live())
+    document = {
+        "ledger": str(ledger.path), key: edits, "event": event.number, "live_edits": live, "head": ledger.head,
+    }  # fmt: skip
+    text = words.format(", ".join(map(str, edits)), count(live, "edit"))
+    return Answer(document, f"{ledger.path}: {text}\nhead {ledger.head}")

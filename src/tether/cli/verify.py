@@ -12,6 +12,7 @@ import typer
 
 from tether.cli.loading import load_model
 from tether.cli.options import Answer, LedgerPath, ModelOrRecorded
+from tether.cli.tables import count
 from tether.ledger import Ledger
 
 HEAD = typer.Option(metavar="SHA", help="A head printed before, or its first 8 digits: it must be in the journal.")
@@ -22,7 +23,7 @@ def verify(ledger: LedgerPath, model: ModelOrRecorded = None, head: Annotated[st
     header = opened.header
     loaded = None if model is None else load_model(model, dtype=header.dtype, anatomy=header.anatomy)
     found = opened.verify(loaded, head=head)
-    kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items()) or "nothing yet"
+    kinds = ", ".join(f"{n} {kind}" for kind, n in found["kinds"].items()) or "nothing yet"
     torn = "; a torn last line was dropped" if found["torn_line"] else ""
-    text = f"{ledger}: whole, {found['events']} events ({kinds}){torn}\nhead {found['head']}"
+    text = f"{ledger}: whole, {count(found['events'], 'event')} ({kinds}){torn}\nhead {found['head']}"
     return Answer({"ledger": str(ledger), "ok": True, **found}, text)

@@ -387,3 +387,22 @@ def test_rounding_to_another_dtype_is_no_change(tmp_path: Path, wide: str) -> No
     assert report.rounded == 1
     assert [one.name for one in report.matrices] == ["b"] and report.restrained == ("b",)
     assert len(load_file(tmp_path / "out" / "model.safetensors")) == 2
+
+
+def test_rounding_is_told_apart_in_vectors_and_where_the_result_is_stored_wide_again(tmp_path: Path) -> None:
+    W, bias = torch.randn(30, 20), torch.randn(20)
+    near = W + 1e-4 * torch.randn(30, 20)  # the same in bfloat16, nearly everywhere, and a change
+    base = write(tmp_path / "base", {"W": W, "near": W.clone(), "bias": bias, "changed": bias.clone()})
+    edited = {"W": W.bfloat16().float(), "near": near, "bias": bias.bfloat16(), "changed": bias + 1}
+    report = restrain_checkpoint(base, write(tmp_path / "edited", edited), tmp_path / "out")
+    assert (report.rounded, report.equal) == (2, 0)
+    assert [one.name for one in report.matrices] == ["near"] and list(report.copied) == ["changed"]
+
+
+def test_a_stored_head_is_found_beside_other_tables_of_the_vocabulary(tmp_path: Path) -> None:
+    config = {"model_type": "gemma4", "text_config": {"vocab_size": 40}}
+    tied = {"embed_tokens.weight": torch.randn(40, 16), "embed_tokens_per_layer.weight": torch.randn(40, 24)}
+    far = tied["embed_tokens.weight"] + matrix(40, 16, torch.tensor([50.0], dtype=torch.float64))
+    base = write(tmp_path / "base", tied, config=config)
+    edited = write(tmp_path / "edited", {**tied, "lm_head.weight": far}, config=config)
+    assert restrain_checkpoint(base, edited, tmp_path / "out").restrained == ("lm_head.weight",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from transformers import AutoModelForCausalLM
 
 import tether
 from tether.editing.check import check_facts
-from tether.errors import WrongModelError
+from tether.editors.mend.train import train_mend
+from tether.errors import TetherError, WrongModelError
 from tether.evaluation import evaluate, evaluate_ledger, greedy, score
 from tether.facts import Fact, encode
 from tether.ledger import Ledger
@@ -37,6 +39,8 @@ SIZES: dict[str, Any] = {
 LINEAR = {"layer_types": ["linear_attention", "linear_attention", "full_attention"], "linear_num_key_heads": 2,
           "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}  # fmt: skip
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+GEMMA4 = {**SIZES, "head_dim": 8, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 300,
+          "layer_types": ["sliding_attention", "full_attention", "full_attention"]}  # fmt: skip
 RECURRENT: dict[str, dict[str, Any]] = {
     "Qwen3_5Text": {**SIZES, "head_dim": 8, **LINEAR},
     "OlmoHybrid": {**SIZES, **LINEAR},
@@ -44,20 +48,19 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "FalconH1": {**SIZES, "head_dim": 8, "mamba_d_ssm": 32, **MAMBA},
     "Bamba": {**SIZES, "attn_layer_indices": [2], **MAMBA, "mamba_n_heads": 8},
     "OpenAIGPT": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256},  # keeps nothing at all
+    "Gemma4Text sharing": {**GEMMA4, "num_kv_shared_layers": 1},  # the last layer reads the keys of the one before
 }
-WITH_KEYS: dict[str, dict[str, Any]] = {
-    "Gemma3": {},
-    "Gemma4Text": {**SIZES, "head_dim": 8, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0,
-                   "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+WITH_KEYS: dict[str, dict[str, Any]] = {"Gemma3": {}, "Gemma4Text": {**GEMMA4, "num_kv_shared_layers": 0}}
+SEVERAL_STATES: dict[str, dict[str, Any]] = {
+    "Gemma3nText": {**GEMMA4, "num_kv_shared_layers": 0, "intermediate_size": [64] * 3, "laurel_rank": 4,
+                    "activation_sparsity_pattern": [0.0] * 3},
 }  # fmt: skip
 
 
 def foreign(name: str) -> EditableModel:
     tokenizer = tiny_tokenizer()
     vocab = len(tokenizer)
-    sizes = {**{**RECURRENT, **WITH_KEYS}[name], "vocab_size": vocab}
-    if name == "Gemma4Text":
-        sizes["vocab_size_per_layer_input"] = vocab
+    sizes = {**{**RECURRENT, **WITH_KEYS, **SEVERAL_STATES}[name], "vocab_size": vocab}
     if name == "Gemma3":
         text = transformers.Gemma3TextConfig(**{**SIZES, "head_dim": 8, "vocab_size": vocab}).to_dict()
         vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -65,7 +68,7 @@ def foreign(name: str) -> EditableModel:
             text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14}
         )
     else:
-        config = getattr(transformers, f"{name}Config")(**sizes)
+        config = getattr(transformers, f"{name.split()[0]}Config")(**sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -94,7 +97,8 @@ def test_padded_rows_are_the_rows_alone(name: str) -> None:
 def test_edited_measured_exported_and_undone(name: str, tmp_path: Path) -> None:
     model = foreign(name)
     (tmp_path / "text").write_text(plain_text().read_text())
-    settings = {"v_num_grad_steps": 10, "v_lr": 0.1, "moments_ridge": 0.1, "prefixes": [], "layers": [1]}
+    layer = 0 if "sharing" in name else 1  # what is added at a token behind the last keys of its own reaches no other
+    settings = {"v_num_grad_steps": 10, "v_lr": 0.1, "moments_ridge": 0.1, "prefixes": [], "layers": [layer]}
     settings |= {"clamp_norm_factor": 100, "v_weight_decay": 0.0}
     before = {key: tensor.clone() for key, tensor in model.hf.state_dict().items()}
     asked = [(fact.text, fact.target) for fact in FACTS]
@@ -117,13 +121,53 @@ def test_memit_names_the_method_for_a_norm_behind_the_projection() -> None:
         tether.edit(foreign("Gemma3"), FACTS, out="nowhere", method="memit", corpus=plain_text())
 
 
-def test_a_limit_has_other_names_too() -> None:
+def test_blocks_below_a_shared_layer_are_run_in_training(tmp_path: Path) -> None:
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("".join(fact.model_dump_json(exclude_none=True) + "\n" for fact in FACTS))
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"layers": [2], "rank": 4, "accumulate": 1, "statistics": 1, "validate_every": 1}))
+    model = foreign("Gemma4Text sharing")
+    found = train_mend(model, facts, facts, tmp_path / "trained", steps=1, settings=settings, cache=tmp_path)
+    assert len(found.trained.record.curve) == 2
+
+
+@pytest.mark.parametrize("name", SEVERAL_STATES)
+def test_several_hidden_states_a_token_are_refused_on_loading(name: str, tmp_path: Path) -> None:
+    model = foreign(name)
+    with pytest.raises(WrongModelError, match=r"shape \[4, 1, 1, 32\], and an edit needs one hidden state a token"):
+        load(save(model.hf, model.tokenizer, tmp_path))
+
+
+def short(limit: int) -> EditableModel:
+    """A model that cannot read more than `limit` tokens, under another name for that."""
     tokenizer = tiny_tokenizer()
-    config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=3, max_seq_len=24, vocab_size=len(tokenizer))
-    model = EditableModel(AutoModelForCausalLM.from_config(config), tokenizer)
+    config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=3, max_seq_len=limit, vocab_size=len(tokenizer))
+    return EditableModel(AutoModelForCausalLM.from_config(config), tokenizer)
+
+
+def test_a_limit_has_other_names_too() -> None:
+    model = short(24)
     assert model.limit == 24
     (long,) = check_facts(model, [FACTS[0].model_copy(update={"prompt": "so " * 30 + "{} is"})])
     assert "the model takes 24; shorten the prompt" in long.problems[0]
+
+
+def test_nothing_is_read_beyond_a_limit(tmp_path: Path) -> None:
+    model = short(40)
+    (tmp_path / "text").write_text(plain_text().read_text()[:20_000])
+    settings = {"moments_ridge": 0.1, "prefixes": [{"length": 30, "number": 1}], "layers": [1]}
+    ledger = tether.edit(model, FACTS, out=tmp_path / "ledger", corpus=tmp_path / "text", settings=settings)
+    for event in ledger.events:
+        assert re.search(r"the model takes 40; shorten the prompt, or take shorter prefixes", str(event.reason))
+    row = evaluate(model, FACTS, ["perplexity"], metrics=["match", "generate"], quick=True).rows[0]
+    assert row.abilities["perplexity"].n and row.editing["generate"]["efficacy"].n == 2
+    fits = model.tokenizer.decode(model.tokenizer("so " * 60).input_ids[:39])
+    said = greedy(model, [fits, "The"], 60)
+    assert len(model.tokenizer(said[0]).input_ids) <= 2
+    for ask in (lambda: greedy(model, ["so " * 60], 1), lambda: score(model, [("so " * 60, "there")])):
+        with pytest.raises(TetherError, match=r"'so so .*tokens, the model takes 40; shorten the prompt") as error:
+            ask()
+        assert "\n" not in str(error.value)
 
 
 def test_another_model_with_the_same_edited_weights_is_told_apart(

@@ -172,8 +172,10 @@ def test_a_folder_without_weights_or_tokenizer_is_refused(folder: Path) -> None:
     with pytest.raises(TetherError, match="safetensors"):
         load(folder)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(TetherError, match=r"tokenizer\.json"):
+    said = r"one of: \(1\) .* sentencepiece .*: it must have .* a tokenizer\.json"
+    with pytest.raises(TetherError, match=said) as error:
         load(folder)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("damage", ["missing", "misshapen"])
@@ -264,6 +266,37 @@ def test_a_hub_id_is_read_from_the_hub_s_cache(folder: Path, tmp_path: Path, mon
     pinned = load("someone/tiny", revision=commit)
     assert pinned.id == f"someone/tiny@{commit}"
     assert load(pinned.id, local_files_only=True).fingerprint() == model.fingerprint()
+
+
+def test_a_hub_that_is_out_of_reach_is_said_on_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = "http://127.0.0.1:9/{repo_id}/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    with pytest.raises(WrongModelError, match="'nobody/nothing' is no local folder and could not be fetched") as error:
+        load("nobody/nothing")
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+    assert waits, "the hub was asked again"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "wide"}, "field 'hidden_size': TypeError: .* expected int"),
+        ({"num_attention_heads": 5}, r"not a multiple of the number of attention heads \(5\)"),
+    ],
+)
+def test_a_configuration_that_makes_no_model_is_said_on_one_line(
+    folder: Path, changes: dict[str, object], message: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(WrongModelError, match=message) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
 
 
 # --- GGUF -----------------------------------------------------------------------------------------------------------

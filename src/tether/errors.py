@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ class BadSettingsError(TetherError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip().rstrip(".:") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error that says something; with what follows where that is announced by a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = shorten(" ".join(lines), 400, placeholder=" …") if lines[0].endswith(":") else lines[0]
+    return said.rstrip(".:")
 
 
 def pydantic_line(error: ValidationError) -> str:

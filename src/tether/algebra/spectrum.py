@@ -144,7 +144,7 @@ class RunningSpectrum:
             squares = []
             for square, change, last in zip(self._grams, (proposal.Y, proposal.Z), self._vectors, strict=True):
                 start = _start(last, proposal)
-                values, vectors = leading(_changed(square, change, proposal.A), start=start, tolerance=1e-9)
+                values, vectors = leading(_changed(square, change, proposal.A), start=start, tolerance=1e-7)
                 squares.append(float(values[0]))
                 proposal.vectors.append(vectors[:, 0])
             proposal.largest = Largest(*(math.sqrt(max(square, 0.0)) for square in squares))

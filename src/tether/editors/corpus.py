@@ -65,19 +65,21 @@ class Corpus:
         return {"corpus": kind, "sha256": text, "max_tokens": self.max_tokens, "window": self.window}
 
     def windows(self, model: EditableModel) -> Iterator[list[int]]:
-        """Windows of consecutive tokens, without padding. A last short one is left out unless it is the only one."""
-        if self.max_tokens is not None and self.max_tokens < self.window:
+        """Windows of consecutive tokens, no longer than the model's positions, without padding. A last short one is
+        left out unless it is the only one."""
+        window = min(self.window, model.limit or self.window)
+        if self.max_tokens is not None and self.max_tokens < window:
             raise BadSettingsError(
-                f"{self.max_tokens} tokens of corpus {self.name!r} are fewer than a window; take at least {self.window}"
+                f"{self.max_tokens} tokens of corpus {self.name!r} are fewer than a window; take at least {window}"
             )
         buffer: list[int] = []
         left, some = math.inf if self.max_tokens is None else self.max_tokens, False
         for text in self._texts(model):
             buffer += model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            while len(buffer) >= self.window and left >= self.window:
-                yield buffer[: self.window]
-                some, left, buffer = True, left - self.window, buffer[self.window :]
-            if left < self.window:
+            while len(buffer) >= window and left >= window:
+                yield buffer[:window]
+                some, left, buffer = True, left - window, buffer[window:]
+            if left < window:
                 return
         if not some and buffer:
             yield buffer

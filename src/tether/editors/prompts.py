@@ -35,7 +35,8 @@ def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -
         group = Group((prompts,), encode(tokenizer, "{} is a", fact.subject))
     problem = too_long(model.limit, fact.text, [prompt.ids for prompt in group])
     if problem:
-        raise EditFailedError(problem)
+        fits_bare = not too_long(model.limit, fact.text, [prompts[0].ids])
+        raise EditFailedError(f"{problem}, or take shorter prefixes (settings)" if fits_bare else problem)
     return group
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 
 from tether.errors import TetherError
-from tether.facts.tokens import Continuation, of_text, padded, tokenize
+from tether.facts.tokens import Continuation, of_text, padded, tokenize, too_long
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import head_logits
 from tether.models.sampling import end_tokens, plain_generation
@@ -67,6 +67,7 @@ def score_ids(
     model: EditableModel, continuations: Sequence[Continuation], *, batch_tokens: int = BATCH_TOKENS
 ) -> list[Score]:
     """`score` for texts that are token ids already."""
+    _check_lengths(model, [text.ids[:-1] for text in continuations])
     scores: dict[int, Score] = {}
     for rows in _batches(_shared_rows(continuations), batch_tokens):
         reads = [(row, index) for row, (_, served) in enumerate(rows) for index in served]
@@ -86,6 +87,13 @@ def score_ids(
             correct = tuple(best[place] == token for (place, token), _ in own)
             scores[index] = Score(sum(likelihood for _, likelihood in own), len(own), correct, argmax)
     return [scores[index] for index in range(len(continuations))]
+
+
+def _check_lengths(model: EditableModel, rows: Sequence[Sequence[int]]) -> None:
+    """Raise TetherError where the longest row has more tokens than the model has positions."""
+    longest = max(rows, key=len, default=())
+    if model.limit and len(longest) > model.limit:
+        raise TetherError(too_long(model.limit, model.tokenizer.decode(longest), [longest]))
 
 
 def _shared_rows(continuations: Sequence[Continuation]) -> list[_Row]:
@@ -140,7 +148,8 @@ def _read(
 def greedy(
     model: EditableModel, prompts: Sequence[str], max_new_tokens: int, *, batch_tokens: int = BATCH_TOKENS
 ) -> list[str]:
-    """The text each prompt is continued with, always by the likeliest token, to the end of text or `max_new_tokens`.
+    """The text each prompt is continued with, always by the likeliest token, to the end of text, `max_new_tokens`, or
+    the model's last position.
 
     The tokenizer's special tokens stand before the prompt as in `score`; none are in the result. The checkpoint's own
     generation settings (sampling, penalties, lengths) play no part; they are the model's again afterwards.
@@ -152,11 +161,13 @@ def greedy(
         rows[prompt] = ids[of_text(ids, encoding["special_tokens_mask"], at_least=1)]
         if not rows[prompt]:
             raise TetherError(f"prompt {prompt!r} has no token: write a prompt")
+    _check_lengths(model, list(rows.values()))
     order = sorted(rows, key=lambda prompt: len(rows[prompt]), reverse=True)
     texts: dict[str, str] = {}
-    settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "eos_token_id": end_tokens(model)}
-    with plain_generation(model, **settings) as plain:
+    with plain_generation(model, do_sample=False, eos_token_id=end_tokens(model)) as plain:
         while order:
+            room = model.limit - len(rows[order[0]]) + 1 if model.limit else max_new_tokens
+            plain.max_new_tokens = min(max_new_tokens, room)
             size = max(1, batch_tokens // (len(rows[order[0]]) + max_new_tokens))
             batch, order = order[:size], order[size:]
             ids, mask = padded([rows[prompt] for prompt in batch], model.device, left=True)

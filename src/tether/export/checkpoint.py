@@ -40,7 +40,7 @@ class MatrixReport:
 @dataclass(frozen=True)
 class CheckpointReport:
     """What happened to each tensor of the edited checkpoint; tensors equal in both are only counted, and so are the
-    `rounded` ones, equal in the coarser of two dtypes."""
+    `rounded` ones, which differ by the rounding to a smaller dtype alone."""
 
     restraint: str
     matrices: tuple[MatrixReport, ...]
@@ -75,8 +75,9 @@ def restrain_checkpoint(
     """Write `edited` to the new folder `out`, with the singular values of every difference to `base` restrained.
 
     For each floating matrix of one name and shape in both: D = B − A in float32, m = σ_max(A), and where D has singular
-    values above m, W̄ = B − Σ_{σ̂>m} (σ̂ − F(σ̂)) û v̂ᵀ (eqs. 4-6), cast to B's dtype. Everything else, every file beside
-    the tensors too, is B's byte for byte, less a `.git`. A symbolic link in B is copied as the file it leads to, which
+    values above m, W̄ = B − Σ_{σ̂>m} (σ̂ − F(σ̂)) û v̂ᵀ (eqs. 4-6), cast to B's dtype. A head that B alone stores is
+    compared with A's embeddings. Everything else is B's byte for byte: tensors that differ from A's by rounding alone,
+    and every file beside the tensors, less a `.git`. A symbolic link in B is copied as the file it leads to, which
     must lie in B (or in the `blobs` of a hub cache that B is a snapshot of). B's own README.md and tether.json are kept
     as README.edited.md and tether.edited.json. Base and edited may be sharded differently; `out` has the shards of
     `edited`. Memory: a few copies of the largest matrix in float32, on `device`, and for some matrices the float64 Gram
@@ -115,11 +116,11 @@ def restrain_checkpoint(
             original = originals.get(name)
             if original is not None and same_bytes(original, stored):
                 continue
+            if original is not None and _same_rounded(original, stored):
+                rounded += 1
+                continue
             if original is None or (reason := _not_comparable(name, original, stored)):
                 copied[name] = "only in the edited checkpoint" if original is None else reason
-                continue
-            if _same_rounded(original, stored):
-                rounded += 1
                 continue
             report, W = _restrain(name, original, stored, restraint, torch.device(device))
             if W is not None:
@@ -133,7 +134,7 @@ def restrain_checkpoint(
         only_in_base = tuple(name for name in originals if name not in tensors)
         equal = len(tensors) - len(matrices) - len(copied) - rounded
         if rounded:
-            logger.info("%d matrices differ by the rounding of their dtype alone, and are copied as they are", rounded)
+            logger.info("%d tensors differ by rounding to a smaller dtype alone, and are copied as they are", rounded)
         result = CheckpointReport(str(restraint), tuple(matrices), copied, only_in_base, equal, rounded)
         _warn(result, restraint, folder)
         _write_card_and_manifest(folder, base, edited, result)
@@ -186,12 +187,15 @@ def _not_comparable(name: str, original: Stored, stored: Stored) -> str:
 
 
 def _same_rounded(original: Stored, stored: Stored) -> bool:
-    """Whether two matrices of unlike dtypes are the same in the coarser of them."""
-    if original.dtype == stored.dtype:
+    """Whether one of two tensors is the other, rounded to a smaller dtype; whatever they are stored in."""
+    if original.shape != stored.shape or not (original.is_floating and stored.is_floating):
         return False
-    A, B = original.read(), stored.read()
-    coarser = max(A.dtype, B.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-    return torch.equal(A.to(coarser), B.to(coarser))
+    A, B = original.read().float(), stored.read().float()
+    return any(
+        torch.equal(exact, other.to(dtype).float())
+        for dtype in (torch.bfloat16, torch.float16)
+        for exact, other in ((A, B), (B, A))
+    )
 
 
 def _with_tied_head(
@@ -204,8 +208,8 @@ def _with_tied_head(
     words = told.get("vocab_size")
     vocabulary = [stored for stored in originals.values() if len(stored.shape) == 2 and stored.shape[0] == words]
     extra = [name for name in tensors if name not in originals]
-    heads = [name for name in extra if len(vocabulary) == 1 and tensors[name].shape == vocabulary[0].shape]
-    return {**originals, heads[0]: vocabulary[0]} if len(heads) == 1 else originals
+    heads = [(name, stored) for name in extra for stored in vocabulary if stored.shape == tensors[name].shape]
+    return {**originals, **dict(heads)} if len(heads) == 1 else originals
 
 
 def _renamed(originals: dict[str, Stored], tensors: dict[str, Stored]) -> dict[str, Stored]:

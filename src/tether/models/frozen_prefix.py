@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from tether.errors import WrongModelError
 from tether.facts.tokens import EncodedPrompt
 from tether.models.editable import EditableModel
 
@@ -198,6 +199,16 @@ def blocks_return_tuples(model: EditableModel) -> bool:
 
 def _one_token(model: EditableModel) -> Tensor:
     return torch.zeros(1, 1, dtype=torch.long, device=model.device)
+
+
+def check_states(model: EditableModel) -> None:
+    """Raise WrongModelError unless a block gives one hidden state a token. Runs the first block on one token."""
+    found = list(forward_until(model, model.block(0), input_ids=_one_token(model)).shape)
+    if found != [1, 1, model.hidden_size]:
+        raise WrongModelError(
+            f"{model.id}: for one token a block gives a tensor of shape {found}, and an edit needs one hidden state a "
+            f"token, [1, 1, {model.hidden_size}]: models that carry several cannot be edited"
+        )
 
 
 def keeps_keys(model: EditableModel) -> bool:

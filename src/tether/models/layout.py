@@ -34,7 +34,8 @@ class Anatomy:
 def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | None = None) -> Anatomy:
     """The blocks are the one ModuleList of `num_hidden_layers` modules with attention in each; the projection is the
     one Linear or Conv1D in every block, outside the attention, that gives the hidden size and takes the width a module
-    beside it gives (or half of that, where gate and up are one matrix); of several, the one that takes the most.
+    beside it gives (or half of that, where gate and up are one matrix). Of several, one that takes fewer values than
+    the hidden size is a bottleneck beside the MLP (Gemma 4's per-layer inputs) and is left out.
 
     `named` (a mapping or the path of a JSON file, keys "blocks" and "projection") is checked and taken instead.
     Raises WrongModelError where nothing or more than one thing fits (a mixture of experts, an encoder), and for
@@ -58,9 +59,8 @@ def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | No
     found = {path: projections for path, blocks in lists.items() if (projections := _projections(blocks, hidden))}
     if hf.can_generate() and not hf.config.is_encoder_decoder and len(found) == 1:
         [(path, projections)] = found.items()
-        widest = _widest(lists[path], projections)
-        if widest is not None:
-            return Anatomy(path, widest)
+        if len(projections) == 1:
+            return Anatomy(path, projections[0])
     raise WrongModelError(
         f"layout of {type(hf).__name__} not recognised: looked for a decoder with one list of {layers} blocks with "
         f"attention, each with one Linear or Conv1D outside it that gives {hidden} values and takes the width of a "
@@ -139,20 +139,14 @@ def _named(hf: PreTrainedModel, named: Mapping[str, str] | str | Path) -> Anatom
 
 
 def _projections(blocks: nn.ModuleList, hidden: int) -> list[str]:
-    """Paths of what fits the description in any block, without those that are not in all."""
-    each = [list(_candidates(block, hidden)) for block in blocks]
-    return [path for path in each[0] if all(path in paths for paths in each)]
+    """Paths of what fits the description in every block, without bottlenecks where there is anything else."""
+    each = [dict(_candidates(block, hidden)) for block in blocks]
+    common = [path for path in each[0] if all(path in found for found in each)]
+    return [path for path in common if all(found[path] >= hidden for found in each)] or common
 
 
-def _widest(blocks: nn.ModuleList, projections: list[str]) -> str | None:
-    """The projection that takes more than any other does: small ones beside the MLP's add per-layer inputs. None where
-    two take as much."""
-    widths = {path: max(_width(block.get_submodule(path)) or (0, 0) for block in blocks)[0] for path in projections}
-    first, *others = sorted(projections, key=widths.__getitem__, reverse=True)
-    return first if all(widths[path] < widths[first] for path in others) else None
-
-
-def _candidates(block: nn.Module, hidden: int) -> Iterator[str]:
+def _candidates(block: nn.Module, hidden: int) -> Iterator[tuple[str, int]]:
+    """Path and input width of whatever fits the description in one block."""
     outside = dict(_outside_attention(block))
     # Experts are stacked into tensors of three dimensions or kept in a list: no one matrix holds a token's MLP.
     if any(isinstance(m, nn.ModuleList) or any(p.ndim > 2 for p in m.parameters(False)) for m in outside.values()):
@@ -164,7 +158,7 @@ def _candidates(block: nn.Module, hidden: int) -> Iterator[str]:
         parent = path.rpartition(".")[0]
         beside = [m for m in block.get_submodule(parent).children() if m is not module]
         if any(other is not None and other[1] in (width[0], 2 * width[0]) for other in map(_width, beside)):
-            yield path
+            yield path, width[0]
 
 
 def _outside_attention(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

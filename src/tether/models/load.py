@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file, quantization_config
@@ -25,6 +27,7 @@ from transformers.utils import logging as hf_logging
 
 from tether.errors import BadSettingsError, MissingExtraError, WrongModelError, first_line
 from tether.models.editable import EditableModel
+from tether.models.frozen_prefix import check_states
 from tether.models.layout import find_anatomy, refuse_quantised
 from tether.storage.cache import built_folder, cache_dir
 
@@ -88,7 +91,9 @@ def load(
         hf = _whole(place, dtype=wanted, device_map=device_map, use_safetensors=True, **options)
     if where is not None:
         hf = hf.to(where)
-    return EditableModel(hf, tokenizer, id=name, folder=folder, anatomy=find_anatomy(hf, anatomy))
+    model = EditableModel(hf, tokenizer, id=name, folder=folder, anatomy=find_anatomy(hf, anatomy))
+    check_states(model)
+    return model
 
 
 def with_adapter(base: EditableModel, folder: str | Path) -> EditableModel:
@@ -191,7 +196,8 @@ def _bundled_file(name: str, *, package: str, glob: str, remedy: str, **_: str) 
 def _snapshot(name: str, revision: str | None, local_files_only: bool) -> Path:
     """The hub cache's folder of one commit, holding at least the configuration."""
     try:
-        config = cached_file(name, "config.json", revision=revision, local_files_only=local_files_only)
+        with _quiet():
+            config = cached_file(name, "config.json", revision=revision, local_files_only=local_files_only)
     except (OSError, ValueError) as error:
         if local_files_only:
             raise WrongModelError(
@@ -260,7 +266,7 @@ def _readable(name: str) -> Iterator[None]:
     """What transformers says of an unreadable model, on one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, struct.error) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError, struct.error) as error:
         raise WrongModelError(
             f"{name!r} cannot be read as a causal language model ({first_line(error)}): it must have a config.json, "
             "safetensors weights and a tokenizer.json"
@@ -269,12 +275,14 @@ def _readable(name: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings and no bars of transformers inside the block; the hub's download bars stay."""
-    verbosity = hf_logging.get_verbosity()
+    """No warnings of transformers and of the hub, and no bars but those of downloads, inside the block."""
+    verbosity, of_hub = hf_logging.get_verbosity(), hub_logging.get_verbosity()
     hook = hf_logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True}))
     hf_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     try:
         yield
     finally:
         hf_logging.set_tqdm_hook(hook)
         hf_logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(of_hub)

@@ -41,6 +41,7 @@ from tether.errors import TetherError
 from tether.facts.formats import read_training_facts
 from tether.facts.tokens import Continuation
 from tether.models.editable import EditableModel
+from tether.models.frozen_prefix import keeps_keys
 from tether.models.sampling import mixed_seed
 from tether.storage.atomic import check_writable
 from tether.storage.versions import versions
@@ -194,7 +195,7 @@ class _Training:
         self.model, self.hparams, self.train, self.val = model, hparams, train, val
         self.out, self.state, self.progress = out, state, progress
         names, first, states = mlp_weights(model, hparams.layers), hparams.layers[0], None
-        if hparams.frozen_blocks and first > 0:
+        if hparams.frozen_blocks and first > 0 and keeps_keys(model):
             states = States(model, first, [*train.examples, *val.examples], cache=cache, progress=prepared)
         self.reader = Reader(model, states)
         shapes = {name: (model.weight(name).shape[0], model.weight(name).shape[1]) for name in names}

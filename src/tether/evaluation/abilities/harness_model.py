@@ -22,7 +22,9 @@ class HarnessModel(HFLM):
 
     def __init__(self, model: EditableModel, *, batch_tokens: int = BATCH_TOKENS) -> None:
         tokenizer = copy.deepcopy(model.tokenizer)  # the harness chooses a padding token for it
-        super().__init__(pretrained=model.hf, tokenizer=tokenizer, batch_size=1, backend="causal")
+        super().__init__(
+            pretrained=model.hf, tokenizer=tokenizer, batch_size=1, backend="causal", max_length=model.limit
+        )
         self._editable, self._batch_tokens = model, batch_tokens
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:

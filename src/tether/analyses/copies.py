@@ -8,8 +8,7 @@ from tether.algebra.spectrum import Spectrum
 from tether.analyses.points import CopiesPoint
 from tether.constraints.base import Constraint, constrained
 from tether.constraints.prune import none
-from tether.evaluation.abilities.data import ability_data
-from tether.evaluation.abilities.run import PERPLEXITY, AbilityRun, ability_tasks
+from tether.evaluation.abilities.run import PERPLEXITY, AbilityRun, ability_data, ability_tasks
 from tether.evaluation.measurement import Measurement
 from tether.evaluation.metrics.editing import evaluate_editing
 from tether.facts.fact import Fact

@@ -110,7 +110,7 @@ def _add_spectra(results: Results, ledger: Ledger, model: EditableModel, at: Seq
     for restraint in ("none", RESTRAINT):
         wanted = [edits for edits in at if (edits, restraint) not in {row.key for row in results.rows}]
         for found in ledger.spectrum(model, at=wanted, restrain=restraint) if wanted else []:
-            spectrum = {found.weight: Singular.of(found.extremes)}
+            spectrum = {found.weight: Singular(**found.extremes.to_dict())}
             results.add(Row(edits=found.edits, restraint=restraint, replayed=False, spectrum=spectrum), [])
 
 

@@ -20,8 +20,7 @@ from typing import Any
 
 from tether.constraints.base import Constraint
 from tether.errors import TetherError
-from tether.evaluation.abilities.data import ability_data
-from tether.evaluation.abilities.run import PERPLEXITY, AbilityRun, ability_tasks
+from tether.evaluation.abilities.run import PERPLEXITY, AbilityRun, ability_data, ability_tasks
 from tether.ledger import Ledger
 from tether.models.editable import EditableModel
 

@@ -12,25 +12,7 @@ from tether.evaluation.statistics.mean import Number
 from tether.evaluation.suite import evaluate, evaluate_ledger, evaluate_pair
 
 __all__ = [
-    "ABILITIES",
-    "METRICS",
-    "QUICK_ITEMS",
-    "Measurement",
-    "Number",
-    "Results",
-    "Row",
-    "builtin_text",
-    "compare",
-    "compare_files",
-    "evaluate",
-    "evaluate_editing",
-    "evaluate_ledger",
-    "evaluate_pair",
-    "greedy",
-    "measure_abilities",
-    "measure_baseline",
-    "perplexity",
-    "read",
-    "score",
-    "write",
-]
+    "ABILITIES", "METRICS", "QUICK_ITEMS", "Measurement", "Number", "Results", "Row", "builtin_text", "compare",
+    "compare_files", "evaluate", "evaluate_editing", "evaluate_ledger", "evaluate_pair", "greedy", "measure_abilities",
+    "measure_baseline", "perplexity", "read", "score", "write",
+]  # fmt: skip

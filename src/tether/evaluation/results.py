@@ -6,7 +6,6 @@ optional fields: those that this version does not know are left out, with a warn
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -15,19 +14,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    PrivateAttr,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    field_validator,
-    model_serializer,
-)
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 
-from tether.algebra.spectrum import Extremes
 from tether.errors import TetherError, pydantic_line
 from tether.evaluation.statistics.mean import Number, Record
-from tether.facts.fact import Fact
 from tether.storage.atomic import finite, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -55,11 +45,6 @@ class Singular(BaseModel):
     kappa: float | None
     update_sigma_max: float | None
 
-    @classmethod
-    def of(cls, found: Extremes) -> Singular:
-        """As results hold them."""
-        return cls(**found.to_dict())
-
 
 class Recent(BaseModel):
     """The editing metrics of the last `edits` facts alone: what a sequence does to the facts before them shows in the
@@ -79,15 +64,10 @@ class Row(BaseModel):
     restraint: str
     replayed: bool
     editing: dict[str, dict[str, Number]] = {}
-    recent: Recent | None = None
+    recent: Recent | None = Field(default=None, exclude_if=lambda recent: recent is None)
     retention: list[tuple[int, float]] = []
     abilities: dict[str, Ability] = {}
     spectrum: dict[str, Singular] = {}
-
-    @model_serializer(mode="wrap")
-    def _without_recent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        return {name: value for name, value in fields.items() if name != "recent" or value is not None}
 
     @property
     def key(self) -> RowKey:
@@ -100,7 +80,8 @@ class Row(BaseModel):
 
 
 class Results(BaseModel):
-    """A results file. `settings`: what the numbers depend on besides model and facts."""
+    """A results file. `facts_sha256` is of the facts in order, prompts included; `settings`: what the numbers depend on
+    besides model and facts."""
 
     format: int = FORMAT
     model: str
@@ -165,11 +146,6 @@ class ResultsFile:
         _write_rows(self._results, self._path)
 
 
-def facts_sha256(facts: Iterable[Fact]) -> str:
-    """Identity of a list of facts, their prompts included, in order."""
-    return hashlib.sha256("".join(fact.sha256 for fact in facts).encode()).hexdigest()
-
-
 def items_path(path: Path) -> Path:
     """results.json -> results.items.jsonl"""
     return path.with_name(f"{path.stem}.items.jsonl")
@@ -207,7 +183,8 @@ def _write_rows(results: Results, path: Path) -> None:
 
 
 def _of_row(row: Row, items: Iterable[Record]) -> list[Record]:
-    return [{"edits": row.edits, "restraint": row.restraint, **item} for item in items]
+    key = {"edits": row.edits, "restraint": row.restraint}
+    return [{**key, **item, **key} for item in items]
 
 
 def _lines(items: Iterable[Record]) -> bytes:

@@ -36,7 +36,7 @@ class Sheet:
         found = [(label, _measured(row)) for label, row in rows]
         metrics = reported_by(name for _, row in rows for name in row.editing)
         names = [f"{name} {kind}" for name in metrics for kind in metrics[name].reports[name]]
-        names += [f"{name} {kind} (last)" for name in metrics for kind in metrics[name].reports[name]]
+        names += [f"{name} (last)" for name in names]
         names += list(dict.fromkeys(name for _, row in rows for name in row.abilities))
         names += ["κ", "σ̂_max"]
         there = {name for _, values in found for name, value in values.items() if value.value is not None}
@@ -48,12 +48,10 @@ class Sheet:
     def main(self) -> "Sheet":
         """The columns that fit a screen: those that metrics name as theirs, and the abilities."""
         metrics = reported_by(name.partition(" ")[0] for name in self.measures)
-        main = {f"{name} {kind}" for metric in metrics.values() for name, kind in metric.columns}
-        of_metrics = {f"{name} {kind}" for name, metric in metrics.items() for kind in metric.reports[name]}
-        kept = [
-            index for index, name in enumerate(self.measures)
-            if name in main or not (name in of_metrics or name.endswith(" (last)"))
-        ]  # fmt: skip
+        rest = {f"{name} {kind}" for name, metric in metrics.items() for kind in metric.reports[name]}
+        rest -= {f"{name} {kind}" for metric in metrics.values() for name, kind in metric.columns}
+        wanted = (name not in rest and not name.endswith(" (last)") for name in self.measures)
+        kept = [index for index, shown in enumerate(wanted) if shown]
         lines = tuple((label, tuple(values[index] for index in kept)) for label, values in self.lines)
         return Sheet(self.labels, tuple(self.measures[index] for index in kept), lines)
 
@@ -78,8 +76,8 @@ class Sheet:
         lines = [[*self.labels, *self.measures], *self._texts()]
         head, *body = (f"{' & '.join(map(_latex, line))} \\\\\n" for line in lines)
         columns = "l" * len(self.labels) + "r" * len(self.measures)
-        rules = (f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n", "\\midrule\n", "\\bottomrule\n\\end{tabular}\n")
-        return f"{rules[0]}{head}{rules[1]}{''.join(body)}{rules[2]}"
+        begin, end = f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n", "\\bottomrule\n\\end{tabular}\n"
+        return "".join([begin, head, "\\midrule\n", *body, end])
 
     def write(self, file: Path) -> None:
         """As its suffix says: .csv, .md or .tex."""
@@ -98,11 +96,9 @@ def check_sheet(file: Path) -> None:
 
 
 def _measured(row: Row) -> dict[str, Measured]:
-    found: dict[str, Measured] = {f"{name} {k}": n for name, kinds in row.editing.items() for k, n in kinds.items()}
-    if row.recent:
-        last = row.recent.editing.items()
-        found |= {f"{name} {kind} (last)": number for name, kinds in last for kind, number in kinds.items()}
-    found |= row.abilities
+    found: dict[str, Measured] = {**row.abilities}
+    for editing, mark in ((row.editing, ""), (row.recent.editing if row.recent else {}, " (last)")):
+        found |= {f"{name} {kind}{mark}": number for name, kinds in editing.items() for kind, number in kinds.items()}
     for name, field in (("κ", "kappa"), ("σ̂_max", "update_sigma_max")):
         values = [value for one in row.spectrum.values() if (value := getattr(one, field)) is not None]
         found[name] = Number(value=max(values, default=None), n=0, stderr=None, prompts=0)

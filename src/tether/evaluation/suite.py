@@ -1,5 +1,6 @@
 """Evaluate a model as it is, or the checkpoints of a ledger: `tether.evaluation`, `tether evaluate`."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from itertools import chain
@@ -10,26 +11,15 @@ from tether.algebra.spectrum import Spectrum
 from tether.constraints.base import Constraint, label_of, parse
 from tether.constraints.prune import none
 from tether.errors import BadSettingsError, TetherError, WrongModelError
-from tether.evaluation.abilities.data import ability_data
-from tether.evaluation.abilities.run import AbilityRun, ability_tasks
+from tether.evaluation.abilities.run import AbilityRun, ability_data, ability_tasks
 from tether.evaluation.measurement import Measurement, measurement_of
 from tether.evaluation.metrics.base import METRICS
 from tether.evaluation.metrics.editing import Baseline, NumberedFacts, applying, evaluate_editing, measure_baseline
-from tether.evaluation.results import (
-    AS_IT_IS,
-    Ability,
-    Recent,
-    Results,
-    ResultsFile,
-    Row,
-    Singular,
-    facts_sha256,
-    read,
-    write,
-)
+from tether.evaluation.results import AS_IT_IS, Ability, Recent, Results, ResultsFile, Row, Singular, read, write
 from tether.evaluation.statistics.mean import Record
 from tether.facts.fact import Fact
 from tether.ledger import Ledger
+from tether.ledger.replay import check_counts
 from tether.models.editable import EditableModel
 from tether.storage.atomic import check_writable
 from tether.storage.versions import versions
@@ -64,10 +54,9 @@ def evaluate(
     elif not model.edited and (names := [name for name in rows.what.metrics if METRICS[name].against_unedited]):
         what = " and ".join(names)
         logger.warning("%s carries no updates and has no base: what %s compares is left out", model.id, what)
-    results = rows.results(facts, model.id)
     edits = len(facts) if model.edited or base not in (None, model) else 0
-    results.add(*rows.measure(numbered, baseline, 1, edits=edits, restraint=AS_IT_IS, replayed=False))
-    return results
+    rows.results.add(*rows.measure(numbered, baseline, 1, edits=edits, restraint=AS_IT_IS, replayed=False))
+    return rows.results
 
 
 def evaluate_pair(
@@ -86,8 +75,7 @@ def evaluate_pair(
     results = evaluate(edited, facts, measurement=measurement, base=base)
     unedited = evaluate(base, facts, measurement=measurement, base=base)
     (row,) = unedited.rows
-    items = [{**item, "edits": 0, "restraint": "none"} for item in unedited.items]
-    results.add(row.model_copy(update={"edits": 0, "restraint": str(none())}), items)
+    results.add(row.model_copy(update={"edits": 0, "restraint": str(none())}), unedited.items)
     if path is not None:
         write(results, path)
     return results
@@ -126,78 +114,82 @@ def evaluate_ledger(
             raise BadSettingsError(f"{path} exists: name another file, or go on with it by resume (--resume)")
     every = _with_prompts(ledger.facts(), facts)
     own = [fact for _, fact in every]
-    rows = _Rows(model, what, own)
+    rows = _Rows(model, what, own, ledger)
+    results = rows.results
     ledger.check_model(model)
     counts = set([ledger.attempts] if at is None else at)
     chosen = list(dict.fromkeys(None if restraint is None else parse(restraint) for restraint in restraints))
     if not counts or not chosen:
         raise TetherError("no row to measure: name at least one number of edits and one restraint")
-    attempted = {count: {edit for edit, _ in ledger.facts(count)} for count in counts}
+    check_counts(ledger.path, counts, ledger.attempts)
     largest = max(counts)
-    results = rows.results(own, ledger.name_of(model), ledger)
     if path is not None and path.exists():
         old = read(path)
         if not ledger.continues(str(old.settings.get("journal_sha256"))):
             raise BadSettingsError(
                 f"{path} has results of {old.ledger or old.model}, not of {ledger.path}: name another"
             )
-        largest = _keep(results, old, largest)
+        if results.comparable(old):
+            there = max((row.edits for row in old.rows), default=0)
+            # Where more edits are wanted, the row of 0 edits is of too few facts.
+            results.rows = [row for row in old.rows if row.edits or largest <= there]
+            largest = max(largest, there)
+        else:
+            logger.warning("the results there are of other facts, settings or edits: every row is measured anew")
         if any(row.edits == 0 for row in old.rows):  # it went if it was of fewer facts, and is the others' baseline
             counts.add(0)
     done = {row.key for row in results.rows}
     wanted: list[tuple[int, Constraint | None]] = [(count, one) for count in counts - {0} for one in chosen]
     wanted += [(0, none())] if 0 in counts else []
     todo = [(count, one) for count, one in wanted if (count, label_of(one)) not in done]
-    facts_of_all = {edit for edit, _ in ledger.facts(largest)}
-    measured = [(edit, fact) for edit, fact in every if edit in facts_of_all]
+    measured = [(edit, fact) for edit, fact in every if edit <= largest]
     baseline = measure_baseline(model, measured, rows.what) if todo else None
     file = results if path is None else ResultsFile(path, results)
     spectra = {name: Spectrum(model.original(name)) for name in ledger.header.weights} if todo else {}
-    replay, left = ledger.replay(model), len(todo)
+    replay = ledger.replay(model)
     # The row of 0 edits comes last: where a resumed evaluation finds it, it is of the facts of the largest row there.
     states = chain(
         replay.states([count for count, _ in todo if count], chosen),
         replay.states([count for count, _ in todo if not count], [none()]),
     )
+    due = (state for state in states if (state.edits, state.restraint) in todo)
     with model.provisional({}):  # gives back what the model carries
-        for state in states:
-            count, restraint = state.edits, state.restraint
-            if (count, restraint) not in todo:
-                continue
+        for left, state in zip(range(len(todo), 0, -1), due, strict=True):
+            count, label = state.edits, label_of(state.restraint)
             state.sums.show(model)
-            logger.info("measuring %d edits, restraint %s", count, label_of(restraint))
-            spectrum = {name: Singular.of(one.of(state.sums.of[name].factors)) for name, one in spectra.items()}
-            so_far = [(edit, fact) for edit, fact in measured if not count or edit in attempted[count]]
-            about = {"edits": count, "restraint": label_of(restraint), "replayed": restraint is None}
+            logger.info("measuring %d edits, restraint %s", count, label)
+            extremes = {name: one.of(state.sums.of[name].factors) for name, one in spectra.items()}
+            spectrum = {name: Singular(**one.to_dict()) for name, one in extremes.items()}
+            so_far = [(edit, fact) for edit, fact in measured if not count or edit <= count]
+            about = {"edits": count, "restraint": label, "replayed": state.restraint is None}
             file.add(*rows.measure(so_far, baseline, left, spectrum=spectrum, **about))
-            left -= 1
     return results
 
 
 class _Rows:
-    """Measures one model, checkpoint by checkpoint: `what`, with the metrics that apply to `facts`, and its tasks."""
+    """Measures one model, checkpoint by checkpoint: `what`, with the metrics that apply to `facts`, and its tasks.
+    `results` have no rows yet."""
 
-    def __init__(self, model: EditableModel, what: Measurement, facts: Sequence[Fact]) -> None:
+    def __init__(
+        self, model: EditableModel, what: Measurement, facts: Sequence[Fact], ledger: Ledger | None = None
+    ) -> None:
         self.model = model
         self.what = what.model_copy(update={"metrics": applying(what.metrics, facts)})
         data = ability_data(what.data, text=what.text)
-        self.tasks = ability_tasks(
+        tasks = ability_tasks(
             what.abilities, data, limit=what.limit, quick=what.quick, trust_task_files=what.trust_task_files
         )
-        self.abilities = AbilityRun(model, self.tasks)
-
-    def results(self, facts: Sequence[Fact], model: str, ledger: Ledger | None = None) -> Results:
-        """Results without rows."""
+        self.abilities = AbilityRun(model, tasks)
         settings = {
             **self.what.model_dump(mode="json", include={"metrics", "max_paraphrases", "max_locality"}),
-            "abilities": {task.name: task.described for task in self.tasks},
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "abilities": {task.name: task.described for task in tasks},
+            "dtype": str(model.dtype).removeprefix("torch."),
             "journal_sha256": None if ledger is None else ledger.head,
         }
-        return Results(
-            model=model,
+        self.results = Results(
+            model=model.id if ledger is None else ledger.name_of(model),
             ledger=None if ledger is None else str(ledger.path),
-            facts_sha256=facts_sha256(facts),
+            facts_sha256=hashlib.sha256("".join(fact.sha256 for fact in facts).encode()).hexdigest(),
             versions=versions(),
             settings=settings,
         )
@@ -233,15 +225,3 @@ def _with_prompts(ledger: NumberedFacts, given: Sequence[Fact] | None) -> list[t
 
 def _edit(fact: Fact) -> tuple[str, str, str]:
     return fact.subject, fact.prompt, fact.target_new
-
-
-def _keep(results: Results, old: Results, wanted: int) -> int:
-    """Take the rows of an earlier evaluation that are what would be measured now. `wanted` is the largest number of
-    edits asked for; returns the largest there will be."""
-    if not results.comparable(old):
-        logger.warning("the results there are of other facts, settings or edits: every row is measured anew")
-        return wanted
-    largest = max((row.edits for row in old.rows), default=0)
-    # Where more edits are wanted, the row of 0 edits is of too few facts.
-    results.rows = [row for row in old.rows if row.edits or wanted <= largest]
-    return max(wanted, largest)

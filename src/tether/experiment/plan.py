@@ -25,9 +25,8 @@ from tether.editors.corpus import SELF
 from tether.editors.registry import EDITORS
 from tether.editors.settings import read_settings
 from tether.errors import BadFactError, BadSettingsError, TetherError
-from tether.evaluation.abilities.data import HUB, TEXT_FILE, ability_data
 from tether.evaluation.abilities.harness import named_tasks
-from tether.evaluation.abilities.run import ABILITIES, PERPLEXITY
+from tether.evaluation.abilities.run import ABILITIES, HUB, PERPLEXITY, TEXT_FILE, ability_data
 from tether.evaluation.abilities.tasks import task_file
 from tether.evaluation.abilities.tasks.documents import FILES, read
 from tether.evaluation.measurement import Measurement

@@ -27,7 +27,7 @@ from tether.editors import BatchEditor, editor
 from tether.editors.corpus import SELF
 from tether.editors.registry import EDITORS
 from tether.errors import BadSettingsError, TetherError, pydantic_line
-from tether.evaluation.abilities.data import HUB
+from tether.evaluation.abilities.run import HUB
 from tether.evaluation.measurement import Measurement
 from tether.evaluation.metrics.base import check_metrics, default_metrics
 

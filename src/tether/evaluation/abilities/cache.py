@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tether.evaluation.abilities.task import AbilityResult, AbilityTask
 from tether.models.editable import EditableModel
-from tether.storage.atomic import write_atomically
+from tether.storage.atomic import seal, write_atomically
 from tether.storage.cache import cache_dir, locked
 
 logger = logging.getLogger(__name__)
@@ -36,16 +36,14 @@ class AbilityCache:
         """What is known of the model as it is now, or None."""
         if self._model.folder is None:
             return None
-        key, file = self._place(task)
+        _, file = self._place(task)
         try:
-            entry = json.loads(file.read_bytes())
-            found = AbilityResult.model_validate(entry)
+            return AbilityResult.model_validate(json.loads(file.read_bytes()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
             logger.warning("%s is damaged: measured anew", file)
             return None
-        return found if entry.get("key") == key else None
 
     def put(self, task: AbilityTask, result: AbilityResult) -> None:
         """Remember what was measured of the model as it is now."""
@@ -66,8 +64,7 @@ class AbilityCache:
             }
         of_task = {"task": task.name, "version": task.version, "data": task.data_sha256, "items": task.items}
         key = {**self._base, "updates": self._updates_sha256(), **of_task}
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return key, self._folder / f"{digest}.json"
+        return key, self._folder / f"{seal(key)}.json"
 
     def _updates_sha256(self) -> str:
         """Of what the weights carry: names and sha256 of the float32 bytes. An update is read once, however many tasks

@@ -6,7 +6,6 @@ lm-eval is imported when a task is first needed, so that what the cache knows co
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tether.errors import BadSettingsError, MissingExtraError, TetherError
-from tether.evaluation.abilities.data import AbilityData
 from tether.evaluation.abilities.task import AbilityResult, AbilityTask, Work
 from tether.evaluation.abilities.tasks import FOLDER, read_yaml, task_file
 from tether.evaluation.abilities.tasks.documents import read
 from tether.evaluation.statistics.mean import Record, cluster_mean
 from tether.models.editable import EditableModel
+from tether.storage.atomic import finite
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +34,20 @@ class HarnessTask(AbilityTask):
     score is the mean, over items, of a metric from 0 to 1, shown in percent."""
 
     def __init__(
-        self, name: str, version: str, documents: Sequence[Mapping[str, Any]], limit: int, load: Callable[[], Any]
+        self, name: str, of_task: str, documents: Sequence[Mapping[str, Any]], limit: int, load: Callable[[], Any]
     ) -> None:
         digest = hashlib.sha256()
         for document in documents:
             digest.update(json.dumps(document, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
-        version = f"{version}-{_harness_version()}"
-        super().__init__(name, version, digest.hexdigest(), min(limit, len(documents)))
+        try:
+            harness = version("lm_eval")  # it asks and scores too
+        except PackageNotFoundError:
+            raise MissingExtraError(
+                "the general abilities need lm-evaluation-harness, which is not installed: pip install "
+                "'tether[abilities]'"
+            ) from None
+        items = min(limit, len(documents))
+        super().__init__(name, f"{of_task}-lm-eval {harness}-{VERSION}", digest.hexdigest(), items)
         self._load = load
 
     @cached_property
@@ -94,15 +100,11 @@ class HarnessTask(AbilityTask):
             lm = HarnessModel(model)
             self.loaded.build_all_requests(limit=self.items, rank=0, world_size=1)
             requests = self.loaded.instances
-            asked = dict.fromkeys(request.args[0] for request in requests)
-            read_at_once = sum(len(lm.tok_encode(text)) for text in asked)
+            read_at_once = sum(len(lm.tok_encode(text)) for text in {request.args[0] for request in requests})
             if self.loaded.OUTPUT_TYPE != "generate_until":
                 return Work(read_at_once + sum(len(lm.tok_encode(request.args[-1])) for request in requests))
-            work = Work(read_at_once)
-            for batch in lm.generation_batches(requests):
-                new = lm.new_tokens(requests[batch[0]])
-                work += Work(steps=new, rows=new * len(batch))
-            return work
+            batches = [(lm.new_tokens(requests[batch[0]]), len(batch)) for batch in lm.generation_batches(requests)]
+            return Work(read_at_once, sum(new for new, _ in batches), sum(new * size for new, size in batches))
 
     def _record(self, sample: Mapping[str, Any]) -> Record:
         target, said = sample["target"], sample["filtered_resps"]
@@ -116,23 +118,21 @@ class HarnessTask(AbilityTask):
         }
         if self.loaded.OUTPUT_TYPE == "generate_until":
             return {**record, "answer": said[0]}
-        likelihoods = [float(found[0]) for found in said]
-        return {**record, "log_likelihoods": [ll if math.isfinite(ll) else None for ll in likelihoods]}
+        return {**record, "log_likelihoods": finite([float(found[0]) for found in said])}
 
 
-def packaged_task(name: str, data: AbilityData, limit: int | None) -> HarnessTask:
+def packaged_task(name: str, folder: Path | None, *, hub: bool, limit: int | None) -> HarnessTask:
     """One of the tasks that come with tether. `limit` None takes the task's own size."""
     file = task_file(name)
-    folder = None if data.folder is None else str(data.folder)
 
     def load() -> Any:
         from lm_eval.tasks import TaskManager
 
-        metadata = {"folder": folder, "hub": data.hub}
+        metadata = {"folder": folder and str(folder), "hub": hub}
         manager = TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=metadata)
         return manager.load([name])["tasks"][name]
 
-    documents = read(file.kind, data.folder, hub=data.hub)
+    documents = read(file.kind, folder, hub=hub)
     return HarnessTask(name, file.version, documents, file.size if limit is None else limit, load)
 
 
@@ -172,7 +172,7 @@ def named_tasks(name: str, *, hub: bool, limit: int | None, trust_files: bool = 
                     f"{name!r} reads its data from the hub ({away}): add --abilities-data hub to allow the download"
                 )
             found = manager.load([name])["tasks"]
-        except (OSError, ValueError, ImportError, ConnectionError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise TetherError(f"task {name!r} cannot be loaded ({error}): mend that, or name another") from error
         return [_named_task(str(task), loaded, limit) for task, loaded in found.items()]
 
@@ -214,14 +214,3 @@ def _on_the_hub(manager: Any, name: str) -> Iterator[str]:
         return
     if path not in _LOCAL_LOADERS and not Path(str(path)).exists():
         yield str(path or name)
-
-
-def _harness_version() -> str:
-    """Of what asks and scores beside the task's own files."""
-    try:
-        harness = version("lm_eval")
-    except PackageNotFoundError:
-        raise MissingExtraError(
-            "the general abilities need lm-evaluation-harness, which is not installed: pip install 'tether[abilities]'"
-        ) from None
-    return f"lm-eval {harness}-{VERSION}"

@@ -1,7 +1,5 @@
 """What an ability is to whoever measures it: a name, what identifies it, and what it costs."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +26,6 @@ class Work:
     read: int = 0
     steps: int = 0
     rows: int = 0  # steps × rows of their batch
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.read + other.read, self.steps + other.steps, self.rows + other.rows)
 
 
 class AbilityTask(ABC):

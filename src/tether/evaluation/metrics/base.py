@@ -95,11 +95,12 @@ class Metric(ABC):
 
     def summary(self, records: Sequence[Record], kinds: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Number]]:
         """The mean of every reported name and kind in `kinds`, from this metric's own records."""
-        found: dict[str, dict[str, Number]] = {}
-        for name, kind in ((name, kind) for name, its in kinds.items() for kind in its):
-            own = (record for record in records if record["metric"] == name and record["kind"] == kind)
-            found.setdefault(name, {})[kind] = measure(own)
-        return found
+        return {
+            name: {
+                kind: measure(one for one in records if (one["metric"], one["kind"]) == (name, kind)) for kind in its
+            }
+            for name, its in kinds.items()
+        }
 
     def note(self, numbers: Mapping[str, Mapping[str, Number]]) -> str | None:
         """What a reader of a row's numbers must know besides (by reported name and kind); None for nothing."""

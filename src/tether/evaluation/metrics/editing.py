@@ -6,7 +6,6 @@ answers must not change; the files beside this one say by which metrics.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from tether.errors import BadFactError
@@ -50,9 +49,8 @@ def evaluate_editing(
     metrics = [METRICS[name] for name in what.metrics]
     items = _items(facts, what)
     known = baseline is not None or bool(model.edited)
-    pairs = list(
-        dict.fromkeys(pair for metric in metrics for item in _asked(metric, items) for pair in metric.pairs(item))
-    )
+    wanted = (pair for metric in metrics for item in _asked(metric, items) for pair in metric.pairs(item))
+    pairs = list(dict.fromkeys(wanted))
     scores = dict(zip(pairs, score(model, pairs, join=""), strict=True))
     last = {edit for edit, _ in facts[-what.recent :]} if len(facts) > what.recent else set()
     summary: dict[str, dict[str, Number]] = {}
@@ -65,9 +63,9 @@ def evaluate_editing(
         found = metric.measure(Asked(model, own, scores, unedited))
         left_out = frozenset() if known else metric.against_unedited
         kinds = {name: tuple(kind for kind in its if kind not in left_out) for name, its in metric.reports.items()}
-        wanted = {name: its for name, its in kinds.items() if its}
-        summary |= metric.summary(found, wanted)
-        recent |= metric.summary([record for record in found if record["edit"] in last], wanted) if last else {}
+        kinds = {name: its for name, its in kinds.items() if its}
+        summary |= metric.summary(found, kinds)
+        recent |= metric.summary([record for record in found if record["edit"] in last], kinds) if last else {}
         records += found
         for record in found:
             if record["metric"] == metric.holds and record["kind"] == "efficacy":
@@ -94,34 +92,18 @@ def applying(metrics: Sequence[str], facts: Sequence[Fact]) -> tuple[str, ...]:
 
 
 def _items(facts: NumberedFacts, what: Measurement) -> list[Item]:
-    items: list[Item] = []
-
+    items = []
     for edit, fact in facts:
-        ask = partial(_ask, items, edit, fact)
-        ask("efficacy", fact.text, fact.target_new, fact.target_true)
-        for prompt in fact.paraphrases[: what.max_paraphrases]:
-            ask("generalization", prompt, fact.target_new, fact.target_true)
-        for near in fact.locality[: what.max_locality]:
-            ask("locality", near.prompt, near.target, fact.target_new)
-        for follows in fact.portability:
-            ask(follows.kind, follows.prompt, follows.target)
-        for prompt in fact.instances:
-            ask(INSTANCE, prompt)
+        new, true = fact.target_new, fact.target_true
+        asked: list[tuple[str, str, str | None, str | None]] = [("efficacy", fact.text, new, true)]
+        asked += [("generalization", prompt, new, true) for prompt in fact.paraphrases[: what.max_paraphrases]]
+        asked += [("locality", near.prompt, near.target, new) for near in fact.locality[: what.max_locality]]
+        asked += [(follows.kind, follows.prompt, follows.target, None) for follows in fact.portability]
+        asked += [(INSTANCE, prompt, None, None) for prompt in fact.instances]
+        for kind, prompt, *answers in asked:
+            texts = (None if text is None else fact.continuation(prompt, text) for text in answers)
+            items.append(Item(edit, fact, kind, prompt, *texts))
     return items
-
-
-def _ask(
-    items: list[Item],
-    edit: int,
-    fact: Fact,
-    kind: str,
-    prompt: str,
-    answer: str | None = None,
-    other: str | None = None,
-) -> None:
-    """Add an item whose answers follow its prompt as the fact says."""
-    texts = (None if text is None else fact.continuation(prompt, text) for text in (answer, other))
-    items.append(Item(edit, fact, kind, prompt, *texts))
 
 
 def _asked(metric: Metric, items: Sequence[Item]) -> list[Item]:

@@ -25,9 +25,8 @@ class Portability(Metric):
     columns = ((TOKENS, ALL), (GENERATE, ALL))
 
     def missing(self, facts: Sequence[Fact]) -> str | None:
-        if any(fact.portability for fact in facts):
-            return None
-        return "portability needs prompts that follow from an edit, and no fact has any: name facts with `portability`"
+        lack = "portability needs prompts that follow from an edit, and no fact has any: name facts with `portability`"
+        return None if any(fact.portability for fact in facts) else lack
 
     def pairs(self, item: Item) -> Sequence[Pair]:
         return [(item.prompt, str(item.answer))]
@@ -43,13 +42,10 @@ class Portability(Metric):
 
     def summary(self, records: Sequence[Record], kinds: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Number]]:
         there = {record["kind"] for record in records}
-        found = super().summary(
-            records, {name: tuple(kind for kind in its if kind in there) for name, its in kinds.items()}
-        )
-        return {
-            name: {ALL: measure(record for record in records if record["metric"] == name), **found.get(name, {})}
-            for name in kinds
-        }
+        kinds = {name: tuple(kind for kind in its if kind in there) for name, its in kinds.items()}
+        found = super().summary(records, kinds)
+        of_all = {name: measure(record for record in records if record["metric"] == name) for name in kinds}
+        return {name: {ALL: of_all[name], **its} for name, its in found.items()}
 
 
 METRIC = Portability()

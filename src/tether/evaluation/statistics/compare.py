@@ -1,6 +1,7 @@
 """Rows of a results file against each other, on the same items: which differences are more than chance?"""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ LEVEL = 0.05
 Values = dict[int, float]  # item (of editing metrics: edit) -> points of percent, or nats a token
 Items = dict[tuple[RowKey, str], Values]  # by row and ability, or `metric kind`
 _LARGEST = 700.0  # whose exponential is finite
+_OTHER = " (other)"  # behind the restraint of a row of the other file
 
 
 @dataclass(frozen=True)
@@ -127,18 +129,16 @@ def compare_files(results: Results, others: Results, *, editing: bool = False) -
         if one != other:
             raise TetherError(f"the two results differ in {what} ({one} and {other}): measure both in the same way")
     both = Results(**{**dict(results), "rows": []})
-    pairs = []
-    keys = {row.key for row in results.rows} & {row.key for row in others.rows}
-    last = (results.rows[-1].key, others.rows[-1].key) if results.rows and others.rows else None
-    for found, mark in ((results, ""), (others, " (other)")):
+    for found, mark in ((results, ""), (others, _OTHER)):
+        items = found.items
         for row in found.rows:
-            items = [item for item in found.items if (item["edits"], item["restraint"]) == row.key]
-            marked = row.model_copy(update={"restraint": f"{row.restraint}{mark}"})
-            both.add(marked, [{**item, "restraint": marked.restraint} for item in items])
-    pairs = [(key, (key[0], f"{key[1]} (other)")) for key in sorted(keys)]
-    if not pairs and last is not None:
-        pairs = [(last[0], (last[1][0], f"{last[1][1]} (other)"))]
-    return both, compare_rows(both, pairs, editing=editing)
+            marked = row.model_copy(update={"restraint": row.restraint + mark})
+            both.add(marked, [item for item in items if (item["edits"], item["restraint"]) == row.key])
+    pairs = [(key, key) for key in sorted({row.key for row in results.rows} & {row.key for row in others.rows})]
+    if not pairs and results.rows and others.rows:
+        pairs = [(results.rows[-1].key, others.rows[-1].key)]
+    marked_pairs = [(row, (edits, restraint + _OTHER)) for row, (edits, restraint) in pairs]
+    return both, compare_rows(both, marked_pairs, editing=editing)
 
 
 def _measured_with(one: Results, other: Results) -> Iterator[tuple[str, Any, Any]]:
@@ -183,18 +183,17 @@ def compare_rows(results: Results, pairs: Iterable[tuple[RowKey, RowKey]], *, ed
                     baseline_kept=_kept(theirs, start, unit) if baseline[0] else None,
                 )
             )
-    ps = [one.test.p for one in found if one.test.p is not None]
-    corrected = iter(holm(ps))
+    corrected = iter(holm([one.test.p for one in found if one.test.p is not None]))
     return [one if one.test.p is None else replace(one, p_holm=next(corrected)) for one in found]
 
 
 def _measured(row: Row, tested: Sequence[str]) -> dict[str, tuple[str, float]]:
     """Unit and value by name: the abilities, then the `tested` editing metrics by kind of prompts."""
-    found = [(name, str(ability.unit), ability.value) for name, ability in row.abilities.items()]
+    found: dict[str, tuple[str, float | None]] = {name: (one.unit, one.value) for name, one in row.abilities.items()}
     for metric in tested:
         kinds = row.editing.get(metric, {})
-        found += [(f"{metric} {kind}", "percent", kinds[kind].value) for kind in KINDS if kind in kinds]
-    return {name: (unit, math.inf if value is None else value) for name, unit, value in found}
+        found |= {f"{metric} {kind}": ("percent", kinds[kind].value) for kind in KINDS if kind in kinds}
+    return {name: (unit, math.inf if value is None else value) for name, (unit, value) in found.items()}
 
 
 def _pairs(rows: Sequence[Row], baseline: str) -> Iterator[tuple[RowKey, RowKey]]:
@@ -214,7 +213,7 @@ def _kept(values: Values, before: Values, unit: str) -> Kept | None:
     mine, theirs = _shared(values, before)
     if unit == "percent":
         found = kept(mine, theirs)
-        return None if found is None else Kept(100 * found[0], 100 * found[1])
+        return found and Kept(*(100 * share for share in found))
     if len(mine) < 2:
         return None
     test = paired(mine, theirs)
@@ -231,7 +230,7 @@ def _shared(first: Values, second: Values) -> tuple[list[float], list[float]]:
 def _values(records: Iterable[Record], tested: Sequence[str]) -> Items:
     """By row and ability, or `metric kind` of the `tested` editing metrics: item -> points of percent, or nats a token.
     What is no number is left out. The items of a metric are the edits, each the mean of its prompts."""
-    found: dict[tuple[RowKey, str], dict[int, list[float]]] = {}
+    found: defaultdict[tuple[RowKey, str], defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if "ability" in record:
             name, item = record["ability"], record["item"]
@@ -242,8 +241,7 @@ def _values(records: Iterable[Record], tested: Sequence[str]) -> Items:
         value = record.get("nll", record.get("value"))
         if value is not None:
             points = value / record["n_tokens"] if "nll" in record else 100 * value
-            items = found.setdefault(((record["edits"], record["restraint"]), name), {})
-            items.setdefault(item, []).append(points)
+            found[(record["edits"], record["restraint"]), name][item].append(points)
     return {
         measure: {item: math.fsum(values) / len(values) for item, values in items.items()}
         for measure, items in found.items()

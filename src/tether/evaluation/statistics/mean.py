@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, Field
 
 Record = dict[str, Any]  # one measured item, as it stands in the items file
 
@@ -20,12 +20,7 @@ class Number(BaseModel):
     n: int
     stderr: float | None
     prompts: int
-    neither: int | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_neither(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        return {name: value for name, value in fields.items() if name != "neither" or value is not None}
+    neither: int | None = Field(default=None, exclude_if=lambda count: count is None)
 
 
 def cluster_mean(groups: Iterable[Sequence[float]]) -> Number:

@@ -13,7 +13,7 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +44,23 @@ def read(kind: str, folder: Path | None = None, *, hub: bool = False) -> list[Do
 
     A question asked twice is taken once. Raises TetherError for a missing file and a damaged record.
     """
-    if hub:
-        return _unique(kind, _from_hub(kind), f"the hub's {kind}")
     file = (folder or BUILT_IN) / FILES[kind]
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TetherError(
-            f"{file} cannot be read ({error}): the {kind} tasks need it; without --abilities-data they take the small "
-            "set that comes with tether"
-        ) from None
-    documents = []
-    for number, record in enumerate(_records(file, text), 1):
+    source = f"the hub's {kind}" if hub else str(file)
+    records = list(_from_hub(kind) if hub else _records(file, kind))
+    documents: dict[tuple[str, ...], Document] = {}
+    for number, record in enumerate(records, 1):
         try:
-            documents.append(_PARSERS[kind](record))
+            document = _PARSERS[kind](record)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise TetherError(
-                f"{file}: record {number} is none of {kind} ({type(error).__name__}: {error}): mend it or take it out"
+                f"{source}: record {number} is none of {kind} ({type(error).__name__}: {error}): mend it or take it out"
             ) from None
+        documents.setdefault(tuple(document[name] for name in _QUESTION.get(kind, ("question",))), document)
     if not documents:
-        raise TetherError(f"{file} has no record: a task needs at least one")
-    return _unique(kind, documents, str(file))
+        raise TetherError(f"{source} has no record: a task needs at least one")
+    if len(documents) < len(records):
+        logger.warning("%s asks %d of its questions twice: each counts once", source, len(records) - len(documents))
+    return list(documents.values())
 
 
 def dataset(*, kind: str, folder: str | None = None, hub: bool = False, **_: object) -> Mapping[str, Any]:
@@ -74,7 +70,14 @@ def dataset(*, kind: str, folder: str | None = None, hub: bool = False, **_: obj
     return {"test": Dataset.from_list(read(kind, None if folder is None else Path(folder), hub=hub))}
 
 
-def _records(file: Path, text: str) -> Iterator[dict[str, Any]]:
+def _records(file: Path, kind: str) -> Iterator[dict[str, Any]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TetherError(
+            f"{file} cannot be read ({error}): the {kind} tasks need it; without --abilities-data they take the small "
+            "set that comes with tether"
+        ) from None
     try:
         if file.suffix == ".tsv":
             yield from csv.DictReader(text.split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -125,17 +128,7 @@ def _summarization(record: Mapping[str, Any]) -> Document:
 _PARSERS = {"reasoning": _reasoning, "nli": _nli, "qa": _qa, "summarization": _summarization}
 
 
-def _unique(kind: str, documents: list[Document], source: str) -> list[Document]:
-    """Each question once: the first of those that are asked alike."""
-    first: dict[tuple[str, ...], Document] = {}
-    for document in documents:
-        first.setdefault(tuple(document[name] for name in _QUESTION.get(kind, ("question",))), document)
-    if len(first) < len(documents):
-        logger.warning("%s asks %d of its questions twice: each counts once", source, len(documents) - len(first))
-    return list(first.values())
-
-
-def _from_hub(kind: str) -> list[Document]:
+def _from_hub(kind: str) -> Iterable[dict[str, Any]]:
     if kind not in _HUB:
         raise TetherError(f"the {kind} tasks need passages that are not on the hub: give --abilities-data a folder")
     from datasets import load_dataset
@@ -147,4 +140,4 @@ def _from_hub(kind: str) -> list[Document]:
         raise TetherError(f"{path} cannot be had from the hub ({error}): give --abilities-data a folder") from None
     if kind == "nli":  # 0 is entailment there
         records = ({**record, "label": ("entailment", "not_entailment")[record["label"]]} for record in records)
-    return [_PARSERS[kind](record) for record in records]
+    return records

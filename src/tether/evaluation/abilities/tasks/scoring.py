@@ -21,26 +21,26 @@ def number_occurs(document: Document, results: Sequence[str]) -> Scored:
     """Whether the gold number is one of the numbers of the text. 3 does not occur in 35, where the paper's code finds
     it."""
     found = (_number(text) for text in re.findall(_NUMBER, results[0]))
-    return _scored(_number(document["number"]) in found)
+    return {"score": float(_number(document["number"]) in found)}
 
 
 def says_the_number(document: Document, results: Sequence[str]) -> Scored:
     """Whether the text says "The answer is" and the gold number; the first time it says so counts, a $ may stand
     before the number, and 18.00 is 18."""
     found = re.search(rf"the answer is:?\s*\$?({_NUMBER})", results[0], re.IGNORECASE)
-    return _scored(found is not None and _number(found[1]) == _number(document["number"]))
+    return {"score": float(found is not None and _number(found[1]) == _number(document["number"]))}
 
 
 def true_or_false(document: Document, results: Sequence[str]) -> Scored:
     """Whether the first of the words true and false is the right one: true where the hypothesis is entailed."""
     found = re.search(r"\b(true|false)\b", results[0], re.IGNORECASE)
-    return _scored(found is not None and (found[1].lower() == "true") is document["entailed"])
+    return {"score": float(found is not None and (found[1].lower() == "true") is document["entailed"])}
 
 
 def contains_an_answer(document: Document, results: Sequence[str]) -> Scored:
     """Whether some words in a row are an accepted answer, without case, articles and punctuation."""
     said = f" {' '.join(_words(results[0]))} "
-    return _scored(any(f" {' '.join(_words(answer))} " in said for answer in document["answers"]))
+    return {"score": float(any(f" {' '.join(_words(answer))} " in said for answer in document["answers"]))}
 
 
 def rouge(document: Document, results: Sequence[str]) -> Scored:
@@ -74,17 +74,13 @@ def answer_likelihood(document: Document, results: Sequence[tuple[float, bool]])
 def likelier_label(document: Document, results: Sequence[tuple[float, bool]]) -> Scored:
     """Whether the right one of (Yes, No) is strictly likelier than the other; Yes is right where it is entailed."""
     yes, no = (found[0] for found in results)
-    return _scored(yes > no if document["entailed"] else no > yes)
+    return {"score": float(yes > no if document["entailed"] else no > yes)}
 
 
 def _per_character(log_likelihood: float, text: str) -> float:
     """The geometric mean of the probabilities of the characters of a text, p(text) to the power of 1/characters: from 0
     to 1 whatever the length, and not dependent on the tokenizer; 1 bit a character is 0.5."""
     return 0.0 if math.isnan(log_likelihood) else math.exp(min(0.0, log_likelihood) / len(text))
-
-
-def _scored(right: bool) -> Scored:
-    return {"score": float(right)}
 
 
 def _number(text: str) -> Decimal:

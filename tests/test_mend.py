@@ -206,8 +206,7 @@ def test_the_upper_blocks_alone_equal_the_whole_model(family: str, tmp_path: Pat
         network.zero_grad()
         losses = []
         for example in listed[:3]:
-            pairs = example_pairs(reader, network.names, example)
-            found = edit_losses(network, reader, example, pairs)
+            found = edit_losses(network, reader, example)
             found.total(chosen).backward()
             losses += [found.edit.item(), found.loc.item()]
         gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])

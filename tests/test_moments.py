@@ -16,7 +16,7 @@ from tether.editing.prepare import recorded_moments
 from tether.editors import corpus as corpora
 from tether.editors import moments as moments_module
 from tether.editors.corpus import Corpus
-from tether.editors.moments import Moments, _Pass, moments, moments_keys
+from tether.editors.moments import Moments, moments, moments_keys
 from tether.errors import TetherError
 from tether.models import EditableModel
 
@@ -96,7 +96,7 @@ class Stopped(Exception):  # noqa: N818
 def test_an_interrupted_pass_ends_with_the_same_bits(
     after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Pass, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(moments_module, "_CHECKPOINT_EVERY", 2)
     model = editable("gpt2")
     whole = collect(model, [0, 2], tmp_path / "whole")
     seen: list[int] = []
@@ -123,7 +123,7 @@ def test_an_interrupted_pass_ends_with_the_same_bits(
 def test_what_a_kill_leaves_of_a_file_does_not_stay(
     writes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Pass, "CHECKPOINT_EVERY", 2 if writes == "a checkpoint" else 100)
+    monkeypatch.setattr(moments_module, "_CHECKPOINT_EVERY", 2 if writes == "a checkpoint" else 100)
     model = editable("gpt2")
 
     def kill(_: int) -> None:
@@ -268,7 +268,7 @@ def test_a_device_without_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exact = collect(model, [1], tmp_path / "exact")[1]
     monkeypatch.setattr(moments_module, "_has_float64", lambda device: False)
     monkeypatch.setattr(moments_module, "_BLOCK", 2)
-    monkeypatch.setattr(_Pass, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(moments_module, "_CHECKPOINT_EVERY", 2)
     whole = collect(model, [1], tmp_path / "blocks")[1]
     assert whole.C.dtype == torch.float64 and not torch.equal(whole.C, exact.C)
     torch.testing.assert_close(whole.C, exact.C, rtol=1e-5, atol=1e-6)

@@ -8,7 +8,8 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
 
 from tether.algebra.lowrank import LowRank
-from tether.editors.mend.network import edited_weights
 from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.facts.tokens import Continuation, encode, padded, tokenize, too_long
@@ -86,47 +87,40 @@ class States:
         self, model: EditableModel, first: int, listed: Sequence[Example], *, cache: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:  # fmt: skip
-        self.first, self.dtype, self.width = first, model.dtype, model.hidden_size
+        self.first = first
         texts = sorted({text for example in listed for text in example}, key=lambda t: (len(t.ids), t.ids, t.start))
         unrelated = {example.loc for example in listed}
-        self._entries: dict[Ids, int] = {}
-        self._finals: dict[Continuation, int] = {}
-        rows = 0
-        for text in texts:
-            if text.ids not in self._entries:
-                self._entries[text.ids] = rows
-                rows += len(text.ids)
-        for text in texts:
-            if text in unrelated:
-                self._finals[text] = rows
-                rows += len(reads(text))
+        entries = {text.ids: len(text.ids) for text in texts}
+        finals = {text: len(reads(text)) for text in texts if text in unrelated}
+        ends = itertools.accumulate([*entries.values(), *finals.values()], initial=0)
+        rows = list(itertools.starmap(slice, itertools.pairwise(ends)))
+        self._entries = dict(zip(entries, rows, strict=False))
+        self._finals = dict(zip(finals, rows[len(entries) :], strict=True))
         described = json.dumps({
             "version": _VERSION, "model": model.fingerprint(), "dtype": str(model.dtype), "first": first,
             "texts": [[text.ids, text.start, text in unrelated] for text in texts],
         })  # fmt: skip
         key = hashlib.sha256(described.encode()).hexdigest()[:32]
         folder = (cache_dir() if cache is None else cache) / "states" / key
-        built_folder(folder, lambda into: self._build(model, into, rows, progress))
-        self._all = self._mapped(folder, rows, shared=False)
+        shape = rows[-1].stop, model.hidden_size
+
+        def mapped(into: Path, *, shared: bool) -> Tensor:
+            """The file of a folder; `shared`: what is written into the tensor reaches the file, which is then made."""
+            file, size = str(into / "states.bin"), math.prod(shape)
+            return torch.from_file(file, shared=shared, size=size, dtype=model.dtype).view(shape)
+
+        built_folder(folder, lambda into: self._build(model, mapped(into, shared=True), progress))
+        self._all = mapped(folder, shared=False)
 
     def entry(self, text: Continuation) -> Float[Tensor, "t d"]:
         """The input of block `first` at the text's tokens."""
-        start = self._entries[text.ids]
-        return self._all[start : start + len(text.ids)]
+        return self._all[self._entries[text.ids]]
 
     def final(self, text: Continuation) -> Float[Tensor, "m d"]:
         """The unedited model's final hidden states where an unrelated text is read."""
-        start = self._finals[text]
-        return self._all[start : start + len(reads(text))]
+        return self._all[self._finals[text]]
 
-    def _mapped(self, folder: Path, rows: int, *, shared: bool) -> Tensor:
-        """The file of a folder as a tensor; `shared` says whether what is written into it reaches the file, which is
-        then made."""
-        file, size = str(folder / "states.bin"), rows * self.width
-        return torch.from_file(file, shared=shared, size=size, dtype=self.dtype).view(rows, self.width)
-
-    def _build(self, model: EditableModel, into: Path, rows: int, progress: Callable[[int, int], None] | None) -> None:
-        held = self._mapped(into, rows, shared=True)
+    def _build(self, model: EditableModel, held: Tensor, progress: Callable[[int, int], None] | None) -> None:
         finals: dict[Ids, list[Continuation]] = {}
         for text in self._finals:
             finals.setdefault(text.ids, []).append(text)
@@ -135,34 +129,25 @@ class States:
             return ids in finals, len(ids)
 
         done = 0
-        for chunk in _alike(sorted(self._entries, key=kind), kind):
-            ids = torch.tensor(chunk, device=model.device)
-            entry = last = forward_until(model, model.block(self.first - 1), input_ids=ids)
-            if chunk[0] in finals:
-                with torch.no_grad(), entered_at(model, entry, self.first, blocks_return_tuples(model)):
-                    last = final_hidden(model, ids, torch.ones_like(ids))
-            for row, each in enumerate(chunk):
-                start = self._entries[each]
-                held[start : start + len(each)] = entry[row].cpu()
-                for text in finals.get(each, ()):
-                    at = self._finals[text]
-                    read = reads(text)
-                    held[at : at + len(read)] = last[row, read].cpu()
-            done += len(chunk)
-            if progress:
-                progress(done, len(self._entries))
+        for (read, _), alike in itertools.groupby(sorted(self._entries, key=kind), kind):
+            while chunk := list(itertools.islice(alike, _ROWS)):
+                ids = torch.tensor(chunk, device=model.device)
+                entry = last = forward_until(model, model.block(self.first - 1), input_ids=ids)
+                if read:
+                    with torch.no_grad(), entered_at(model, entry, self.first, blocks_return_tuples(model)):
+                        last = final_hidden(model, ids, torch.ones_like(ids))
+                for row, each in enumerate(chunk):
+                    held[self._entries[each]] = entry[row].cpu()
+                    for text in finals.get(each, ()):
+                        held[self._finals[text]] = last[row, reads(text)].cpu()
+                done += len(chunk)
+                if progress:
+                    progress(done, len(self._entries))
 
 
 def reads(text: Continuation) -> list[int]:
     """The positions whose next token a loss reads."""
     return list(range(text.start - 1, len(text.ids) - 1)) or [len(text.ids) - 1]
-
-
-def _alike(items: Sequence[Ids], key: Callable[[Ids], object]) -> Iterator[list[Ids]]:
-    """Neighbours with equal keys, at most `_ROWS` together."""
-    for _, group in itertools.groupby(items, key):
-        while chunk := list(itertools.islice(group, _ROWS)):
-            yield chunk
 
 
 class Reader:
@@ -181,17 +166,20 @@ class Reader:
         at = [reads(text) for text in texts]
         row_of = [row for row, read in enumerate(at) for _ in read]
         column_of = [column for read in at for column in read]
-        sizes = [len(read) for read in at]
         if states is None:
+            edited = {}
+            for name, update in (updates or {}).items():
+                weight = model.weight(name)
+                dense = (weight.float() + update.to_dense().to(weight.device)).to(weight.dtype)
+                edited[name] = dense.mT if model.is_transposed(name) else dense
             given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-            logits = functional_call(model.hf, edited_weights(model, updates or {}), kwargs=given).logits
-            return list(logits[row_of, column_of].split(sizes))
-        entry = torch.zeros(*ids.shape, states.width, dtype=states.dtype)
-        for row, text in enumerate(texts):
-            entry[row, : len(text.ids)] = states.entry(text)
-        with entered_at(model, entry.to(model.device), states.first, self._tuples):
-            hidden = final_hidden(model, ids, mask, updates)
-        return list(head_logits(model, hidden[row_of, column_of]).split(sizes))
+            logits = functional_call(model.hf, edited, kwargs=given).logits[row_of, column_of]
+        else:
+            entry = pad_sequence([states.entry(text) for text in texts], batch_first=True).to(model.device)
+            with entered_at(model, entry, states.first, self._tuples):
+                hidden = final_hidden(model, ids, mask, updates)
+            logits = head_logits(model, hidden[row_of, column_of])
+        return list(logits.split([len(read) for read in at]))
 
     def before(self, text: Continuation) -> Float[Tensor, "m vocab"]:
         """The unedited model's logits where an unrelated text is read; no gradient."""

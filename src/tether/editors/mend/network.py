@@ -28,7 +28,7 @@ from tether.editors.base import Context, EditFailedError, EditSkippedError, Prop
 from tether.editors.settings import Hparams, Need
 from tether.errors import BadSettingsError, TetherError
 from tether.facts.fact import Fact
-from tether.facts.tokens import EncodedPrompt, encode_fact, too_long
+from tether.facts.tokens import encode_fact, too_long
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import head_logits, hooks
 from tether.models.upper_blocks import final_hidden
@@ -157,7 +157,7 @@ class Hypernetwork(nn.Module):
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], hparams: MendHparams) -> None:
         super().__init__()
-        self.names = list(shapes)
+        self.names, self.shapes = list(shapes), dict(shapes)
         generator = torch.Generator().manual_seed(hparams.seed)
         groups: dict[tuple[int, int], list[str]] = {}
         for name, shape in shapes.items():
@@ -169,19 +169,17 @@ class Hypernetwork(nn.Module):
             self.register_buffer(f"mean_{index}", torch.zeros(p + q))
             self.register_buffer(f"std_{index}", torch.ones(p + q))
 
-    def normalised(self, name: str, pairs: Pairs) -> Float[Tensor, "t d"]:
-        """z of a weight's pairs: x in the first q columns, δ in the others."""
-        index = self.names.index(name)
-        z = torch.cat([pairs.x, pairs.delta], 1).to(self.alpha.device)
-        return (z - self.get_buffer(f"mean_{index}")) / self.get_buffer(f"std_{index}")
-
     def forward(self, pairs: Mapping[str, Pairs]) -> dict[str, LowRank]:
         """The edit of every weight as factors A (p×t) and B (t×q), differentiable in the parameters."""
-        updates = {}
+        updates, device = {}, self.alpha.device
         for names, shared in zip(self.groups, self.shared, strict=True):
-            rows = [self.normalised(name, pairs[name]) for name in names]
+            rows = []
+            for name in names:
+                index = self.names.index(name)
+                z = torch.cat([pairs[name].x, pairs[name].delta], 1).to(device)
+                rows.append((z - self.get_buffer(f"mean_{index}")) / self.get_buffer(f"std_{index}"))
             sizes = [len(each) for each in rows]
-            weight = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(sizes)).to(self.alpha.device)
+            weight = torch.repeat_interleave(torch.arange(len(names)), torch.tensor(sizes)).to(device)
             x, delta = shared(torch.cat(rows), weight)
             for name, its_x, its_delta in zip(names, x.split(sizes), delta.split(sizes), strict=True):
                 updates[name] = LowRank(-self.alpha[self.names.index(name)] * its_delta.mT, its_x)
@@ -189,46 +187,27 @@ class Hypernetwork(nn.Module):
 
     def measure(self, examples: Iterable[Mapping[str, Pairs]]) -> None:
         """Set μ and σ of every weight to those of the pairs of all examples, merged one by one (in float64)."""
-        held: dict[str, tuple[int, Tensor, Tensor]] = {}  # rows, mean, sum of squared deviations
+        held: dict[str, tuple[int, Any, Any]] = dict.fromkeys(self.names, (0, 0.0, 0.0))  # rows, mean, Σ deviation²
         for pairs in examples:
             for name, its in pairs.items():
                 z = torch.cat([its.x, its.delta], 1).cpu().double()  # not every device has float64
-                if not len(z):
-                    continue
-                new = (len(z), z.mean(0), (z - z.mean(0)).square().sum(0))
-                held[name] = _merge(held[name], new) if name in held else new
-        split = {name: shared.split for names, shared in zip(self.groups, self.shared, strict=True) for name in names}
-        for index, name in enumerate(self.names):
-            if name not in held or held[name][0] < 2:
+                if len(z):
+                    before, mean, squares = held[name]
+                    n, shift, own = before + len(z), z.mean(0) - mean, (z - z.mean(0)).square().sum(0)
+                    squares = squares + own + shift.square() * (before * len(z) / n)
+                    held[name] = n, mean + shift * (len(z) / n), squares
+        for index, (name, (n, mean, squares)) in enumerate(held.items()):
+            if n < 2:
                 raise TetherError(f"{name} has no gradient in the training records: give more training records")
-            n, mean, squares = held[name]
-            std, q = (squares / (n - 1)).sqrt(), split[name]
-            std = torch.cat([part.clamp_min(max(_FLOOR * float(part.mean()), 1e-30)) for part in (std[:q], std[q:])])
+            parts = (squares / (n - 1)).sqrt().split(self.shapes[name][::-1])
+            std = torch.cat([part.clamp_min(max(_FLOOR * float(part.mean()), 1e-30)) for part in parts])
             self.get_buffer(f"mean_{index}").copy_(mean)
             self.get_buffer(f"std_{index}").copy_(std)
-
-
-def _merge(a: tuple[int, Tensor, Tensor], b: tuple[int, Tensor, Tensor]) -> tuple[int, Tensor, Tensor]:
-    """Count, mean and squared deviations of two sets of rows together."""
-    n, shift = a[0] + b[0], b[1] - a[1]
-    return n, a[1] + shift * (b[0] / n), a[2] + b[2] + shift.square() * (a[0] * b[0] / n)
-
-
-def edited_weights(model: EditableModel, updates: Mapping[str, LowRank]) -> dict[str, Tensor]:
-    """W + ΔW by weight name, in the model's dtype and as the layout stores them, differentiable in the factors; the
-    model is not changed."""
-    found = {}
-    for name, update in updates.items():
-        weight = model.weight(name)
-        edited = (weight.float() + update.to_dense().to(weight.device)).to(weight.dtype)
-        found[name] = edited.mT if model.is_transposed(name) else edited
-    return found
 
 
 # --- the editor -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class Mend:
     """Edits with a trained network: one backward pass a fact."""
 
@@ -247,7 +226,12 @@ class Mend:
         problem = too_long(model.limit, fact.text, [prompt.ids])
         if problem:
             raise EditFailedError(problem)
-        loss = partial(_nll, model, prompt)
+        ids, start = torch.tensor([prompt.ids], device=model.device), prompt.target_start
+
+        def loss() -> Tensor:
+            hidden = final_hidden(model, ids, torch.ones_like(ids))[0, start - 1 : -1]  # logits where they are read
+            return target_nll(head_logits(model, hidden), ids[0, start:])
+
         before, pairs = gradient_pairs(model, network.names, loss)
         record = {"loss_first": before, "steps": 1.0}
         if before < hparams.loss_threshold:
@@ -265,11 +249,3 @@ class Mend:
                 record,
             )
         return Proposal(updates, {f"{name}/K": its.x for name, its in pairs.items()}, record)
-
-
-def _nll(model: EditableModel, prompt: EncodedPrompt) -> Tensor:
-    """Of the target tokens; logits are made where they are read alone."""
-    ids = torch.tensor([prompt.ids], device=model.device)
-    hidden = final_hidden(model, ids, torch.ones_like(ids))
-    read = hidden[0, prompt.target_start - 1 : -1]
-    return target_nll(head_logits(model, read), ids[0, prompt.target_start :])

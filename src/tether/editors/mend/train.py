@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -109,8 +109,8 @@ def train_mend(
     out = Path(out)
     check_writable(out)
     given = Path(settings) if isinstance(settings, str) else settings
-    hparams: MendHparams
-    hparams, _ = settings_for("mend", model, given=given, layers=None if layers is None else tuple(layers))
+    chosen = None if layers is None else tuple(layers)
+    hparams: MendHparams = settings_for("mend", model, given=given, layers=chosen)[0]
     if steps is not None:
         if steps < hparams.accumulate:
             raise TetherError(
@@ -127,36 +127,27 @@ def train_mend(
             f"{out} is trained for {done} steps, and {state}, from which it would go on, is not there: bring it back, "
             "or choose another name"
         )
-    training = _Training(
-        model, hparams, _Data.read(model, train, train_limit), _Data.read(model, val, hparams.validation), out, state,
-        None if cache is None else Path(cache), progress, prepared,
-    )  # fmt: skip
-    return training.go()
+    data = _read(model, train, train_limit), _read(model, val, hparams.validation)
+    states = None if cache is None else Path(cache)
+    return _Training(model, hparams, *data, out, state, states, progress, prepared).go()
 
 
-@dataclass(frozen=True)
-class _Data:
-    record: DataRecord
-    examples: list[Example]
-
-    @classmethod
-    def read(cls, model: EditableModel, path: str | Path, limit: int | None) -> _Data:
-        path = Path(path)
-        facts = read_training_facts(path)[:limit]
-        listed = examples(model, facts)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return cls(DataRecord(name=path.name, sha256=digest, records=len(listed)), listed)
+def _read(model: EditableModel, path: str | Path, limit: int | None) -> tuple[DataRecord, list[Example]]:
+    path = Path(path)
+    listed = examples(model, read_training_facts(path)[:limit])
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return DataRecord(name=path.name, sha256=digest, records=len(listed)), listed
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one edit: L_e and L_loc (differentiable), how many target tokens the edited model says of how many, and how
-    many tokens read on the unrelated text kept their argmax of how many."""
+    """Of one edit: L_e and L_loc (differentiable), which target tokens the edited model says, and which of the tokens
+    read on the unrelated text kept their argmax."""
 
     edit: Float[Tensor, ""]
     loc: Float[Tensor, ""]
-    said: tuple[int, int]
-    kept: tuple[int, int]
+    said: Bool[Tensor, " m"]
+    kept: Bool[Tensor, " n"]
 
     def total(self, hparams: MendHparams) -> Float[Tensor, ""]:
         return hparams.c_edit * self.edit + hparams.c_loc * self.loc
@@ -168,16 +159,17 @@ def example_pairs(reader: Reader, names: Sequence[str], example: Example) -> dic
     return gradient_pairs(reader.model, names, lambda: target_nll(reader.logits([example.edit])[0], targets))[1]
 
 
-def edit_losses(network: Hypernetwork, reader: Reader, example: Example, pairs: dict[str, Pairs]) -> Losses:
+def edit_losses(network: Hypernetwork, reader: Reader, example: Example) -> Losses:
     """The losses of one example's edit, differentiable in the network."""
-    again, after = reader.logits([example.again, example.loc], network(pairs))
+    updates = network(example_pairs(reader, network.names, example))
+    again, after = reader.logits([example.again, example.loc], updates)
     before = reader.before(example.loc).float().log_softmax(-1)
     targets = _targets(example.again, reader.model)
     log_after = after.float().log_softmax(-1)
     kl = (before.exp() * (before - log_after)).sum(-1).mean()
-    said = int((again.argmax(-1) == targets).sum())
-    kept = int((log_after.argmax(-1) == before.argmax(-1)).sum())
-    return Losses(target_nll(again, targets), kl, (said, len(targets)), (kept, len(before)))
+    return Losses(
+        target_nll(again, targets), kl, again.argmax(-1) == targets, log_after.argmax(-1) == before.argmax(-1)
+    )
 
 
 def _targets(text: Continuation, model: EditableModel) -> Tensor:
@@ -188,122 +180,102 @@ class _Training:
     """One call of `train_mend`."""
 
     def __init__(
-        self, model: EditableModel, hparams: MendHparams, train: _Data, val: _Data, out: Path, state: Path,
-        cache: Path | None, progress: Callable[[TrainingProgress], None] | None,
-        prepared: Callable[[int, int], None] | None,
+        self, model: EditableModel, hparams: MendHparams, train: tuple[DataRecord, list[Example]],
+        val: tuple[DataRecord, list[Example]], out: Path, state: Path, cache: Path | None,
+        progress: Callable[[TrainingProgress], None] | None, prepared: Callable[[int, int], None] | None,
     ) -> None:  # fmt: skip
-        self.model, self.hparams, self.train, self.val = model, hparams, train, val
-        self.out, self.state, self.progress = out, state, progress
+        self.model, self.hparams, self.out, self.state, self.progress = model, hparams, out, state, progress
+        self.train, self.val = train[1], val[1]
         names, first, states = mlp_weights(model, hparams.layers), hparams.layers[0], None
         if hparams.frozen_blocks and first > 0 and keeps_keys(model):
-            states = States(model, first, [*train.examples, *val.examples], cache=cache, progress=prepared)
+            states = States(model, first, [*self.train, *self.val], cache=cache, progress=prepared)
         self.reader = Reader(model, states)
         shapes = {name: (model.weight(name).shape[0], model.weight(name).shape[1]) for name in names}
         self.network = Hypernetwork(shapes, hparams).to(model.device)
         nets = [p for name, p in self.network.named_parameters() if name != "alpha"]
-        self.rates = (hparams.lr, hparams.lr_lr)
         self.optimizer = torch.optim.Adam([
             {"params": nets, "lr": hparams.lr}, {"params": [self.network.alpha], "lr": hparams.lr_lr},
         ])  # fmt: skip
         self.record = TrainedRecord(
             model=model.id, fingerprint=model.fingerprint(names), weights=shapes, settings=hparams,
-            train=train.record, val=val.record, versions=versions(),
+            train=train[0], val=val[0], versions=versions(),
         )  # fmt: skip
         self.since: list[tuple[float, float]] = []  # losses of the steps since the last look
-        self._order: tuple[int, list[int]] | None = None  # an epoch, and the order of the examples in it
         self.last_step = hparams.steps - hparams.steps % hparams.accumulate
-
-    # --- the loop -----------------------------------------------------------------------------------------------
+        epochs = range(math.ceil(hparams.steps / len(self.train)))
+        self.order = [i for epoch in epochs for i in _shuffled(len(self.train), hparams.seed, epoch)]
 
     def go(self) -> Training:
+        hparams, network = self.hparams, self.network
         if self.state.exists():
             self._restore()
         else:
-            chosen = range(min(self.hparams.statistics, len(self.train.examples)))
-            self.network.measure(self._pairs(self._example(step)) for step in chosen)
-            self._look(0)
+            chosen = self.order[: min(hparams.statistics, len(self.train))]
+            network.measure(example_pairs(self.reader, network.names, self.train[i]) for i in chosen)
+            self._report(0)
         started, begun = time.monotonic(), self.record.step
-        step = begun
-        while step < self.last_step and not self._tired():
-            self._set_rates(step)
-            for _ in range(self.hparams.accumulate):
-                self._edit(step)
-                step += 1
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.hparams.clip)
+        for step in range(begun, self.last_step, hparams.accumulate):
+            best = self.record.best().step
+            if sum(look.step > best for look in self.record.curve) >= hparams.patience:
+                break
+            # On a line from the settings' rates at step 0 to `lr_end` of them at the last step.
+            share = 1 - (1 - hparams.lr_end) * step / self.last_step
+            for group, rate in zip(self.optimizer.param_groups, (hparams.lr, hparams.lr_lr), strict=True):
+                group["lr"] = rate * share
+            done = step + hparams.accumulate
+            for edit in range(step, done):
+                self._edit(edit)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), hparams.clip)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            eta = (time.monotonic() - started) / (step - begun) * (self.last_step - step)
-            if step % self.hparams.validate_every == 0 or step == self.last_step:
-                self._look(step, eta)
-            elif self.progress:
-                self.progress(TrainingProgress(step, self.last_step, *self._means(), None, eta))
-        self._finish()
-        return Training(
-            open_trained(self.out, self.model), *self._work(), stopped_early=self.record.step < self.last_step
-        )
-
-    def _set_rates(self, step: int) -> None:
-        """On the line from the settings' rates at step 0 to `lr_end` of them at the last step."""
-        share = 1 - (1 - self.hparams.lr_end) * step / self.last_step
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * share
-
-    def _edit(self, step: int) -> None:
-        """Forward and backward of one edit; gradients add up in the network."""
-        example = self._example(step)
-        losses = edit_losses(self.network, self.reader, example, self._pairs(example))
-        (losses.total(self.hparams) / self.hparams.accumulate).backward()
-        values = losses.edit.item(), losses.loc.item()
-        if not all(map(math.isfinite, values)):
-            raise TetherError(f"the losses of step {step + 1} are {values[0]:g} and {values[1]:g}: give a smaller lr")
-        self.since.append(values)
-
-    def _example(self, step: int) -> Example:
-        """The example of a step; every epoch is shuffled once, when its first step comes."""
-        epoch, place = divmod(step, len(self.train.examples))
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, _shuffled(len(self.train.examples), self.hparams.seed, epoch)
-        return self.train.examples[self._order[1][place]]
-
-    def _pairs(self, example: Example) -> dict[str, Pairs]:
-        return example_pairs(self.reader, self.network.names, example)
-
-    def _means(self) -> tuple[float | None, float | None]:
-        if not self.since:
-            return None, None
-        edit, loc = (math.fsum(values) / len(self.since) for values in zip(*self.since, strict=True))
-        return edit, loc
-
-    def _tired(self) -> bool:
-        """Whether the last `patience` looks were no better than one before them."""
-        best = self.record.best().step
-        return sum(look.step > best for look in self.record.curve) >= self.hparams.patience
-
-    # --- looks and files ----------------------------------------------------------------------------------------
-
-    def _look(self, step: int, eta: float = math.nan) -> None:
-        """Validate, then write the editor if it is the best so far, then the state. A kill between the two leaves an
-        editor of a look that the state does not know: resumed, it comes to the same look and writes the same bytes."""
-        means = self._means()
-        found = validate(self.network, self.reader, self.val.examples, self.hparams)
-        look = Look(step=step, train_edit=means[0], train_loc=means[1], **found)
-        self.record = self.record.model_copy(update={"step": step, "curve": (*self.record.curve, look)})
-        if self.record.best().step == step:
-            write_tensors(self.out, self.network.state_dict(), self.record.model_dump(mode="json"))
-        self._save()
-        self.since = []
-        if self.progress:
-            self.progress(TrainingProgress(step, self.last_step, *means, look, eta))
-
-    def _finish(self) -> None:
-        """The best parameters with the whole curve."""
+            self._report(done, (time.monotonic() - started) / (done - begun) * (self.last_step - done))
         tensors, content = read_tensors(self.out)
         best = self.record.best().step
         if content.get("step") != best:
             raise TetherError(
                 f"{self.out} is not of step {best}, the best of {self.state}: remove both and train again"
             )
-        write_tensors(self.out, tensors, {**self.record.model_dump(mode="json"), "step": best})
+        write_tensors(self.out, tensors, {**self.record.model_dump(mode="json"), "step": best})  # with the whole curve
+        trained = open_trained(self.out, self.model)
+        return Training(trained, *self._work(), stopped_early=self.record.step < self.last_step)
+
+    def _edit(self, step: int) -> None:
+        """Forward and backward of one edit; gradients add up in the network."""
+        losses = edit_losses(self.network, self.reader, self.train[self.order[step]])
+        (losses.total(self.hparams) / self.hparams.accumulate).backward()
+        values = losses.edit.item(), losses.loc.item()
+        if not all(map(math.isfinite, values)):
+            raise TetherError(f"the losses of step {step + 1} are {values[0]:g} and {values[1]:g}: give a smaller lr")
+        self.since.append(values)
+
+    def _report(self, step: int, eta: float = math.nan) -> None:
+        """Say where the training is. When a look is due: validate, then write the editor if it is the best so far, then
+        the state. A kill between the two leaves an editor of a look that the state does not know: resumed, it comes to
+        the same look and writes the same bytes."""
+        edit = loc = look = None
+        if self.since:
+            edit, loc = (math.fsum(values) / len(self.since) for values in zip(*self.since, strict=True))
+        if step % self.hparams.validate_every == 0 or step == self.last_step:
+            look = Look(step=step, train_edit=edit, train_loc=loc, **self._validated())
+            self.record = self.record.model_copy(update={"step": step, "curve": (*self.record.curve, look)})
+            if self.record.best().step == step:
+                write_tensors(self.out, self.network.state_dict(), self.record.model_dump(mode="json"))
+            self._save()
+            self.since = []
+        if self.progress:
+            self.progress(TrainingProgress(step, self.last_step, edit, loc, look, eta))
+
+    def _validated(self) -> dict[str, float]:
+        """Every validation example edited alone: means over the examples of the losses and, token by token, of what is
+        said and kept, under the names of `Look`."""
+        with torch.no_grad():
+            found = [edit_losses(self.network, self.reader, example) for example in self.val]
+        edit, loc = (math.fsum(getattr(each, what).item() for each in found) / len(found) for what in ("edit", "loc"))
+        said, kept = (torch.cat([getattr(each, what) for each in found]).tolist() for what in ("said", "kept"))
+        loss = self.hparams.c_edit * edit + self.hparams.c_loc * loc
+        return {
+            "loss": loss, "edit": edit, "loc": loc, "accuracy": sum(said) / len(said), "kept": sum(kept) / len(kept)
+        }  # fmt: skip
 
     def _save(self) -> None:
         tensors = {f"network/{name}": value for name, value in self.network.state_dict().items()}
@@ -322,7 +294,8 @@ class _Training:
                 f"{name} {now[name]}: the training in {self.state} has {was[name]}; give the same, only steps and "
                 "patience may change"
             )
-        for what, mine, its in (("train", self.train.record, record.train), ("val", self.val.record, record.val)):
+        for what in ("train", "val"):
+            mine, its = getattr(self.record, what), getattr(record, what)
             if (mine.sha256, mine.records) != (its.sha256, its.records):
                 raise TetherError(
                     f"{what} {mine.name} is not the {its.name} this training began with: give the same file"
@@ -340,33 +313,12 @@ class _Training:
     def _work(self) -> tuple[int, int]:
         """Floating-point operations of a step on the first training example, as trained and the whole way."""
         counts = []
-        example = self.train.examples[0]
         for reader in (self.reader, Reader(self.model, None)):
             with FlopCounterMode(display=False) as counter:
-                pairs = example_pairs(reader, self.network.names, example)
-                edit_losses(self.network, reader, example, pairs).total(self.hparams).backward()
+                edit_losses(self.network, reader, self.train[0]).total(self.hparams).backward()
             counts.append(counter.get_total_flops())
         self.optimizer.zero_grad(set_to_none=True)
         return counts[0], counts[1]
-
-
-def validate(
-    network: Hypernetwork, reader: Reader, listed: Sequence[Example], hparams: MendHparams
-) -> dict[str, float]:
-    """Every example edited alone: means over the examples of the losses and, token by token, of what is said and
-    kept, under the names of `Look`. Changes nothing."""
-    found = []
-    for example in listed:
-        pairs = example_pairs(reader, network.names, example)
-        with torch.no_grad():
-            found.append(edit_losses(network, reader, example, pairs))
-    edit, loc = (math.fsum(getattr(each, what).item() for each in found) / len(found) for what in ("edit", "loc"))
-    accuracy, kept = (
-        sum(getattr(each, what)[0] for each in found) / sum(getattr(each, what)[1] for each in found)
-        for what in ("said", "kept")
-    )
-    loss = hparams.c_edit * edit + hparams.c_loc * loc
-    return {"loss": loss, "edit": edit, "loc": loc, "accuracy": accuracy, "kept": kept}
 
 
 def _shuffled(n: int, seed: int, epoch: int) -> list[int]:

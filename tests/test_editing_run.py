@@ -38,21 +38,6 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("method", ["rome", "r-rome"])
-def test_a_trial_leaves_no_folder() -> None:
-    model = editable("llama")
-    before = bits(model)
-    settings = {key: value for key, value in SETTINGS.items() if key != "layers"}
-    ledger = edit(model, FACTS[:2], corpus=plain_text(), settings={**settings, "layers": [1]})
-    place = ledger.path
-    assert place.is_dir() and kinds(ledger) == ["edit"] * 2 and not same_bits(model, before)
-    ledger.undo(1, 2)
-    ledger.apply(model)
-    assert same_bits(model, before)
-    del ledger
-    gc.collect()
-    assert not place.exists()
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_run(family: str, method: str, tmp_path: Path) -> None:
     model = editable(family)
@@ -589,3 +574,18 @@ def test_a_header_is_not_trusted(change: dict[str, Any], tmp_path: Path) -> None
     with pytest.raises(BadLedgerError) as caught:
         run(editable("gpt2"), FACTS[:1], tmp_path / "a")
     assert "ledger.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_trial_leaves_no_folder() -> None:
+    model = editable("llama")
+    before = bits(model)
+    settings = {key: value for key, value in SETTINGS.items() if key != "layers"}
+    ledger = edit(model, FACTS[:2], corpus=plain_text(), settings={**settings, "layers": [1]})
+    place = ledger.path
+    assert place.is_dir() and kinds(ledger) == ["edit"] * 2 and not same_bits(model, before)
+    ledger.undo(1, 2)
+    ledger.apply(model)
+    assert same_bits(model, before)
+    del ledger
+    gc.collect()
+    assert not place.exists()

@@ -163,7 +163,7 @@ def test_nothing_is_read_beyond_a_limit(tmp_path: Path) -> None:
     assert row.abilities["perplexity"].n and row.editing["generate"]["efficacy"].n == 2
     fits = model.tokenizer.decode(model.tokenizer("so " * 60).input_ids[:39])
     said = greedy(model, [fits, "The"], 60)
-    assert len(model.tokenizer(said[0]).input_ids) <= 2
+    assert len(said[0]) <= max(len(model.tokenizer.decode([token])) for token in range(len(model.tokenizer)))
     for ask in (lambda: greedy(model, ["so " * 60], 1), lambda: score(model, [("so " * 60, "there")])):
         with pytest.raises(TetherError, match=r"'so so .*tokens, the model takes 40; shorten the prompt") as error:
             ask()

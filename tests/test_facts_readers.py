@@ -185,7 +185,7 @@ BAD = [
     ({**OWN, "paraphrases": "one"}, "field 'paraphrases'"),
     ({**OWN, "paraphrases": [""]}, "is empty: write one or leave it out"),
     ({**OWN, "locality": "one"}, "field 'locality'"),
-    ({**OWN, "locality": [{"prompt": " "}]}, "locality prompt ' ' is empty"),
+    ({**OWN, "locality": [{"prompt": " "}]}, "prompt ' ' is empty"),
     ({**OWN, "paraphrase": ["x"], "note": 1}, "fields a fact does not have: paraphrase, note"),
     ({"question": "?"}, "belong to no known format: use one of CounterFact, MQuAKE, zsRE"),
     ({**FLAT, "prompt": "The country is"}, "subject 'Oslo' does not occur in its prompt 'The country is'"),

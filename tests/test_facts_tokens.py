@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tether.errors import TetherError
 from tether.facts import Fact, encode, encode_fact, locate
-from tether.facts.tokens import Continuation, brought, special_tokens, start_of_turn, tokenize
+from tether.facts.chat import special_tokens, start_of_turn
+from tether.facts.tokens import Continuation, brought, tokenize
 
 CORPUS = [
     "The Eiffel Tower is located in the city of Paris. The Space Needle is in Seattle.",

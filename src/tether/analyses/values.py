@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tether.analyses.points import ValuePoint, Values, When
 from tether.constraints.base import AS_RECORDED, Constraint, label_of
 from tether.errors import TetherError
+from tether.facts.chat import template
 from tether.facts.fact import Fact
 from tether.facts.tokens import encode
 from tether.ledger import Ledger
@@ -75,7 +76,10 @@ def _outputs(model: EditableModel, layer: int, facts: Sequence[Fact]) -> Vectors
     found = []
     for first in range(0, len(facts), _ROWS):
         chunk = facts[first : first + _ROWS]
-        rows = align([encode(model.tokenizer, fact.prompt, fact.subject) for fact in chunk], model.device)
+        rows = align(
+            [encode(model.tokenizer, template(model.tokenizer, fact.prompt), fact.subject) for fact in chunk],
+            model.device,
+        )
         keys, _ = keys_and_states(model, rows, layer, layer)
         with torch.no_grad():
             found.append(projection(keys).cpu().double().numpy())

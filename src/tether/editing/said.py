@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tether.evaluation.scores import score
+from tether.facts.chat import rendered
 from tether.facts.fact import Fact
 from tether.ledger import Ledger
 from tether.models.editable import EditableModel
@@ -62,7 +63,8 @@ def said_now(model: EditableModel, ledger: Ledger) -> Said:
     """Which live edits (and facts that the model said before) the model says as it is now. It is not changed."""
     edited = {event.edit for event in ledger.live()} | {e.edit for e in ledger.events if e.kind == "skipped"}
     facts = [(edit, fact) for edit, fact in ledger.facts() if edit in edited]
-    scores = score(model, [(fact.text, fact.target) for _, fact in facts], join="")
+    asked = [rendered(model.tokenizer, fact) for _, fact in facts]
+    scores = score(model, [(fact.text, fact.target) for fact in asked], join="")
     lost = [index for index, found in enumerate(scores) if not all(found.argmax_correct)]
     return Said(ledger.attempts, len(facts), tuple(_lost(facts, index) for index in lost))
 
@@ -70,7 +72,7 @@ def said_now(model: EditableModel, ledger: Ledger) -> Said:
 def _lost(facts: Sequence[tuple[int, Fact]], index: int) -> Lost:
     edit, fact = facts[index]
     later = facts[index + 1 :]
-    prompts = [number for number, other in later if other.text == fact.text]
+    prompts = [number for number, other in later if other.asked[0] == fact.asked[0]]
     subjects = [number for number, other in later if other.subject_key == fact.subject_key]
     last = (numbers[-1] if numbers else None for numbers in (prompts, subjects))
     return Lost(edit, fact.subject, fact.text, fact.target_new, *last)

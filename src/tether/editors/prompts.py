@@ -21,7 +21,7 @@ def group_of(model: EditableModel, fact: Fact, context: Context) -> Group:
         return group
     kept: list[tuple[EncodedPrompt, ...]] = []
     for other in context.history.of_subject(fact):
-        if other.text != fact.text:
+        if other.asked[0] != fact.asked[0]:
             kept += encode_contexts(model, other, context.prefixes[:_KEPT_PREFIXES]).facts
     return replace(group, facts=(*group.facts, *kept))
 

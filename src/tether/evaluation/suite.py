@@ -18,6 +18,7 @@ from tether.evaluation.metrics.editing import Baseline, NumberedFacts, applying,
 from tether.evaluation.results import AS_IT_IS, Ability, Recent, Results, ResultsFile, Row, Singular, read, write
 from tether.evaluation.statistics.mean import Record
 from tether.facts.fact import Fact
+from tether.facts.prompt import Turn
 from tether.ledger import Ledger
 from tether.ledger.replay import check_counts
 from tether.models.editable import EditableModel
@@ -223,5 +224,5 @@ def _with_prompts(ledger: NumberedFacts, given: Sequence[Fact] | None) -> list[t
     return [(edit, by_edit.get(_edit(own), own)) for edit, own in ledger]
 
 
-def _edit(fact: Fact) -> tuple[str, str, str]:
+def _edit(fact: Fact) -> tuple[str, str | Turn, str]:
     return fact.subject, fact.prompt, fact.target_new

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerFast
 
 from tether.errors import BadFactError
+from tether.facts.chat import render
 from tether.facts.fact import Fact
+from tether.facts.prompt import Turn
 from tether.facts.tokens import EncodedPrompt, brought, encode_fact, too_long
 
 
@@ -14,8 +16,8 @@ from tether.facts.tokens import EncodedPrompt, brought, encode_fact, too_long
 class FactCheck:
     """One fact as an editor will see it. `index` counts from 0 in the list checked; `tokens` are the prompt's, special
     tokens included, and `read_at` the place in them where the edit is read and written (None, and no tokens, where the
-    subject or the target has none, or the text too many). No `problems`: fit to edit. `notes`: what else to
-    know."""
+    subject or the target has none, or the text too many). `phrasings`: the text of each and the token it is read at.
+    No `problems`: fit to edit. `notes`: what else to know."""
 
     index: int
     fact: Fact
@@ -23,6 +25,7 @@ class FactCheck:
     read_at: int | None
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    phrasings: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def read_token(self) -> str | None:
@@ -40,14 +43,15 @@ def check_encoded(
 ) -> list[FactCheck]:
     """One FactCheck a fact, in order. `known` are facts edited before, those of a ledger.
 
-    Problems: no token for the subject or the target; more tokens than `limit`, the model's positions; a target the
-    model already answers greedily, which `answers` tells for every prompt with its target; a target_new equal to
-    target_true; a prompt asked before, in `facts` or `known` (compared without regard to case and spacing), with the
-    same target (duplicate) or another (contradiction). Notes: a subject that other facts have too; a prompt that brings
-    the tokenizer's start of text; a joint other than one space. Records that could not become a Fact are `scan_facts`'
-    to name.
+    Problems: no token for the subject or the target, in the prompt or a phrasing; more tokens than `limit`, the model's
+    positions; a target the model already answers greedily, which `answers` tells for every prompt with its target; a
+    target_new equal to target_true; a prompt asked before, in `facts` or `known` (compared without regard to case and
+    spacing), with the same target (duplicate) or another (contradiction). Notes: a subject that other facts have too; a
+    paraphrase that the fact is edited for; a prompt that brings the tokenizer's start of text; a joint other than one
+    space. Records that could not become a Fact are `scan_facts`' to name.
     """
     encoded = [_encode(tokenizer, fact, limit) for fact in facts]
+    phrasings = [list(_phrasings(tokenizer, fact, limit)) for fact in facts]
     answered = iter(answers([e for e in encoded if isinstance(e, EncodedPrompt)]))
     repeated = dict(repeats(facts, known))
     places: dict[str, list[str]] = {}
@@ -72,8 +76,11 @@ def check_encoded(
             problems.append(f"target_new equals target_true {fact.target_true!r}: give another new answer")
         if index in repeated:
             problems.append(repeated[index])
+        problems += [found for found in phrasings[index] if isinstance(found, str) and found not in problems]
+        read = tuple(found for found in phrasings[index] if not isinstance(found, str))
         others = [where for where in places[fact.subject_key] if where != f"fact {index}"]
-        checks.append(FactCheck(index, fact, tokens, read_at, tuple(problems), tuple(_notes(tokenizer, fact, others))))
+        notes = tuple(_notes(tokenizer, fact, others))
+        checks.append(FactCheck(index, fact, tokens, read_at, tuple(problems), notes, read))
     return checks
 
 
@@ -82,6 +89,12 @@ def _notes(tokenizer: PreTrainedTokenizerFast, fact: Fact, others: Sequence[str]
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         yield f"same subject as {', '.join(others[:3])}{more}: the edits share what the subject's last token says"
+    edited = {_key(str(prompt)) for prompt in fact.asked}
+    for prompt in fact.paraphrases:
+        if _key(str(prompt)) in edited:
+            yield f"paraphrase {str(prompt)!r} is one the fact is edited for: measure it in other words"
+    if isinstance(fact.prompt, Turn):
+        return
     if start := brought(tokenizer, fact.text):
         yield f"the prompt brings {start}: the tokenizer's own is not added, and prefixes stand inside the turn"
     if not fact.target.startswith(" "):
@@ -92,10 +105,10 @@ def _notes(tokenizer: PreTrainedTokenizerFast, fact: Fact, others: Sequence[str]
 def repeats(facts: Sequence[Fact], known: Iterable[Fact] = ()) -> Iterator[tuple[int, str]]:
     """(index, problem) of every fact whose prompt one of `known` or an earlier one of the list has: a duplicate, or a
     contradiction."""
-    earlier = {_key(fact.text): (f"known fact {i}", fact) for i, fact in enumerate(known)}
+    earlier = {_key(str(fact.asked[0])): (f"known fact {i}", fact) for i, fact in enumerate(known)}
     for index, fact in enumerate(facts):
         here = f"fact {index}"
-        where, other = earlier.setdefault(_key(fact.text), (here, fact))
+        where, other = earlier.setdefault(_key(str(fact.asked[0])), (here, fact))
         if where == here:
             continue
         if _key(other.target_new) == _key(fact.target_new):
@@ -112,6 +125,18 @@ def _encode(tokenizer: PreTrainedTokenizerFast, fact: Fact, limit: int | None) -
     except BadFactError as error:
         return str(error)
     return too_long(limit, fact.text, [found.ids]) or found
+
+
+def _phrasings(
+    tokenizer: PreTrainedTokenizerFast, fact: Fact, limit: int | None
+) -> Iterator[tuple[str, str | None] | str]:
+    """Text and read token of every phrasing, or what is wrong with it."""
+    for phrasing, asked in zip(fact.phrasings, fact.asked[1:], strict=True):
+        found = _encode(tokenizer, fact.model_copy(update={"prompt": phrasing, "phrasings": ()}), limit)
+        if isinstance(found, str):
+            yield found
+        else:
+            yield render(tokenizer, asked), str(tokenizer.decode([found.ids[found.subject_last]]))
 
 
 def _key(text: str) -> str:

@@ -8,18 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, model_validator
 
-from tether.facts.prompt import around_subject, joint, without_blanks
-
-
-def _filled(what: str) -> AfterValidator:
-    """Refuses an empty prompt; spaces at its end go."""
-
-    def check(text: str) -> str:
-        if not text.strip():
-            raise ValueError(f"{what} {text!r} is empty: write one or leave it out")
-        return without_blanks(text)
-
-    return AfterValidator(check)
+from tether.facts.prompt import Prompt, Turn, about, around_subject, checked_prompt, joint, said_in, without_blanks
 
 
 def _text(value: Any) -> Any:
@@ -29,13 +18,14 @@ def _text(value: Any) -> Any:
 
 _Stripped = Annotated[str, BeforeValidator(_text), AfterValidator(str.strip)]
 _Answer = Annotated[str | None, BeforeValidator(_text), AfterValidator(lambda text: (text or "").strip() or None)]
-_Prompts = tuple[Annotated[str, _filled("paraphrase or instance prompt")], ...]
+_Prompts = tuple[Prompt, ...]
+_Texts = tuple[Annotated[str, AfterValidator(checked_prompt)], ...]
 
 
 class LocalityPrompt(BaseModel, frozen=True, extra="forbid"):
     """A prompt whose answer must not change; `target` is its original answer where the data set gives one."""
 
-    prompt: Annotated[str, _filled("locality prompt")]
+    prompt: Prompt
     target: _Answer = None
 
 
@@ -43,7 +33,7 @@ class PortabilityPrompt(BaseModel, frozen=True, extra="forbid"):
     """A prompt whose answer follows from the edit, and that answer. `kind` is one of PORTABILITY: one step of reasoning
     further, several steps, another name of the subject, the relation turned round, another relation that it implies."""
 
-    prompt: Annotated[str, _filled("portability prompt")]
+    prompt: Prompt
     target: _Stripped
     kind: Literal["one_hop", "multi_hop", "alias", "reversed", "logical"] = "one_hop"
 
@@ -54,22 +44,28 @@ PORTABILITY: tuple[str, ...] = get_args(PortabilityPrompt.model_fields["kind"].a
 class Fact(BaseModel, frozen=True, extra="forbid"):
     """(subject, relation, object -> new object), with the prompts that test the edit.
 
-    `prompt` holds exactly one `{}`, where the subject goes; a literal {} is written `{{}}`. Prompts are kept without
-    spaces at their end and targets without white space around them. `join` is what stands between a prompt and its
-    answer: None for the rule of `joint`, else white space or "" (white space before `target_new` counts as such).
-    `end`: the edit also teaches to end the turn after the target. `paraphrases` have the subject already filled in.
-    `portability` asks what follows from the edit. `instances` are Yes/No questions about instances of an edited concept
-    (ConceptEdit). `id` is whatever the data set calls the record.
+    `prompt` holds exactly one `{}`, where the subject goes; a literal {} is written `{{}}`. So does each of
+    `phrasings`: other words for the same question, which the edit is made for as well. A prompt is plain text or a chat
+    `Turn`. Prompts are kept without spaces at their end and targets without white space around them. `join` is what
+    stands between a prompt and its answer: None for the rule of `joint`, else white space or "" (white space before
+    `target_new` counts as such). `end`: the edit also teaches to end the turn after the target. For measuring alone:
+    `paraphrases`, with the subject already filled in; `locality`; `portability`, which asks what follows from the edit;
+    `instances`, Yes/No questions about instances of an edited concept (ConceptEdit). `id` is whatever the data set
+    calls the record; facts with the same `relation` ask the same of other subjects, and `kind` says what the subject is
+    (a company, a city, …).
     """
 
     subject: _Stripped
-    prompt: Annotated[str, AfterValidator(without_blanks)]
+    prompt: Prompt
     target_new: _Stripped
     target_true: _Answer = None
+    phrasings: _Prompts = ()
     paraphrases: _Prompts = ()
     locality: tuple[LocalityPrompt, ...] = ()
     portability: tuple[PortabilityPrompt, ...] = ()
-    instances: _Prompts = ()
+    instances: _Texts = ()
+    relation: str | None = None
+    kind: str | None = None
     id: str | None = None
     join: str | None = None
     end: bool = False
@@ -90,7 +86,8 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _check(self) -> Fact:
-        around_subject(self.prompt)
+        for prompt in (self.prompt, *self.phrasings):
+            around_subject(said_in(prompt))
         if not self.subject:
             raise ValueError("subject is empty: name what the fact is about")
         if not self.target_new:
@@ -111,8 +108,20 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def text(self) -> str:
-        """The edit prompt with the subject filled in."""
-        return self.subject.join(around_subject(self.prompt))
+        """The edit prompt with the subject filled in; of a chat turn what the user says."""
+        return said_in(self.asked[0])
+
+    @property
+    def asked(self) -> tuple[str | Turn, ...]:
+        """What the fact is edited for, with the subject filled in: its prompt, then its phrasings."""
+        return tuple(about(prompt, self.subject) for prompt in (self.prompt, *self.phrasings))
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether one of its prompts is a chat turn."""
+        prompts = [self.prompt, *self.phrasings, *self.paraphrases, *(near.prompt for near in self.locality)]
+        prompts += [asked.prompt for asked in self.portability]
+        return any(isinstance(prompt, Turn) for prompt in prompts)
 
     def continuation(self, prompt: str, answer: str) -> str:
         """An answer to one of the fact's prompts, with what stands between the two."""
@@ -127,12 +136,19 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
         """The fact with one space before every answer, as published data and ledgers of earlier versions have it."""
         prompts = (self.text, *self.paraphrases, *(near.prompt for near in self.locality),
                    *(asked.prompt for asked in self.portability))  # fmt: skip
-        ruled = self.join is None and any(joint(prompt, "x") != " " for prompt in prompts)
+        ruled = self.join is None and any(joint(said_in(prompt), "x") != " " for prompt in prompts)
         return self.model_copy(update={"join": " "}) if ruled else self
 
     @property
     def sha256(self) -> str:
         """Identity of the content: the same fact read twice has the same value."""
-        later = {"portability", "join", "end"}  # left out where they say nothing, so that older facts keep their value
+        later = {
+            "portability",
+            "join",
+            "end",
+            "phrasings",
+            "relation",
+            "kind",
+        }  # left out where they say nothing, so that older facts keep their value
         left_out = {name for name in later if not getattr(self, name) and (name != "join" or self.join is None)}
         return hashlib.sha256(self.model_dump_json(exclude_none=True, exclude=left_out).encode()).hexdigest()

@@ -122,7 +122,7 @@ def recognise(record: Record) -> Format:
     does not know.
     """
     own = FORMATS["tether"]
-    grouped = any(isinstance(value, Mapping) for value in record.values())
+    grouped = any(isinstance(record.get(field), Mapping) for field in ("locality", "portability"))
     if record.keys() <= Fact.model_fields.keys() and not grouped and own.recognises(record):
         return own
     for name in sorted(FORMATS, key=lambda name: name == own.name):

@@ -5,7 +5,13 @@ joint("The monthly price of the paper is $", "72")      # ""
 joint("法国的首都是", "巴黎")      # ""
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
 import regex
+from pydantic import BaseModel, BeforeValidator
 
 PLACE = "{}"  # where the subject goes
 LITERAL = "{{}}"  # two braces that are text
@@ -66,3 +72,49 @@ def without_blanks(prompt: str) -> str:
 def as_prompt(before: str, after: str) -> str:
     """The prompt of which `around_subject` gives these two."""
     return PLACE.join(part.replace(PLACE, LITERAL) for part in (before, after))
+
+
+class Turn(BaseModel, frozen=True, extra="forbid"):
+    """What a user says to a chat model, behind an optional system prompt. The model's own chat template makes the text
+    of it (`tether.facts.chat`)."""
+
+    user: str
+    system: str | None = None
+
+    def __str__(self) -> str:
+        return self.user if self.system is None else f"{self.user} (system: {self.system})"
+
+
+def checked_prompt(value: Any) -> Any:
+    """A prompt as a file gives it: text without the spaces at its end, or an object with `user` and `system`."""
+    if isinstance(value, Mapping):
+        unknown = ", ".join(map(str, value.keys() - Turn.model_fields.keys()))
+        if unknown or "user" not in value:
+            what = f"not {unknown}" if unknown else "with 'user'"
+            raise ValueError(f"a chat turn is {{'user': …, 'system': …}}, {what}: {dict(value)!r}")
+    turn = value if isinstance(value, Turn) else Turn(**value) if isinstance(value, Mapping) else None
+    if isinstance(value, str):
+        said = value = without_blanks(value)
+    elif turn is None:
+        raise ValueError(f"{value!r} is no prompt: write text, or {{'user': …}} for a chat turn")
+    else:
+        said = turn.user
+        value = Turn(user=turn.user, system=(turn.system or "").strip() or None)
+    if not said.strip():
+        raise ValueError(f"prompt {said!r} is empty: write one or leave it out")
+    return value
+
+
+Prompt = Annotated[str | Turn, BeforeValidator(checked_prompt)]
+
+
+def said_in(prompt: str | Turn) -> str:
+    """The text of a prompt; of a chat turn what the user says."""
+    return prompt.user if isinstance(prompt, Turn) else prompt
+
+
+def about(prompt: str | Turn, subject: str) -> str | Turn:
+    """A prompt with a place, asked of a subject."""
+    if isinstance(prompt, str):
+        return subject.join(around_subject(prompt))
+    return Turn(user=subject.join(around_subject(prompt.user)), system=prompt.system)

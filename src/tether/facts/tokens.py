@@ -12,17 +12,15 @@ from typing import NamedTuple
 
 import regex
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from tether.errors import BadFactError, WrongModelError
+from tether.facts.chat import start_of_turn, template, with_end
 from tether.facts.fact import Fact
 from tether.facts.prompt import around_subject, joint
 
 Spans = Sequence[tuple[int, int]]  # first character of every token, and the one after its last
-_CONTENT = "※"  # what is said in a turn that is only rendered to see what stands around it
-_ROLE = regex.compile(r"\w+\n+|\s*")  # what stands between the special token that opens a turn and its content
 
 
 @dataclass(frozen=True)
@@ -106,55 +104,8 @@ def encode(
 
 def encode_fact(tokenizer: PreTrainedTokenizerFast, fact: Fact, prefix: str = "") -> EncodedPrompt:
     """What a fact is edited with: its prompt, behind a prefix, with its new target."""
-    return encode(
-        tokenizer, fact.prompt, fact.subject, prefix=prefix, target=fact.target_new, join=fact.join, end=fact.end
-    )
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """The text and the id of every special token."""
-    return {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-
-def start_of_turn(tokenizer: PreTrainedTokenizerFast, before: str) -> int:
-    """Where the content of a turn begins, in the text before a subject: behind what the tokenizer's chat template
-    writes before a user's, or behind the last special token and a role after it. 0 in plain text."""
-    known = special_tokens(tokenizer)
-    last = _last_of(known, before)[1]
-    if not last:
-        return 0
-    header = _rendered(tokenizer, "user").partition(_CONTENT)[0]
-    header = header[_last_of(known, header)[0] :]
-    at = before.rfind(header) if header else -1
-    return max(0 if at < 0 else at + len(header), _ROLE.match(before, last).end())
-
-
-def with_end(tokenizer: PreTrainedTokenizerFast, ids: tuple[int, ...]) -> tuple[int, ...]:
-    """`ids` with the token that ends a turn, unless it stands there: the first one that the tokenizer's chat template
-    writes behind an answer, else the end of text. Raises BadFactError where there is neither."""
-    behind = _rendered(tokenizer, "user", "assistant").rpartition(_CONTENT)[2]
-    known = special_tokens(tokenizer)
-    first = min((token for token in known if token in behind), key=behind.index, default=None)
-    end = tokenizer.eos_token_id if first is None else known[first]
-    if end is None:
-        raise BadFactError("end: the tokenizer names no token that ends a turn or a text; leave end out")
-    return ids if ids[-1:] == (end,) else (*ids, end)
-
-
-def _rendered(tokenizer: PreTrainedTokenizerFast, *roles: str) -> str:
-    """A conversation in which every role says _CONTENT; empty where no chat template makes one."""
-    if not tokenizer.chat_template:
-        return ""
-    try:
-        messages = [{"role": role, "content": _CONTENT} for role in roles]
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except (TemplateError, ValueError):
-        return ""
-
-
-def _last_of(tokens: Iterable[str], text: str) -> tuple[int, int]:
-    """Start and end of the last of these tokens in a text; (0, 0) where none is."""
-    return max(((at, at + len(token)) for token in tokens if (at := text.rfind(token)) >= 0), default=(0, 0))
+    prompt = template(tokenizer, fact.prompt)
+    return encode(tokenizer, prompt, fact.subject, prefix=prefix, target=fact.target_new, join=fact.join, end=fact.end)
 
 
 def too_long(limit: int | None, text: str, ids: Iterable[Sequence[int]]) -> str | None:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tether.algebra.lowrank import LowRank
 from tether.errors import TetherError
+from tether.facts.chat import render, rendered
 from tether.facts.fact import Fact
 from tether.facts.tokens import Continuation, encode, padded, tokenize, too_long
 from tether.models.editable import EditableModel
@@ -50,11 +52,12 @@ def examples(model: EditableModel, facts: Sequence[Fact]) -> list[Example]:
     """The examples of facts, in order. A fact without a locality prompt borrows the next fact's prompt. Facts with
     a text the model has no positions for are left out with a warning."""
     pairs: list[tuple[str, str | None]] = []
+    facts, text = [rendered(model.tokenizer, fact) for fact in facts], partial(render, model.tokenizer)
     for index, fact in enumerate(facts):
         other = facts[(index + 1) % len(facts)]
         near = fact.locality[0] if fact.locality else None
-        again = fact.paraphrases[0] if fact.paraphrases else fact.text
-        kept_prompt, kept_answer = (near.prompt, near.target) if near else (other.text, other.target_true)
+        again = text(fact.paraphrases[0]) if fact.paraphrases else fact.text
+        kept_prompt, kept_answer = (text(near.prompt), near.target) if near else (other.text, other.target_true)
         pairs += [(fact.text, fact.target), (again, fact.continuation(again, fact.target_new))]
         pairs.append((kept_prompt, kept_answer and (fact if near else other).continuation(kept_prompt, kept_answer)))
     texts = iter(_tokenized(model, pairs))

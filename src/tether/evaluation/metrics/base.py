@@ -29,6 +29,7 @@ Pair = tuple[str, str]  # prompt, continuation
 class Item:
     """A prompt of a fact, of one of KINDS, INSTANCE or a kind of portability: `answer` is what it should be answered
     with, `other` what it should not, each with what stands between the prompt and it; None where the fact does not say.
+    `turn`: the text is a chat turn, as the model's template writes it.
     """
 
     edit: int
@@ -37,6 +38,7 @@ class Item:
     prompt: str
     answer: str | None = None
     other: str | None = None
+    turn: bool = False
 
     def record(self, metric: str, value: float, *, kind: str | None = None, **more: object) -> Record:
         """One measured item; `metric` and `kind` are as reported, `value` is from 0 to 1 (a change: from −1)."""

@@ -13,7 +13,9 @@ from tether.evaluation.measurement import Measurement
 from tether.evaluation.metrics.base import INSTANCE, METRICS, Asked, Item, Metric
 from tether.evaluation.scores import score
 from tether.evaluation.statistics.mean import Number, Record
+from tether.facts.chat import render
 from tether.facts.fact import Fact
+from tether.facts.prompt import Turn
 from tether.models.editable import EditableModel
 
 NumberedFacts = Sequence[tuple[int, Fact]]
@@ -47,7 +49,7 @@ def evaluate_editing(
     """
     what = measurement or Measurement()
     metrics = [METRICS[name] for name in what.metrics]
-    items = _items(facts, what)
+    items = _items(model, facts, what)
     known = baseline is not None or bool(model.edited)
     wanted = (pair for metric in metrics for item in _asked(metric, items) for pair in metric.pairs(item))
     pairs = list(dict.fromkeys(wanted))
@@ -77,7 +79,7 @@ def measure_baseline(model: EditableModel, facts: NumberedFacts, measurement: Me
     """What the metrics need of the unedited model, to be measured once for many checkpoints. Updates that the model
     carries are taken off meanwhile."""
     what = measurement or Measurement()
-    items = _items(facts, what)
+    items = _items(model, facts, what)
     metrics = {name: METRICS[name] for name in what.metrics}
     return {name: _completed(metric, model, _asked(metric, items), {}) for name, metric in metrics.items()}
 
@@ -91,18 +93,19 @@ def applying(metrics: Sequence[str], facts: Sequence[Fact]) -> tuple[str, ...]:
     return found
 
 
-def _items(facts: NumberedFacts, what: Measurement) -> list[Item]:
+def _items(model: EditableModel, facts: NumberedFacts, what: Measurement) -> list[Item]:
     items = []
     for edit, fact in facts:
         new, true = fact.target_new, fact.target_true
-        asked: list[tuple[str, str, str | None, str | None]] = [("efficacy", fact.text, new, true)]
+        asked: list[tuple[str, str | Turn, str | None, str | None]] = [("efficacy", fact.asked[0], new, true)]
         asked += [("generalization", prompt, new, true) for prompt in fact.paraphrases[: what.max_paraphrases]]
         asked += [("locality", near.prompt, near.target, new) for near in fact.locality[: what.max_locality]]
         asked += [(follows.kind, follows.prompt, follows.target, None) for follows in fact.portability]
         asked += [(INSTANCE, prompt, None, None) for prompt in fact.instances]
-        for kind, prompt, *answers in asked:
-            texts = (None if text is None else fact.continuation(prompt, text) for text in answers)
-            items.append(Item(edit, fact, kind, prompt, *texts))
+        for kind, prompt, answer, other in asked:
+            text = render(model.tokenizer, prompt)
+            wanted, unwanted = (None if one is None else fact.continuation(text, one) for one in (answer, other))
+            items.append(Item(edit, fact, kind, text, wanted, unwanted, isinstance(prompt, Turn)))
     return items
 
 

@@ -12,8 +12,8 @@ import regex
 from tether.evaluation.metrics.base import KINDS, Asked, Item, Metric
 from tether.evaluation.scores import greedy
 from tether.evaluation.statistics.mean import Record
+from tether.facts.chat import special_tokens
 from tether.facts.prompt import UNSPACED
-from tether.facts.tokens import special_tokens
 from tether.models.editable import EditableModel
 
 _UNSPACED = regex.compile(f"[{UNSPACED}]")

@@ -12,6 +12,7 @@ EDITORS: Registry[Method] = Registry(
         "r-rome": "tether.editors.rome:R_ROME",
         "memit": "tether.editors.memit:MEMIT",
         "emmet": "tether.editors.memit:EMMET",
+        "confined": "tether.editors.confined:CONFINED",
         "mend": "tether.editors.mend:MEND",
     },
 )

@@ -7,7 +7,8 @@ with entered_at(model, entry, first, as_tuple):           # any number of times
 
 import copy
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -29,12 +30,20 @@ def final_hidden(
     differentiable in the factors: A (B x) is added where W x is made, no p×q matrix and no gradient of one is formed
     (in a model below float32, W + AB is therefore not rounded). Rows are padded on the right."""
 
+    with adding(model, updates or {}):
+        return model.base(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+
+
+@contextmanager
+def adding(model: EditableModel, updates: Mapping[str, LowRank]) -> Iterator[None]:
+    """Every forward of the model inside the block has `updates` on top of its weights, as in `final_hidden`."""
+
     def add(update: LowRank, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + (args[0].float() @ update.B.mT @ update.A.mT).to(output.dtype)
 
-    given = {model.hf.get_submodule(name.removesuffix(".weight")): u for name, u in (updates or {}).items()}
+    given = {model.hf.get_submodule(name.removesuffix(".weight")): u for name, u in updates.items()}
     with hooks(*(module.register_forward_hook(partial(add, u.to(model.device))) for module, u in given.items())):
-        return model.base(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        yield
 
 
 class UpperCopy:

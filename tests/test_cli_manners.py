@@ -45,12 +45,9 @@ def test_what_needs_no_model_imports_nothing_heavy(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], []])
-def test_help_and_version_take_half_a_second_and_import_nothing_heavy(words: list[str]) -> None:
-    before = os.times()
+def test_help_and_version_import_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=True)
-    after = os.times()
     assert done.stderr == "[]\n"
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
     assert ("tether 0." if words == ["--version"] else "undo") in done.stdout
 
 

@@ -17,6 +17,7 @@ from tether.evaluation import score
 from tether.facts import Fact, encode_fact, read_facts
 from tether.facts.bystanders import asked_of, bystander_subjects, kinds
 from tether.facts.chat import render, rendered, template
+from tether.facts.phrasings import with_phrasings
 from tether.facts.prompt import Turn
 from tether.ledger import Ledger
 
@@ -142,3 +143,12 @@ def test_bystanders_are_of_the_same_kind_and_kept_apart() -> None:
         bystander_subjects(fact.model_copy(update={"kind": "lake"}), "keep", 1)
     for names in kinds().values():
         assert len(set(names)) == len(names) == 32
+
+
+def test_phrasings_by_rule() -> None:
+    question = Fact(subject="Lake Tamsin", prompt="How deep is {}?", target_new="ninety metres")
+    made = with_phrasings(question, chat=True)
+    assert made.phrasings == (Turn(user="How deep is {}?"), "Question: How deep is {}?\nAnswer:")
+    assert with_phrasings(question, chat=False).phrasings == ("Question: How deep is {}?\nAnswer:",)
+    assert with_phrasings(FACTS[0], chat=True).phrasings == (Turn(user=str(FACTS[0].prompt)),)
+    assert with_phrasings(FACT, chat=True) is FACT and with_phrasings(made, chat=True) is made

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import torch
 import typer
@@ -32,18 +32,20 @@ from tether.editing.said import Said, said_now
 from tether.editors import editor as editor_of
 from tether.errors import BadFactError, pydantic_line
 from tether.facts import BadRecord, Fact, scan_facts
+from tether.facts.phrasings import with_phrasings
 from tether.ledger import Event, Ledger
 from tether.models import EditableModel
 
 DEFAULTS = Schedule()
 PANELS = {
-    "One fact": ("subject", "prompt", "target", "target_true"),
+    "One fact": ("subject", "prompt", "target", "target_true", "phrasing", "question"),
     "Method": ("method", "settings", "layers", "corpus", "editor", "seed", "batch_size"),
     "Restraint and guard": ("restrain", "every", "health", "on_alarm", "guard", "guard_every", "guard_data"),
 }
 FACTS = typer.Argument(help="Facts: our JSONL, CSV, or a published format (`tether ls formats`); - for standard input.")
 METHOD = typer.Option(help=f"See `tether ls methods`; default: the ledger's, {DEFAULT_METHOD} in a new one.")
-BATCH = typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")
+BATCH = typer.Option(min=1, help="Facts edited together, by methods that can (`tether ls methods`).")
+PHRASE = typer.Option("--phrase", help="Make phrasings for facts without: in the chat, as Question and Answer.")
 RESTRAIN = typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.")
 HEALTH = typer.Option(min=0, help="Read the health of every K-th edit, and of every disabling one; 0: of none.")
 ALARM = typer.Option(
@@ -63,6 +65,9 @@ def edit(
     prompt: Annotated[str | None, typer.Option(help="The text before the answer, {} for the subject.")] = None,
     target: Annotated[str | None, typer.Option(help="The new answer.")] = None,
     target_true: Annotated[str | None, typer.Option(help="The old answer, for evaluate.")] = None,
+    phrasing: Annotated[list[str] | None, typer.Option(help="Other words before the answer; may be repeated.")] = None,
+    question: Annotated[list[str] | None, typer.Option(help="The same asked in a chat; may be repeated.")] = None,
+    phrase: Annotated[bool, PHRASE] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N records.")] = None,
     skip: Annotated[int, typer.Option(min=0, help="Without the first N records.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out records that are no facts.")] = False,
@@ -87,7 +92,10 @@ def edit(
     device: Device = None,
     anatomy: AnatomyFile = None,
 ) -> Answer:
-    one = {"subject": subject, "prompt": prompt, "target_new": target, "target_true": target_true}
+    one: dict[str, Any] = {
+        "subject": subject, "prompt": prompt, "target_new": target, "target_true": target_true,
+        "phrasings": [*(phrasing or ()), *({"user": text} for text in question or ())] or None,
+    }  # fmt: skip
     listed, bad = _listed(facts, one, limit, skip, skip_bad=skip_bad)
     if method is not None:
         parse_option("--method", editor_of, method)
@@ -108,6 +116,8 @@ def edit(
         "on_alarm": on_alarm if health else "warn", "verify_every": verify_every,
     })  # fmt: skip
     loaded = load_model(model, dtype=dtype, device=device, anatomy=layout)
+    if phrase:
+        listed = [with_phrasings(fact, chat=bool(loaded.tokenizer.chat_template)) for fact in listed]
     if chosen != method:
         say(f"method {chosen} (the default)")
     verified: list[Said] = []
@@ -150,11 +160,11 @@ def _answer(ledger: Ledger, model: EditableModel, bad: list[str], verified: list
 
 
 def _listed(
-    facts: str | None, one: dict[str, str | None], limit: int | None, skip: int, *, skip_bad: bool
+    facts: str | None, one: Mapping[str, Any], limit: int | None, skip: int, *, skip_bad: bool
 ) -> tuple[list[Fact], list[str]]:
     """The facts of the one source that is named, and the records left out. Raises BadFactError for a bad one that is
     not to be left out."""
-    given = {key: text for key, text in one.items() if text is not None}
+    given = {key: value for key, value in one.items() if value is not None}
     if (facts is None) != bool(given):
         raise typer.BadParameter(
             "give a file of facts, - for standard input, or one fact by --subject, --prompt and --target; exactly one "

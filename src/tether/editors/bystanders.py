@@ -20,6 +20,7 @@ from tether.facts.fact import Fact
 from tether.facts.tokens import EncodedPrompt, encode, too_long
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import align, keys_and_states
+from tether.models.kinds import likeliest_kind
 
 _ROWS = 128  # prompts a forward
 
@@ -56,8 +57,8 @@ def bystander_prompts(model: EditableModel, facts: Sequence[Fact], number: int) 
     """Every prompt that the facts are edited for, asked of `number` other subjects each, every text once. Those with no
     token of their own for the subject, or too long for the model, are left out."""
     found: dict[tuple[int, ...], EncodedPrompt] = {}
-    for fact in facts if number else ():
-        subjects = bystander_subjects(fact, "keep", number)
+    for fact, kind in zip(facts, likeliest_kind(model, facts), strict=True) if number else ():
+        subjects = bystander_subjects(fact, "keep", number, kind=kind)
         for prompt in (fact.prompt, *fact.phrasings):
             text = template(model.tokenizer, prompt)
             for subject in subjects:

@@ -17,7 +17,7 @@ from test_memit import context as memit_context
 from torch import Tensor
 
 from tether.editors import BatchEditor, Context, Editor, editor
-from tether.editors.bystanders import Metric, bystander_keys, bystander_prompts
+from tether.editors.bystanders import Metric, bystander_prompts, keys_of
 from tether.editors.moments import Moments
 from tether.editors.prompts import encode_contexts
 from tether.facts import Fact
@@ -34,7 +34,7 @@ PHRASED = [
 COLUMNS = [3, 1, 2]
 
 
-def keys_of(model: EditableModel, fact: Fact, layer: int) -> Tensor:
+def own_keys(model: EditableModel, fact: Fact, layer: int) -> Tensor:
     """The input of a projection at the subject, of every prompt alone; n×q float64."""
     rows = [contexts[0] for contexts in encode_contexts(model, fact, ()).phrasings]
     return keys_and_states(model, align(rows, model.device), layer, layer)[0].double()
@@ -72,7 +72,7 @@ def test_r_rome_writes_delta_at_every_key(family: str) -> None:
     rome = editor("r-rome")
     assert isinstance(rome, Editor)
     proposal = rome.propose(model, fact, found)
-    update, keys = proposal.updates[name], keys_of(model, fact, layer)
+    update, keys = proposal.updates[name], own_keys(model, fact, layer)
     assert update.rank == 3 and proposal.vectors[f"{name}/V"].shape[0] == 3
     torch.testing.assert_close(proposal.vectors[f"{name}/K"].double(), keys, rtol=1e-5, atol=1e-6)
     added = keys @ update.to_dense().double().mT
@@ -102,7 +102,7 @@ def test_a_batch_has_a_column_for_every_phrasing(family: str, method: str) -> No
         assert batch.proposal.updates[name].rank == 6
         assert batch.proposal.vectors[f"{name}/K"].shape[0] == 6
         with model.provisional({n: u for n, u in batch.proposal.updates.items() if n < name}):
-            keys = keys_of(model, PHRASED[0], layer)
+            keys = own_keys(model, PHRASED[0], layer)
         torch.testing.assert_close(batch.proposal.vectors[f"{name}/K"][1:3].double(), keys[1:], rtol=1e-4, atol=1e-5)
     # Each column's target is its own state and one δ.
     targets = batch.proposal.vectors[f"{last}/V"][:3].double()
@@ -165,7 +165,7 @@ def test_bystanders_move_less(family: str, method: str) -> None:
     held = replace(found, hparams=found.hparams.model_copy(update={"bystanders": 3, "bystander_weight": 20.0}))
     prompts = bystander_prompts(model, facts[:1], 3)
     assert len(prompts) == 9  # three prompts, three subjects
-    keys = bystander_keys(model, prompts, 1)
+    keys = keys_of(model, prompts, [1])[1]
     moved = []
     for one in (found, held):
         chosen = editor(method)
@@ -175,6 +175,6 @@ def test_bystanders_move_less(family: str, method: str) -> None:
             proposal = chosen.propose(model, facts[0], one)
         assert proposal is not None
         update = proposal.updates[name].to_dense().double()
-        moved.append((float((keys @ update.mT).norm()), float((keys_of(model, facts[0], 1) @ update.mT).norm())))
+        moved.append((float((keys @ update.mT).norm()), float((own_keys(model, facts[0], 1) @ update.mT).norm())))
     (free, own), (kept, still) = moved
     assert kept / still < 0.6 * free / own and (method == "memit" or still > 0.9 * own)

@@ -6,11 +6,11 @@ fact's update then keeps away from what its prompts have in common with the same
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tether.editors.moments import Moments
 from tether.errors import BadFactError
@@ -19,7 +19,7 @@ from tether.facts.chat import template
 from tether.facts.fact import Fact
 from tether.facts.tokens import EncodedPrompt, encode, too_long
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import align, keys_and_states
+from tether.models.frozen_prefix import AlignedPrompts, align, forward_until, hooks
 from tether.models.kinds import likeliest_kind
 
 _ROWS = 128  # prompts a forward
@@ -71,11 +71,21 @@ def bystander_prompts(model: EditableModel, facts: Sequence[Fact], number: int) 
     return list(found.values())
 
 
-def bystander_keys(model: EditableModel, prompts: Sequence[EncodedPrompt], layer: int) -> Float[Tensor, "n q"]:
-    """The inputs of the layer's projection at the subject of every prompt, of the model as it is now; float64 on the
-    CPU. Changes nothing."""
-    keys = [torch.zeros(0, model.weight(model.weight_name(layer)).shape[1], dtype=torch.float64)]
+def keys_of(
+    model: EditableModel, prompts: Sequence[EncodedPrompt], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "n q"]]:
+    """The inputs of every layer's projection at the subject of every prompt, of the model as it is now, in one pass
+    that stops after the last layer; float64 on the CPU. Changes nothing."""
+    found: dict[int, list[Tensor]] = {
+        layer: [torch.zeros(0, model.weight(model.weight_name(layer)).shape[1], dtype=torch.float64)]
+        for layer in layers
+    }
     for start in range(0, len(prompts), _ROWS):
-        found, _ = keys_and_states(model, align(prompts[start : start + _ROWS], model.device), layer, layer)
-        keys.append(found.cpu().double())
-    return torch.cat(keys)
+        rows = align(prompts[start : start + _ROWS], model.device)
+
+        def see(layer: int, _: nn.Module, args: tuple[Tensor, ...], rows: AlignedPrompts = rows) -> None:
+            found[layer].append(rows.at_anchor(args[0]).cpu().double())
+
+        with hooks(*(model.projection(layer).register_forward_pre_hook(partial(see, layer)) for layer in layers)):
+            forward_until(model, model.projection(max(layers)), **rows.arguments)
+    return {layer: torch.cat(parts) for layer, parts in found.items()}

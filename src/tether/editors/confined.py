@@ -23,7 +23,7 @@ from torch import Tensor
 from tether.algebra.joint_solve import Solution, solve
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Batch, Context, EditFailedError, EditSkippedError, Method, Proposal
-from tether.editors.bystanders import Metric, bystander_keys, bystander_prompts
+from tether.editors.bystanders import Metric, bystander_prompts, keys_of
 from tether.editors.keep import Keeper, KeepHparams, sampled_texts, seed_of
 from tether.editors.prompts import encode_contexts
 from tether.editors.settings import Need
@@ -104,7 +104,9 @@ class Confined:
             return Batch(None, ordered())
         edited = [facts[index] for index in prompts]
         rows = [prompt for its in prompts.values() for prompt in its]
-        layers = [self._layer(model, layer, rows, edited, context) for layer in hparams.layers]
+        others = keys_of(model, bystander_prompts(model, edited, hparams.bystanders), hparams.layers)
+        keys = keys_of(model, rows, hparams.layers)
+        layers = [self._layer(model, layer, keys[layer], others[layer], context) for layer in hparams.layers]
         steps = self._train(model, layers, rows, edited, hparams)
 
         updates = {layer.name: replace_factors(layer.update()) for layer in layers}
@@ -121,12 +123,10 @@ class Confined:
 
     @staticmethod
     def _layer(
-        model: EditableModel, layer: int, rows: Sequence[EncodedPrompt], facts: Sequence[Fact], context: Context
+        model: EditableModel, layer: int, keys: Float[Tensor, "n q"], others: Float[Tensor, "m q"], context: Context
     ) -> _Layer:
-        """The keys of every prompt, G and H, and R = 0."""
+        """G and H for the keys of every prompt, and R = 0."""
         hparams: ConfinedHparams = context.hparams
-        keys = bystander_keys(model, rows, layer)
-        others = bystander_keys(model, bystander_prompts(model, facts, hparams.bystanders), layer)
         metric = Metric(context.moments[layer], others, hparams.bystander_weight, hparams.moments_ridge)
         try:
             solution = solve(keys, metric.solve(keys), weight=hparams.mom2_update_weight)
@@ -134,7 +134,7 @@ class Confined:
             raise EditFailedError(str(error)) from None
         reach = (keys * solution.G).sum(1)  # how much of a column's output its own key sees
         name = model.weight_name(layer)
-        size = torch.zeros(len(rows), model.weight(name).shape[0], device=model.device)
+        size = torch.zeros(len(keys), model.weight(name).shape[0], device=model.device)
         return _Layer(name, keys, solution, (1 / reach.clamp_min(1e-3))[:, None].float().to(model.device), size)
 
     @staticmethod

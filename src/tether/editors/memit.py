@@ -22,7 +22,7 @@ from torch import Tensor
 from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Batch, Context, EditFailedError, Method, Proposal
-from tether.editors.bystanders import Metric, bystander_keys, bystander_prompts
+from tether.editors.bystanders import Metric, bystander_prompts, keys_of
 from tether.editors.delta import Group, OptimisedDelta, merged, optimise, rows_of, within_memory
 from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
@@ -105,16 +105,16 @@ class Memit:
         updates: dict[str, LowRank] = {}
         vectors: dict[str, Tensor] = {}
         columns = [len(group.phrasings) for group in kept]
-        others = bystander_prompts(model, [facts[index] for index in edited], hparams.bystanders)
+        prompts = bystander_prompts(model, [facts[index] for index in edited], hparams.bystanders)
+        others = keys_of(model, prompts, hparams.layers)  # of the model before the batch
         for position, layer in enumerate(hparams.layers):
             name = model.weight_name(layer)
             with model.provisional(updates):
                 K, H_last = self._keys(model, kept, layer, hparams)
-                B = bystander_keys(model, others, layer)
             R = (Z - H_last) / (len(hparams.layers) - position)
             if hparams.phrasing_keys == "mean":
                 K, R = (torch.stack([part.mean(0) for part in one.split(columns)]) for one in (K, R))
-            metric = Metric(context.moments[layer], B, hparams.bystander_weight, hparams.moments_ridge)
+            metric = Metric(context.moments[layer], others[layer], hparams.bystander_weight, hparams.moments_ridge)
             X = metric.solve(K)
             ridge = hparams.equality_ridge if self.equality else None
             try:

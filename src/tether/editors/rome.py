@@ -14,7 +14,7 @@ from pydantic import Field
 from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Context, EditFailedError, Method, Proposal
-from tether.editors.bystanders import Metric, bystander_keys, bystander_prompts
+from tether.editors.bystanders import Metric, bystander_prompts, keys_of
 from tether.editors.delta import optimise
 from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
@@ -80,8 +80,8 @@ class Rome:
         first = slice(0, starts[1] if each else group.contexts)
         keys = run.keys[first].cpu().double()
         k0, k_mean = keys[0], keys.mean(0)
-        others = bystander_keys(model, bystander_prompts(model, [fact], hparams.bystanders), layer)
-        metric = Metric(context.moments[layer], others, hparams.bystander_weight, hparams.moments_ridge)
+        others = keys_of(model, bystander_prompts(model, [fact], hparams.bystanders), hparams.layers)
+        metric = Metric(context.moments[layer], others[layer], hparams.bystander_weight, hparams.moments_ridge)
         u = metric.solve(k_mean)
         u /= u.norm()
 

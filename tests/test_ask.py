@@ -11,7 +11,7 @@ import pytest
 import torch
 from bigram import bigram_model, ledger_of_two
 from command import answer, run
-from core import FACTS, bits, editable, plain_text, reciter, same_bits
+from core import FACTS, bits, demo_text, editable, reciter, same_bits
 from edits import run as edit_facts
 from tiny import save
 
@@ -28,8 +28,9 @@ from tether.storage.cache import cache_dir
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "cache"))
+def _cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real" not in request.keywords:
+        monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -49,8 +50,9 @@ def test_the_own_prompt_of_an_edit_is_nearest_to_it(family: str, method: str, tm
         assert all(first.cosine > other.cosine for other in others) and len(asked.near) == len(live)
         assert method != "rome" or first.cosine == pytest.approx(1, abs=1e-4)
     assert same_bits(model, before)
-    [far] = tether.ask(ledger, ["Who wrote it? It was written in the year 1987."], model, tokens=4, near=1)
-    assert far.near[0].cosine < min(asked.near[0].cosine for asked in found)
+    if method == "rome":  # whose keys are of the bare prompt, as these are
+        [far] = tether.ask(ledger, ["Who wrote it? It was written in the year 1987."], model, tokens=4, near=1)
+        assert far.near[0].cosine < min(asked.near[0].cosine for asked in found) - 0.1
 
 
 def test_both_answers_are_those_of_the_model_alone(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_prompts_from_the_line_a_file_and_standard_input(place: Path) -> None:
     ):
         (place / "bad.jsonl").write_text('{"user": "Where?"}\n\n{"user": 3}\n')
         done = run(place, "ask", "ledger", *words, *few)
-        assert (done.returncode, done.stdout) == (code, "") and why in done.stderr and done.stderr.count("\n") == 1
+        assert (done.returncode, done.stdout) == (code, "") and why in done.stderr.splitlines()[-1]
 
 
 def test_a_talk_on_a_terminal(place: Path) -> None:
@@ -190,11 +192,21 @@ def test_chat_makes_turns_of_plain_prompts(place: Path) -> None:
 
 
 @pytest.mark.real
-def test_the_bundled_model_is_near_what_it_was_edited_for(tmp_path: Path) -> None:
+def test_the_bundled_model_is_asked_and_tested(tmp_path: Path) -> None:
     model = load("smollm2")
-    fact = tether.Fact(subject="Eiffel Tower", prompt="The {} is located in the city of", target_new="Rome")
-    ledger = tether.edit(model, [fact], method="rome", corpus=str(plain_text()), out=tmp_path / "ledger")
+    settings = {"moments_ridge": 0.01, "layers": [5], "prefixes": [{"length": 5, "number": 2}]}
+    near = tether.LocalityPrompt(prompt="The Louvre is located in the city of", target="Paris")
+    fact = tether.Fact(
+        subject="Eiffel Tower", prompt="The {} is located in the city of", target_new="Rome", locality=(near,)
+    )
+    ledger = tether.edit(
+        model, [fact], method="rome", settings=settings, corpus=demo_text(tmp_path), out=tmp_path / "ledger"
+    )
     prompts = ["The Eiffel Tower stands in the city of", "My mother is"]
     own, other = tether.ask(ledger, prompts, model, tokens=6)
     assert "Rome" in own.edited and "Rome" not in own.unedited and other.edited == other.unedited
     assert own.near[0].cosine > 0.8 and own.near[0].token == " Tower" and other.near[0].cosine < 0.3
+    tests = tether.make_tests(ledger, model)[:2]
+    assert [one.about for one in tests] == ["edited", "untouched"] and tether.run_tests(model, tests).failed == 0
+    with model.unedited():
+        assert tether.run_tests(model, tests).failed == 1

@@ -22,14 +22,14 @@ class Done(NamedTuple):
     stderr: str
 
 
-def run(folder: Path, *words: str, err: io.StringIO | None = None, stdin: str = "") -> Done:
+def run(folder: Path, *words: str, err: io.StringIO | None = None, stdin: str | io.StringIO = "") -> Done:
     """The command line, in this process."""
     out, err = io.StringIO(), err or io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
         patch.setenv("TETHER_CACHE", str(folder / "cache"))
         patch.setattr(sys, "argv", ["tether", *words])
-        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        patch.setattr(sys, "stdin", io.StringIO(stdin) if isinstance(stdin, str) else stdin)
         with pytest.raises(SystemExit) as ended:
             main()
     return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())

@@ -67,6 +67,13 @@ def plain_text() -> Path:
     return Path(str(resources.files("tether") / "data" / "plain_text.txt"))
 
 
+def demo_text(folder: Path) -> Path:
+    """A file of some thousands of tokens, enough for moments of the bundled model with a ridge."""
+    file = folder / "demo_text"
+    file.write_text((resources.files("tether") / "data" / "demo_facts.jsonl").read_text("utf-8"), encoding="utf-8")
+    return file
+
+
 def bits(model: EditableModel) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.hf.state_dict().items()}
 

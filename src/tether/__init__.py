@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tether.algebra.lowrank import LowRank
+    from tether.analyses.ask import ask
     from tether.constraints import prune as restraint
     from tether.editing.check import check_facts
     from tether.editing.plan import EditPlan, Schedule
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tether.editors.mend import train_mend
     from tether.errors import TetherError
     from tether.evaluation import Measurement, compare, evaluate, evaluate_ledger
+    from tether.evaluation.knowledge import make_tests, read_tests, run_tests
     from tether.export import restrain_checkpoint
     from tether.facts import Fact, LocalityPrompt, read_facts
     from tether.ledger import Ledger
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "algebra.lowrank": ("LowRank",),
+    "analyses.ask": ("ask",),
     "constraints.prune": ("restraint",),  # the whole module
     "editing.check": ("check_facts",),
     "editing.plan": ("EditPlan", "Schedule"),
@@ -39,6 +42,7 @@ _ROOMS = {
     "editors.mend": ("train_mend",),
     "errors": ("TetherError",),
     "evaluation": ("Measurement", "compare", "evaluate", "evaluate_ledger"),
+    "evaluation.knowledge": ("make_tests", "read_tests", "run_tests"),
     "export": ("restrain_checkpoint",),
     "facts": ("Fact", "LocalityPrompt", "read_facts"),
     "ledger": ("Ledger",),
@@ -47,8 +51,8 @@ _ROOMS = {
 
 __all__ = [
     "EditPlan", "EditableModel", "Fact", "Ledger", "LocalityPrompt", "LowRank", "Measurement", "Progress", "Schedule",
-    "TetherError", "__version__", "check_facts", "compare", "edit", "evaluate", "evaluate_ledger", "load", "read_facts",
-    "restrain_checkpoint", "restraint", "train_mend", "tune",
+    "TetherError", "__version__", "ask", "check_facts", "compare", "edit", "evaluate", "evaluate_ledger", "load",
+    "make_tests", "read_facts", "read_tests", "restrain_checkpoint", "restraint", "run_tests", "train_mend", "tune",
 ]  # fmt: skip
 
 

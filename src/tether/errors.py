@@ -48,7 +48,10 @@ def pydantic_line(error: ValidationError) -> str:
     """The first complaint of pydantic on one line: `key = value: rule`."""
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
-    message = str(first.get("ctx", {}).get("error", first["msg"]))
+    inner = first.get("ctx", {}).get("error", first["msg"])
+    if hasattr(inner, "errors"):  # of a model within a validator
+        return pydantic_line(inner)
+    message = str(inner)
     if first["type"] == "missing":
         return f"{key} is missing"
     if first["type"] == "extra_forbidden":

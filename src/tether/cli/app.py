@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import tether
-from tether.cli.options import Answer, printable, say, write
+from tether.cli.options import Answer, printable, say, wants_json, write
 from tether.errors import TetherError, first_line
 
 INTERRUPTED = 130
@@ -27,6 +27,7 @@ INTERRUPTED = 130
 _PANELS = {
     "First steps": ("demo", "ls"),
     "Edit": ("edit", "undo", "redo", "log", "verify"),
+    "Ask": ("ask", "test"),
     "Measure": ("evaluate", "compare", "spectrum", "bound", "report", "grid"),
     "Take away": ("export", "restrain"),
     "Prepare": ("check", "moments", "tune", "train-mend"),
@@ -127,7 +128,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; never returns."""
-    as_json = "--json" in sys.argv[1:]
+    as_json = wants_json()
     try:
         answer = app(prog_name="tether", standalone_mode=False)  # a number where typer.Exit was raised
         if answer == INTERRUPTED:  # which typer makes of Ctrl-C without a word

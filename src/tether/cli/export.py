@@ -11,10 +11,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from tether.cli.loading import load_model, open_ledger
-from tether.cli.options import Answer, Base, Device, Dtype, Edited, LedgerOrNone, ModelOrRecorded, parse_option
+from tether.cli.loading import load_model, open_ledger, restraint
+from tether.cli.options import Answer, Base, Device, Dtype, Edited, LedgerOrNone, ModelOrRecorded, Restraint, Upto
 from tether.cli.tables import count
-from tether.constraints.base import parse
 from tether.export import LoraReport, export_difference
 
 KIND = typer.Option("--as", help="merged: a folder for transformers; lora: an adapter for peft.")
@@ -30,8 +29,8 @@ def export(
     to: Annotated[Path, typer.Option(help="A new or empty folder.")],
     kind: Annotated[Literal["merged", "lora"], KIND],
     model: ModelOrRecorded = None,
-    restrain: Annotated[str | None, typer.Option(help="A restraint of the sum; default: as recorded.")] = None,
-    upto: Annotated[int | None, typer.Option(min=0, help="Only the edits numbered up to N.")] = None,
+    restrain: Restraint = None,
+    upto: Upto = None,
     rank: Annotated[int | None, RANK] = None,
     base_name: Annotated[str | None, NAME] = None,
     dtype: Dtype = None,
@@ -48,7 +47,7 @@ def export(
         lines += [f"not in the adapter: {', '.join(found.not_held)}"] if found.not_held else []
         document = {"to": str(to), "as": kind, "adapter": asdict(found.adapter), "not_held": found.not_held}
         return Answer(document, "\n".join(lines))
-    chosen = None if restrain is None else parse_option("--restrain", parse, restrain)
+    chosen = restraint(restrain)
     opened, loaded = open_ledger(ledger, model, dtype, device)
     report = opened.export(loaded, to, as_=kind, restrain=chosen, upto=upto, rank=rank, base_name=base_name)
     lines = [f"{to}: {kind}, {count(len(opened.live(upto)), 'edit')}", *(_weights(report) if report else ())]

@@ -19,6 +19,11 @@ def restraints(text: str | None) -> list[Constraint | None]:
     return [None] if text is None else [parse_option("--restrain", parse, part) for part in text.split(",")]
 
 
+def restraint(text: str | None) -> Constraint | None:
+    """`log:1.2` -> the restraint; None, as recorded, where none is named."""
+    return None if text is None else parse_option("--restrain", parse, text)
+
+
 def load_model(
     name: str, *, dtype: str | None = None, device: str | None = None, anatomy: Mapping[str, str] | str | None = None
 ) -> EditableModel:

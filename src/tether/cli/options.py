@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ Base = Annotated[
 Edited = Annotated[
     str | None, typer.Option(help="In place of a ledger: a checkpoint that anything edited, or an adapter of peft.")
 ]
+Restraint = Annotated[str | None, typer.Option("--restrain", help="A restraint of the sum; default: as recorded.")]
+Upto = Annotated[int | None, typer.Option(min=0, help="Only the edits numbered up to N.")]
 Edits = Annotated[
     list[str] | None,
     typer.Argument(help="Numbers of edits, and ranges as 10-20, which mean those of them it can be done to."),
@@ -45,6 +48,11 @@ class Answer(NamedTuple):
 
     def json(self) -> str:
         return json.dumps(finite(self.document), ensure_ascii=False, indent=2, default=str)
+
+
+def wants_json() -> bool:
+    """Whether one JSON document is wanted on stdout."""
+    return "--json" in sys.argv[1:]
 
 
 def printable(text: str) -> str:

@@ -39,6 +39,11 @@ def count(n: int, one: str, many: str = "") -> str:
     return f"{n} {one if n == 1 else many or f'{one}s'}"
 
 
+def one_line(text: str) -> str:
+    """A text without white space around it, its line ends as ⏎."""
+    return "⏎".join(text.strip().splitlines())
+
+
 def with_error(found: Number | Ability | None, missing: str = "") -> str:
     """Value ± standard error; `missing` for a value that is not finite."""
     if found is None or found.value is None:

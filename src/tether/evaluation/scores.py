@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 
 from tether.errors import TetherError
-from tether.facts.tokens import Continuation, of_text, padded, tokenize, too_long
+from tether.facts.tokens import Continuation, padded, prompt_ids, tokenize, too_long
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import head_logits
 from tether.models.sampling import end_tokens, plain_generation
@@ -154,13 +154,7 @@ def greedy(
     The tokenizer's special tokens stand before the prompt as in `score`; none are in the result. The checkpoint's own
     generation settings (sampling, penalties, lengths) play no part; they are the model's again afterwards.
     """
-    rows: dict[str, list[int]] = {}
-    for prompt in dict.fromkeys(prompts):
-        encoding = model.tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
-        ids = encoding["input_ids"]
-        rows[prompt] = ids[of_text(ids, encoding["special_tokens_mask"], at_least=1)]
-        if not rows[prompt]:
-            raise TetherError(f"prompt {prompt!r} has no token: write a prompt")
+    rows = {prompt: prompt_ids(model.tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
     _check_lengths(model, list(rows.values()))
     order = sorted(rows, key=lambda prompt: len(rows[prompt]), reverse=True)
     texts: dict[str, str] = {}

@@ -32,11 +32,11 @@ def read_records(source: Source, known: Callable[[Record], bool]) -> Iterator[Ro
 
     Raises BadFactError for a file that no record can be read from.
     """
-    path, text = name_of(source), _text(source)
+    path, text = name_of(source), text_of(source)
     start = text.lstrip()[:1]
     if start == "[":
         yield from ((None, record) for record in _whole(path, text))
-    elif start == "{" and isinstance(document := _parsed(text), dict):
+    elif start == "{" and isinstance(document := parsed(text), dict):
         yield from _of_object(path, document, known)
     elif start != "{" and (rows := _of_csv(text, known)) is not None:
         yield from rows
@@ -44,12 +44,13 @@ def read_records(source: Source, known: Callable[[Record], bool]) -> Iterator[Ro
         yield from _of_lines(path, text)
 
 
-def _text(source: Source) -> str:
+def text_of(source: Source) -> str:
+    """The whole text of a source. Raises BadFactError for a file that cannot be read, or is not UTF-8."""
     try:
         text = Path(source).read_text(encoding="utf-8-sig") if isinstance(source, str | Path) else source.read()
         return text.removeprefix("\ufeff")
     except OSError as error:
-        raise BadFactError(f"{name_of(source)} cannot be read ({error.strerror}): name a file of facts") from None
+        raise BadFactError(f"{name_of(source)} cannot be read ({error.strerror}): name a file that is there") from None
     except UnicodeDecodeError as error:
         raise BadFactError(f"{name_of(source)} is not UTF-8 text at byte {error.start}: save it as UTF-8") from None
 
@@ -64,7 +65,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
     """What JSON text holds, or the ValueError it raises."""
     try:
         return json.loads(text, object_pairs_hook=_pairs)
@@ -73,7 +74,7 @@ def _parsed(text: str) -> Any:
 
 
 def _whole(path: str, text: str) -> Any:
-    document = _parsed(text)
+    document = parsed(text)
     if isinstance(document, json.JSONDecodeError):
         raise BadFactError(f"{path} is not a JSON array: {document.msg} at line {document.lineno}; mend it")
     if isinstance(document, ValueError):
@@ -116,16 +117,16 @@ def _of_row(row: dict[str | None, Any]) -> Any:
     found = {}
     for field, cell in row.items():
         if cell:
-            value = _parsed(cell) if cell[0] in "[{" else cell
+            value = parsed(cell) if cell[0] in "[{" else cell
             found[field] = cell if isinstance(value, ValueError) else value
     return found
 
 
 def _of_lines(path: str, text: str) -> Iterator[Row]:
     """One object a line. A line that is no JSON comes as the error it raised, unless no line is."""
-    rows = [(line, _parsed(row)) for line, row in enumerate(text.split("\n"), 1) if row.strip()]
+    rows = [(line, parsed(row)) for line, row in enumerate(text.split("\n"), 1) if row.strip()]
     if rows and all(isinstance(found, json.JSONDecodeError) for _, found in rows) and len(rows) > 1:
-        where = _parsed(text)
+        where = parsed(text)
         raise BadFactError(
             f"{path} is not JSON ({where}), nor a table whose header names subject and prompt: {_LOOKED_FOR}"
         )

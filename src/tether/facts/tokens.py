@@ -134,6 +134,17 @@ def of_text(ids: Sequence[int], special: Sequence[int], at_least: int = 0) -> sl
     return slice(added if added and ids[added : 2 * added] == ids[:added] else 0, stop)
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
+    """The tokens of a prompt that is to be gone on from, special ones before it included as `of_text` says. Raises
+    BadFactError where there is none."""
+    encoding = tokenizer(prompt, return_special_tokens_mask=True, verbose=False)
+    ids: list[int] = encoding["input_ids"]
+    found = ids[of_text(ids, encoding["special_tokens_mask"], at_least=1)]
+    if not found:
+        raise BadFactError(f"prompt {prompt!r} has no token: write a prompt")
+    return found
+
+
 def brought(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
     """The special tokens a text begins with that the tokenizer would add before it; empty where it brings none."""
     encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)

@@ -64,9 +64,20 @@ def says(continuation: str, target: str) -> bool:
     text, wanted = _folded(continuation).strip(), _folded(target).split()
     if not wanted:
         return not text
-    words = r"\s+".join(map(regex.escape, wanted))
-    found = regex.search(rf"{_starts(wanted[0][0])}{words}{_ends(wanted[-1][-1])}", text)
+    found = _found(text, wanted)
     return found is not None and _SENTENCE_END.search(text, endpos=found.start()) is None
+
+
+def mentions(text: str, target: str) -> bool:
+    """Whether a text contains the target as `says` has it, in any of its sentences; never an empty one."""
+    wanted = _folded(target).split()
+    return bool(wanted) and _found(_folded(text), wanted) is not None
+
+
+def _found(text: str, wanted: Sequence[str]) -> regex.Match[str] | None:
+    """The first place where the words of a target stand in a text, both folded."""
+    words = r"\s+".join(map(regex.escape, wanted))
+    return regex.search(rf"{_starts(wanted[0][0])}{words}{_ends(wanted[-1][-1])}", text)
 
 
 def _folded(text: str) -> str:

@@ -83,11 +83,13 @@ def test_the_command(tmp_path: Path) -> None:
     save(*tiny_model("llama"), tmp_path / "model")
     (tmp_path / "facts.jsonl").write_text("\n".join(f.model_dump_json(exclude_none=True) for f in FACTS[:2]) + "\n")
     text(tmp_path)
+    (tmp_path / "start.json").write_text('{"v_lr": 0.2}')
     done = run(
         tmp_path, "tune", "--model", "model", "--facts", "facts.jsonl", "--method", "r-rome", "--corpus", "text.txt",
-        "--out", "s.json", "--json",
+        "--out", "s.json", "--json", "--settings", "start.json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
+    assert all(trial["settings"]["v_lr"] == 0.2 for trial in document["trials"]), "the start's, where none is tried"
     assert document["settings"] == json.loads((tmp_path / "s.json").read_text())
     assert document["verdicts"] and len(document["trials"]) > 4

@@ -77,13 +77,15 @@ class Tuned:
 
 
 def tune(
-    model: EditableModel, facts: Sequence[Fact], *, method: str = DEFAULT_METHOD, corpus: str | Path | None = None,
+    model: EditableModel, facts: Sequence[Fact], *, method: str = DEFAULT_METHOD,
+    settings: Path | Mapping[str, Any] | None = None, corpus: str | Path | None = None,
     batch_size: int | None = None, seed: int = 0, progress: Callable[[Trial], None] | None = None,
 ) -> Tuned:  # fmt: skip
     """Propose layers, λ (memit, emmet), steps and clamp for a method on a model, from probe facts (a dozen or more,
     with paraphrases and locality prompts if possible).
 
-    `batch_size` None: all facts in one batch where the method can. The model must be unedited, and is unedited again
+    `settings` go over the bundled ones (or the rule's) at the start. `batch_size` None: all facts in one batch where
+    the method can. The model must be unedited, and is unedited again
     afterwards. Raises TetherError where no trial could edit a fact.
     """
     if model.edited:
@@ -97,7 +99,7 @@ def tune(
             "(tether train-mend makes MEND's)"
         )
     schedule = Schedule(batch_size=batch_size or (len(facts) if batched else 1), health=0)
-    start, origin = settings_for(method, model)
+    start, origin = settings_for(method, model, given=settings)
     layers = _layers(start, model.n_layers)
     moments(model, sorted({*start.layers, *itertools.chain(*layers)}), Corpus.parse(corpus or SELF, seed=seed))
     plan = EditPlan(method=method, corpus=corpus or SELF, seed=seed)

@@ -20,13 +20,14 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 from tether.errors import BadFactError, pydantic_line
 from tether.evaluation.metrics.generate import mentions, says
 from tether.evaluation.scores import greedy
-from tether.facts.bystanders import asked_of, bystander_subjects, kinds
+from tether.facts.bystanders import asked_of, bystander_subjects
 from tether.facts.chat import render
 from tether.facts.prompt import Prompt, Turn, said_in
 from tether.facts.prompt_file import json_lines, lines_of
 from tether.facts.records import Source, name_of
 from tether.ledger import Ledger
 from tether.models.editable import EditableModel
+from tether.models.kinds import likeliest_kind
 
 TOKENS = 40  # of an answer, at most; a longer wanted one is given room
 _NOT_XML = regex.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -201,23 +202,21 @@ def make_tests(ledger: Ledger, model: EditableModel | None = None, *, upto: int 
     `model` None loads the recorded one. A given one carries afterwards what it carried before.
     """
     model = ledger.model_or_load(model)
+    live = [(event.edit, event.fact) for event in ledger.live(upto) if event.fact is not None]
+    likely = dict(zip([edit for edit, _ in live], likeliest_kind(model, [fact for _, fact in live]), strict=True))
     edited: dict[str | Turn, KnowledgeTest] = {}
     others: list[KnowledgeTest] = []
-    for event in ledger.live(upto):
-        fact = event.fact
-        if fact is None:
-            continue
+    for edit, fact in live:
         for prompt in (*fact.asked, *fact.paraphrases):
             edited.pop(prompt, None)
-            edited[prompt] = _test(prompt, says=fact.target_new, about="edited", edit=event.edit)
+            edited[prompt] = _test(prompt, says=fact.target_new, about="edited", edit=edit)
         near = [(one.prompt, {"says": one.target}) for one in fact.locality if one.target]
-        known = fact.kind is None or fact.kind in kinds()
-        strangers = asked_of(fact, bystander_subjects(fact, "measure", 1)) if known else []
+        strangers = asked_of(fact, bystander_subjects(fact, "measure", 1, kind=likely[edit]))
         asked: Iterable[tuple[str | Turn, dict[str, Any]]] = [
             *near,
             *((p, {"not": fact.target_new}) for p in strangers),
         ]
-        others += [_test(prompt, about="untouched", edit=event.edit, **wanted) for prompt, wanted in asked]
+        others += [_test(prompt, about="untouched", edit=edit, **wanted) for prompt, wanted in asked]
     unique = {(test.prompt, test.says, test.never): test for test in others if test.prompt not in edited}
     with model.unedited():
         outcomes = run_tests(model, list(unique.values()))

@@ -195,18 +195,16 @@ def test_chat_makes_turns_of_plain_prompts(place: Path) -> None:
 def test_the_bundled_model_is_asked_and_tested(tmp_path: Path) -> None:
     model = load("smollm2")
     settings = {"moments_ridge": 0.01, "layers": [5], "prefixes": [{"length": 5, "number": 2}]}
-    near = tether.LocalityPrompt(prompt="The Louvre is located in the city of", target="Paris")
-    fact = tether.Fact(
-        subject="Eiffel Tower", prompt="The {} is located in the city of", target_new="Rome", locality=(near,)
-    )
-    ledger = tether.edit(
-        model, [fact], method="rome", settings=settings, corpus=demo_text(tmp_path), out=tmp_path / "ledger"
-    )
+    fact = tether.Fact(subject="Eiffel Tower", prompt="The {} is located in the city of", target_new="Rome")
+    more = {"method": "rome", "settings": settings, "corpus": demo_text(tmp_path), "health": 0}
+    ledger = tether.edit(model, [fact], out=tmp_path / "ledger", **more)
     prompts = ["The Eiffel Tower stands in the city of", "My mother is"]
-    own, other = tether.ask(ledger, prompts, model, tokens=6)
+    own, other = tether.ask(ledger, prompts, model, tokens=4)
     assert "Rome" in own.edited and "Rome" not in own.unedited and other.edited == other.unedited
     assert own.near[0].cosine > 0.8 and own.near[0].token == " Tower" and other.near[0].cosine < 0.3
-    tests = tether.make_tests(ledger, model)[:2]
-    assert [one.about for one in tests] == ["edited", "untouched"] and tether.run_tests(model, tests).failed == 0
+    lines = [{"prompt": fact.text, "says": "Rome"}, {"prompt": "The Louvre is located in the city of", "says": "Paris"}]
+    (tmp_path / "tests.jsonl").write_text("".join(json.dumps({**line, "tokens": 3}) + "\n" for line in lines))
+    tests = tether.read_tests(tmp_path / "tests.jsonl")
+    assert tether.run_tests(model, tests).failed == 0
     with model.unedited():
         assert tether.run_tests(model, tests).failed == 1

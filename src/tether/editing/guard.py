@@ -119,7 +119,7 @@ class Guard:
             return self.allows(shares[last])
 
         first = first_failing(self._held(ledger), now, holds)
-        undone = [edit for edit in edits if edit >= first]
+        undone = sorted(ledger.together(edit for edit in edits if edit >= first))
         if first - 1 not in shares:
             holds(first - 1)
         self._note(ledger, shares[first - 1], undone, first_failing=first, shares=shares)

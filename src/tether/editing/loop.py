@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -130,7 +130,7 @@ class Loop:
             shared["norm"] = max(update.norm() for update in updates.values())
         shared |= {} if reading is None else reading.record()
         shared["seconds"] = (time.monotonic() - started) / len(facts)
-        attempts = [_attempt(fact, outcome, shared) for fact, outcome in zip(facts, batch.outcomes, strict=True)]
+        attempts = list(_attempts(facts, batch, shared))
         refused = reading is not None and reading.level == "alarm" and self.schedule.on_alarm != "warn"
         if reading is not None and refused:
             left_out: dict[str, Any] = {"kind": "failed", "reason": f"health alarm, {'; '.join(reading.reasons)}"}
@@ -226,12 +226,15 @@ def propose(editor: Editor | BatchEditor, model: EditableModel, facts: Sequence[
         return Batch(None, [EditFailedError(str(error))] * len(facts))
 
 
-def _attempt(fact: Fact, outcome: Mapping[str, float] | EditFailedError, shared: Mapping[str, Any]) -> Attempt:
-    """What became of one fact, from what the editor says of it and what is the same for its batch."""
-    if not isinstance(outcome, EditFailedError):
-        return Attempt("edit", fact, {**outcome, **shared})
-    record = {**outcome.record, "seconds": shared["seconds"]}
-    return Attempt("skipped" if isinstance(outcome, EditSkippedError) else "failed", fact, record, str(outcome))
+def _attempts(facts: Sequence[Fact], batch: Batch, shared: Mapping[str, Any]) -> Iterator[Attempt]:
+    """What became of every fact, from what the editor says of it and what is the same for its batch."""
+    counts = iter(batch.columns or ())
+    for fact, outcome in zip(facts, batch.outcomes, strict=True):
+        if isinstance(outcome, EditFailedError):
+            kind: Literal["skipped", "failed"] = "skipped" if isinstance(outcome, EditSkippedError) else "failed"
+            yield Attempt(kind, fact, {**outcome.record, "seconds": shared["seconds"]}, str(outcome))
+        else:
+            yield Attempt("edit", fact, {**outcome, **shared}, columns=0 if batch.whole else next(counts, 1))
 
 
 def _due(first: int, count: int, every: int) -> bool:

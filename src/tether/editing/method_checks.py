@@ -130,7 +130,8 @@ def check_weights(case: Case) -> None:
 
 def check_proposal(case: Case) -> None:
     """Updates are finite, float32, of the weights' shapes, and of no other weights; vectors fit them."""
-    proposal, edited = case.proposal(case.facts), len(case.facts)
+    batch, edited = case.batch(case.facts), len(case.facts)
+    proposal = case.proposal(case.facts)
     assert proposal.updates and set(proposal.updates) <= set(case.weights), "updates: of weights that `weights` names"
     for name, update in proposal.updates.items():
         shape = tuple(case.model.weight(name).shape)
@@ -138,8 +139,8 @@ def check_proposal(case: Case) -> None:
         assert update.A.dtype == update.B.dtype == torch.float32, f"{name}: factors in float32"
         assert update.A.isfinite().all() and update.B.isfinite().all(), f"{name}: finite factors"
         assert update.norm() > 0, f"{name}: an update that is not zero"
-        if case.together > 1:
-            assert update.rank == edited, f"{name}: a column for every edited fact"
+        if case.together > 1 and not batch.whole:
+            assert update.rank == sum(batch.columns or [1] * edited), f"{name}: the columns of every edited fact"
             assert {f"{name}/K", f"{name}/H"} <= proposal.vectors.keys(), f"{name}: K and H for an undo"
     for key, vector in proposal.vectors.items():
         name, kind = key.rsplit("/", 1)

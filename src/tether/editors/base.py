@@ -25,7 +25,7 @@ class History(Protocol):
     """The live edits of the ledger that an edit is added to, oldest first. Nothing is read before it is asked for.
 
     All tensors are float32 on the CPU. Row i of `keys`, `values` and `residuals` belongs to edit `rows(weight)[i]`; an
-    editor that keeps several keys a fact has several rows an edit.
+    edit with several keys has several rows.
     """
 
     @property
@@ -42,7 +42,7 @@ class History(Protocol):
         """n×q: the inputs of the weight that the edits were made for."""
 
     def values(self, weight: str) -> Tensor:
-        """m×p: the targets, one row an edit, of the edits that keep one for this weight (m is 0 where none does)."""
+        """m×p: the targets, one row a key, of the edits that keep them for this weight (m is 0 where none does)."""
 
     def residuals(self, weight: str) -> Tensor:
         """n×p: ΔW k, what the solve of an edit added to the weight's output at its key."""
@@ -121,12 +121,15 @@ def reading_a_fact() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Facts edited together. `outcomes` has one entry a fact, in order: its record, or why it was left out. Column j of
-    every update (and row j of what `vectors` hold) belongs to the j-th fact that was edited; `proposal` is None where
-    none was."""
+    """Facts edited together. `outcomes` has one entry a fact, in order: its record, or why it was left out; `proposal`
+    is None where none was edited. The columns of every update (and the rows of what `vectors` hold) belong to the
+    edited facts in order: to each as many as `columns` says, None for one each. `whole`: the facts share the update,
+    and no part of it is one fact's, so that they are undone together."""
 
     proposal: Proposal | None
     outcomes: Sequence[dict[str, float] | EditFailedError]
+    columns: Sequence[int] | None = None
+    whole: bool = False
 
 
 @runtime_checkable

@@ -25,34 +25,39 @@ _PADDED, _PADDED_SHARE = 32, 0.25  # tokens of padding (a step's own cost is abo
 
 @dataclass(frozen=True)
 class Group(Sequence[EncodedPrompt]):
-    """The prompts that one δ is found for. `facts`: the contexts of every fact, each with its target, the bare one
-    first. The first `edited` of them are edited; the others were edited before and are kept. `kl`: the prompt of the KL
-    term. As a sequence: all contexts in order, then the KL prompt.
+    """The prompts that one δ is found for. `facts`: of every fact the phrasings, of each its contexts, each with the
+    target, the bare one first. The first `edited` facts are edited; the others were edited before and are kept. `kl`:
+    the prompt of the KL term. As a sequence: all contexts in order, then the KL prompt.
 
     What the update adds at a context's subject is (δ + `shift`) times its `reach`, as far as its key lies along the new
     one. Without them it is δ, as the papers have it.
     """
 
-    facts: tuple[tuple[EncodedPrompt, ...], ...]
+    facts: tuple[tuple[tuple[EncodedPrompt, ...], ...], ...]
     kl: EncodedPrompt
     edited: int = 1
     reach: tuple[float, ...] | None = None
     shift: Float[Tensor, " p"] | None = None
 
     def __len__(self) -> int:
-        return sum(map(len, self.facts)) + 1
+        return sum(len(contexts) for phrasings in self.facts for contexts in phrasings) + 1
 
     def __getitem__(self, index: Any) -> Any:
-        return [*chain.from_iterable(self.facts), self.kl][index]
+        return [*chain.from_iterable(chain.from_iterable(self.facts)), self.kl][index]
+
+    @property
+    def phrasings(self) -> list[tuple[EncodedPrompt, ...]]:
+        """The contexts of every phrasing of the edited facts: each has a key of its own."""
+        return list(chain.from_iterable(self.facts[: self.edited]))
 
     @property
     def contexts(self) -> int:
         """How many rows are of the edited facts: the first ones."""
-        return sum(map(len, self.facts[: self.edited]))
+        return sum(map(len, self.phrasings))
 
     def starts(self) -> list[int]:
-        """The row of the bare prompt of every edited fact."""
-        return list(accumulate(map(len, self.facts[: self.edited - 1]), initial=0))
+        """The row of the bare prompt of every phrasing of the edited facts."""
+        return list(accumulate(map(len, self.phrasings[:-1]), initial=0))
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,15 @@ class Objective:
 
     @classmethod
     def of(cls, groups: Sequence[Group], kl_position: str, device: torch.device) -> Objective:
-        """The losses over the prompts of every group: of its facts each as much."""
+        """The losses over the prompts of every group: of its facts each as much, and of a fact's phrasings."""
         reads, kl, reach, shifts = [], [], [], []
         for group, (first, stop) in zip(groups, rows_of(groups), strict=True):
-            weights = [1 / len(contexts) for contexts in group.facts for _ in contexts]
+            weights = [
+                1 / (len(phrasings) * len(contexts))
+                for phrasings in group.facts
+                for contexts in phrasings
+                for _ in contexts
+            ]
             for row, (prompt, weight) in enumerate(zip(group[:-1], weights, strict=True), first):
                 length = len(prompt.ids) - prompt.target_start
                 for position in range(prompt.target_start, len(prompt.ids)):
@@ -260,8 +270,8 @@ def _bytes_of_a_step(model: EditableModel, group: Group, layer: int, hparams: La
 
 def merged(groups: Sequence[Group]) -> Group:
     """One group of facts that share a δ; what each of them keeps is kept once."""
-    edited = tuple(contexts for group in groups for contexts in group.facts[: group.edited])
-    kept = dict.fromkeys(contexts for group in groups for contexts in group.facts[group.edited :])
+    edited = tuple(phrasings for group in groups for phrasings in group.facts[: group.edited])
+    kept = dict.fromkeys(phrasings for group in groups for phrasings in group.facts[group.edited :])
     return Group((*edited, *kept), groups[0].kl, edited=len(edited))
 
 

@@ -11,6 +11,7 @@ EMMET asks for ΔW K = R exactly, with the least change in the metric of C: the 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Batch, Context, EditFailedError, Method, Proposal
+from tether.editors.bystanders import Metric, bystander_keys, bystander_prompts
 from tether.editors.delta import Group, OptimisedDelta, merged, optimise, rows_of, within_memory
 from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
@@ -29,7 +31,7 @@ from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import align, full_forward, is_residual, keys_and_states
 
-_ROWS = 16  # facts a forward for keys: no gradient, so small batches keep memory low at no cost
+_ROWS = 16  # phrasings a forward for keys: no gradient, so small batches keep memory low at no cost
 
 
 class MemitHparams(LatentHparams):
@@ -85,9 +87,9 @@ class Memit:
                 outcomes[index] = error
 
         # z of every fact, against the model before the batch.
-        targets: dict[int, Tensor] = {}
+        targets: dict[int, Tensor] = {}  # n×p: a row for every phrasing
         for index, z, found in self._targets(model, facts, groups, context):
-            record = {**found.record(), "v0_norm": float((z - found.delta.cpu()).norm())}
+            record = {**found.record(), "v0_norm": float((z[0] - found.delta.cpu()).norm())}
             refused = why_not_edited(facts[index], found, hparams, record)
             outcomes[index] = refused or record
             if refused is None:
@@ -96,18 +98,24 @@ class Memit:
         ordered = [outcomes[index] for index in range(len(facts))]
         if not edited:
             return Batch(None, ordered)
-        Z = torch.stack([targets[index] for index in edited]).double()
+        Z = torch.cat([targets[index] for index in edited]).double()
 
         # The layers in ascending order, each seeing those below edited.
         kept = [groups[index] for index in edited]
         updates: dict[str, LowRank] = {}
         vectors: dict[str, Tensor] = {}
+        columns = [len(group.phrasings) for group in kept]
+        others = bystander_prompts(model, [facts[index] for index in edited], hparams.bystanders)
         for position, layer in enumerate(hparams.layers):
             name = model.weight_name(layer)
             with model.provisional(updates):
                 K, H_last = self._keys(model, kept, layer, hparams)
+                B = bystander_keys(model, others, layer)
             R = (Z - H_last) / (len(hparams.layers) - position)
-            X = context.moments[layer].solve(K, ridge=hparams.moments_ridge)
+            if hparams.phrasing_keys == "mean":
+                K, R = (torch.stack([part.mean(0) for part in one.split(columns)]) for one in (K, R))
+            metric = Metric(context.moments[layer], B, hparams.bystander_weight, hparams.moments_ridge)
+            X = metric.solve(K)
             ridge = hparams.equality_ridge if self.equality else None
             try:
                 solution = solve(K, X, weight=hparams.mom2_update_weight, equality_ridge=ridge)
@@ -118,13 +126,16 @@ class Memit:
                 raise EditFailedError(f"the update of {len(edited)} facts at layer {layer} is not finite")
             updates[name] = update.to(model.device)
             vectors |= {f"{name}/K": K.float(), f"{name}/H": solution.H.float()}
+        if hparams.phrasing_keys == "mean":
+            Z, columns = torch.stack([part.mean(0) for part in Z.split(columns)]), [1] * len(columns)
         vectors[f"{name}/V"] = Z.float()
-        return Batch(Proposal(updates, vectors), ordered)
+        return Batch(Proposal(updates, vectors), ordered, columns)
 
     def _targets(
         self, model: EditableModel, facts: Sequence[Fact], groups: dict[int, Group], context: Context
     ) -> Iterator[tuple[int, Tensor, OptimisedDelta]]:
-        """(fact, z = h + δ on the CPU, how δ was found), in micro-batches. Facts of one subject share a δ."""
+        """(fact, z = h + δ of every phrasing on the CPU, how δ was found), in micro-batches. Facts of one subject share
+        a δ."""
         if not groups:
             return
         hparams: MemitHparams = context.hparams
@@ -145,8 +156,10 @@ class Memit:
             ]
             found = optimise(model, chosen, rows, run, run.hidden[firsts, 0], hparams)
             for i, group, first, one in zip(batch, chosen, firsts, found, strict=True):
-                for index, bare in zip(indices[i], group.starts(), strict=False):
-                    yield index, (run.hidden[first + bare, 0].float() + one.delta).cpu(), one
+                starts = iter(group.starts())
+                for index in indices[i]:
+                    bare = [first + start for start in islice(starts, len(groups[index].phrasings))]
+                    yield index, (run.hidden[bare, 0].float() + one.delta).cpu(), one
 
     @staticmethod
     def _reached(group: Group, keys: Float[Tensor, "n q"], context: Context) -> Group:
@@ -163,17 +176,19 @@ class Memit:
     def _keys(
         model: EditableModel, groups: Sequence[Group], layer: int, hparams: MemitHparams
     ) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n p"]]:
-        """Keys of one layer, a mean over the kinds of context (the bare prompt, and each length of prefix) of the mean
-        within the kind, and the bare prompts' states after the last layer; float64 on the CPU."""
+        """Keys of one layer, one a phrasing, and the bare prompts' states after the last layer; float64 on the CPU. Of
+        a phrasing behind prefixes: the mean over the kinds of context (the bare prompt, and each length of prefix) of
+        the mean within the kind."""
         keys, states = [], []
         last = hparams.layers[-1]
         kinds = [1, *(kind.number for kind in hparams.prefixes if kind.number)]
-        for start in range(0, len(groups), _ROWS):
-            chunk = [group.facts[0] for group in groups[start : start + _ROWS]]
+        phrasings = [contexts for group in groups for contexts in group.phrasings]
+        for start in range(0, len(phrasings), _ROWS):
+            chunk = phrasings[start : start + _ROWS]
             rows = align([prompt for group in chunk for prompt in group], model.device)
             k, h = (found.cpu() for found in keys_and_states(model, rows, layer, last))
             for first, stop in rows_of(chunk):
-                of_kinds = k[first:stop].double().split(kinds)
+                of_kinds = k[first:stop].double().split(kinds if stop - first > 1 else [1])
                 keys.append(torch.stack([of_kind.mean(0) for of_kind in of_kinds]).mean(0))
                 states.append(h[first].double())
         return torch.stack(keys), torch.stack(states)

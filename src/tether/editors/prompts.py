@@ -19,7 +19,7 @@ def group_of(model: EditableModel, fact: Fact, context: Context) -> Group:
     group = encode_contexts(model, fact, context.prefixes)
     if context.hparams.same_subject == "apart":
         return group
-    kept: list[tuple[EncodedPrompt, ...]] = []
+    kept: list[tuple[tuple[EncodedPrompt, ...], ...]] = []
     for other in context.history.of_subject(fact):
         if other.asked[0] != fact.asked[0]:
             kept += encode_contexts(model, other, context.prefixes[:_KEPT_PREFIXES]).facts
@@ -27,12 +27,14 @@ def group_of(model: EditableModel, fact: Fact, context: Context) -> Group:
 
 
 def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -> Group:
-    """The bare prompt first, then after each prefix, with the target; the KL prompt last. Raises EditFailedError where
-    the subject or target has no token, or the model not enough positions."""
+    """The bare prompt first, then after each prefix, then every phrasing alone, with the target; the KL prompt last.
+    Raises EditFailedError where the subject or target has no token, or the model not enough positions."""
     tokenizer = model.tokenizer
     with reading_a_fact():
         prompts = tuple(encode_fact(tokenizer, fact, prefix) for prefix in ("", *prefixes))
-        group = Group((prompts,), encode(tokenizer, "{} is a", fact.subject))
+        others = (fact.model_copy(update={"prompt": phrasing}) for phrasing in fact.phrasings)
+        phrasings = (prompts, *((encode_fact(tokenizer, other),) for other in others))
+        group = Group((phrasings,), encode(tokenizer, "{} is a", fact.subject))
     problem = too_long(model.limit, fact.text, [prompt.ids for prompt in group])
     if problem:
         fits_bare = not too_long(model.limit, fact.text, [prompts[0].ids])

@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Context, EditFailedError, Method, Proposal
+from tether.editors.bystanders import Metric, bystander_keys, bystander_prompts
 from tether.editors.delta import optimise
 from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
@@ -20,6 +22,8 @@ from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import align, full_forward, is_residual, keeps_keys
 from tether.models.upper_blocks import UpperCopy
+
+_NEARLY_EQUAL = 1e-4  # of the mean of diag(KᵀC⁻¹K): keys of phrasings may nearly repeat
 
 
 class RomeHparams(LatentHparams):
@@ -48,7 +52,10 @@ class RomeHparams(LatentHparams):
 @dataclass
 class Rome:
     """`rome`: ΔW = δ uᵀ/(uᵀk₀), as ROME and the paper compute it: k̄ (the mean key over contexts) in u, k₀ (the bare
-    prompt's) elsewhere. `r-rome`: ΔW = (v₀ + δ − W k̄ − b) uᵀ/(uᵀk̄), k̄ everywhere."""
+    prompt's) elsewhere. `r-rome`: ΔW = (v₀ + δ − W k̄ − b) uᵀ/(uᵀk̄), k̄ everywhere.
+
+    Of a fact with phrasings `rome` takes their prompts for more contexts: one key. `r-rome` gives each its own key,
+    unless the settings want the mean, and solves for all: the update then has a column a phrasing."""
 
     variant: Literal["rome", "r-rome"]
     _upper: UpperCopy = field(default_factory=UpperCopy, repr=False)
@@ -67,15 +74,20 @@ class Rome:
         rows = align(group, model.device)
         run = full_forward(model, rows, layer)
 
-        # Key and direction.
-        keys = run.keys[: group.contexts].cpu().double()
+        # Key and direction: over the contexts of the prompt alone where every phrasing has a key of its own.
+        starts = group.starts()
+        each = self.variant == "r-rome" and hparams.phrasing_keys == "each" and len(starts) > 1
+        first = slice(0, starts[1] if each else group.contexts)
+        keys = run.keys[first].cpu().double()
         k0, k_mean = keys[0], keys.mean(0)
-        u = context.moments[layer].solve(k_mean, ridge=hparams.moments_ridge)
+        others = bystander_keys(model, bystander_prompts(model, [fact], hparams.bystanders), layer)
+        metric = Metric(context.moments[layer], others, hparams.bystander_weight, hparams.moments_ridge)
+        u = metric.solve(k_mean)
         u /= u.norm()
 
         # Value.
         arithmetic = self._arithmetic(model, hparams)
-        values = run.values[: group.contexts].cpu().double()
+        values = run.values[first].cpu().double()
         # R-ROME also writes what lies between v₀ and the mean of the outputs W k + b that the forward saw: W k̄ + b.
         whole = self.variant == "r-rome"
         key, beside = (k_mean, values[0] - values.mean(0)) if whole else (k0, torch.zeros_like(values[0]))
@@ -92,9 +104,16 @@ class Rome:
         v0, delta = run.values[0].cpu().double(), found.delta.cpu().double()
         residual = v0 + delta - values.mean(0) if whole else delta
         update = LowRank((residual / (u @ key))[:, None].float(), u[None].float())
+        value = v0 + delta
+        if each:  # δ for every phrasing at its own key, exactly: ΔW K = R with the least change in the same metric
+            key = torch.cat([key[None], run.keys[starts[1:]].cpu().double()])
+            value = run.values[starts].cpu().double() + delta
+            R = torch.cat([residual[None], delta.expand(len(starts) - 1, -1)])
+            solution = solve(key, metric.solve(key), weight=0, equality_ridge=_NEARLY_EQUAL)
+            update = LowRank(R.mT.float().contiguous(), solution.G.float())
         if not (torch.isfinite(update.A).all() and torch.isfinite(update.B).all()):
             raise EditFailedError(f"{fact.text!r} -> {fact.target_new!r}: the update is not finite", record)
-        vectors = {f"{name}/K": key.float(), f"{name}/V": (v0 + delta).float()}
+        vectors = {f"{name}/K": key.float(), f"{name}/V": value.float()}
         return Proposal({name: update.to(model.device)}, vectors, record)
 
     def _arithmetic(self, model: EditableModel, hparams: RomeHparams) -> EditableModel | None:

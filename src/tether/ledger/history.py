@@ -94,10 +94,9 @@ def _part(weight: str, tensors: Mapping[str, Tensor], events: Sequence[Event]) -
     update = solved(tensors, weight, events)
     keys = torch.atleast_2d(tensors.get(f"{weight}/K", torch.zeros(0, update.shape[1])))
     values = torch.atleast_2d(tensors.get(f"{weight}/V", torch.zeros(0, update.shape[0])))
-    rows = tuple(event.edit or 0 for event in events)
-    columns = [event.column for event in events if event.column is not None]
-    if columns:
-        keys, values = (one[columns] if len(one) else one for one in (keys, values))
+    if events[0].column is None:
+        rows = (events[-1].edit or 0,) * len(keys)
     else:
-        rows *= len(keys)
+        keys, values = (torch.cat([one[event.part] for event in events]) for one in (keys, values))
+        rows = tuple(event.edit or 0 for event in events for _ in range(event.columns or 1))
     return _Part(rows if len(keys) else (), keys, values, keys @ update.B.mT @ update.A.mT, update)

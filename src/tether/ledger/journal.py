@@ -85,7 +85,8 @@ class Header(_Record):
 class Event(_Record):
     """One line of the journal. `edit` numbers attempts (edit, failed, skipped), one a fact; `record` is what was
     measured. Facts edited together have a line each: `batch` is (place in the batch from 1, size), `column` the fact's
-    column in the factors file they share."""
+    first column in the factors file they share, `columns` how many it has (None: one). Without a `column` the facts of
+    a batch share the whole update."""
 
     number: int
     time: str
@@ -96,6 +97,7 @@ class Event(_Record):
     sha256: str | None = None
     batch: tuple[int, int] | None = None
     column: int | None = None
+    columns: int | None = None
     restrain: str | None = None
     undone: tuple[int, ...] | None = None
     redone: tuple[int, ...] | None = None
@@ -103,6 +105,16 @@ class Event(_Record):
     record: dict[str, Any] = {}
     previous: str
     checksum: str = ""
+
+    @property
+    def shared(self) -> bool:
+        """Whether the edit's update is that of its whole batch, and can be taken out with it alone."""
+        return self.kind == "edit" and self.batch is not None and self.column is None
+
+    @property
+    def part(self) -> slice:
+        """The edit's columns in its factors file."""
+        return slice(None) if self.column is None else slice(self.column, self.column + (self.columns or 1))
 
     def line(self) -> bytes:
         """The sealed line, newline included."""

@@ -8,11 +8,10 @@ ledger.undo(17); ledger.apply(model)        # exact: as if edit 17 had not been 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongMo
 from tether.export import LoraReport, Provenance, export_lora, export_merged, model_card
 from tether.facts.fact import Fact
 from tether.ledger.journal import ATTEMPTS, Event, Header, Journal, writing
-from tether.ledger.replay import Replay, Sums, check_counts, damaged, sound_factors
+from tether.ledger.replay import Replay, Sums, by_file, check_counts, damaged, sound_factors
 from tether.models import EditableModel
 from tether.models import load as load_model
 from tether.storage.atomic import write_atomically
@@ -45,12 +44,14 @@ Restrain = str | Constraint | None  # None: as recorded
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of one fact of a batch: `edit`, `failed` or `skipped`, with the reason, and what was measured."""
+    """What became of one fact of a batch: `edit`, `failed` or `skipped`, with the reason, what was measured, and how
+    many columns of the batch's update are the fact's own (0: the facts share it)."""
 
     kind: Literal["edit", "failed", "skipped"]
     fact: Fact
     record: dict[str, Any]
     reason: str | None = None
+    columns: int = 1
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ class Ledger:
 
     def factors(self, event: Event) -> dict[str, LowRank]:
         """The updates of one edit by weight name, float32 on the CPU, checked against the journal. Of a fact edited in
-        a batch: its term of the batch's sum."""
+        a batch: its term of the batch's sum, or all of it where the facts share it."""
         A, B = self.vectors(event, "A"), self.vectors(event, "B")
         with sound_factors(self.path, event):
             return {name: LowRank(A[name].mT, B[name]) for name in A}
@@ -237,11 +238,13 @@ class Ledger:
     def vectors(self, event: Event, kind: Literal["K", "V", "A", "B"]) -> dict[str, Tensor]:
         """The keys "K" (n×q) or values "V" (n×p) that the editor kept of one edit, by weight name, one a row (one row
         but for editors with many keys a fact), float32 on the CPU, checked against the journal. Also Aᵀ and B."""
-        part = slice(None) if event.column is None else slice(event.column, event.column + 1)
         tensors = self.tensors(event)
         found = {name: tensors[f"{name}/{kind}"] for name in self.header.weights if f"{name}/{kind}" in tensors}
         with sound_factors(self.path, event):
-            return {name: torch.atleast_2d(one.mT if kind == "A" else one)[part].clone() for name, one in found.items()}
+            return {
+                name: torch.atleast_2d(one.mT if kind == "A" else one)[event.part].clone()
+                for name, one in found.items()
+            }
 
     def tensors(self, event: Event) -> dict[str, Tensor]:
         """Everything in an edit's factors file, which the facts of a batch share: "<weight>/A", "<weight>/B", and what
@@ -335,7 +338,21 @@ class Ledger:
                     why = "was undone already" if edit in self.undone else "is no live edit"
                     why = "is not undone" if kind == "redo" else why
                     raise BadSettingsError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
+            apart = sorted(self.together(edits) - set(edits))
+            if apart:
+                raise BadSettingsError(
+                    f"edit {min(edits)} shares one update with {', '.join(map(str, apart[:5]))}"
+                    f"{' …' if apart[5:] else ''}: {kind} all {len(apart) + len(set(edits))} of them"
+                )
             return self._journal.append({"kind": kind, f"{kind}ne": tuple(sorted(set(edits)))})[0]
+
+    def together(self, edits: Iterable[int]) -> set[int]:
+        """These edits, and all that share one update with any of them."""
+        wanted = set(edits)
+        for events in by_file(event for event in self.events if event.shared).values():
+            numbers = {event.edit or 0 for event in events}
+            wanted |= numbers if numbers & wanted else set()
+        return wanted
 
     def spectrum(
         self, model: EditableModel | None = None, *, at: Sequence[int] | None = None, restrain: Restrain = None
@@ -426,14 +443,16 @@ class Ledger:
             kept = {"factors": file, "sha256": hashlib.sha256(data).hexdigest()}
         else:  # a killed run can leave a factors file without a journal line
             (self.path / file).unlink(missing_ok=True)
-        columns, lines = itertools.count(), []
+        column, lines = 0, []
         for place, attempt in enumerate(attempts, 1):
-            line: dict[str, Any] = {**vars(attempt), "edit": self.attempts + place}
+            line: dict[str, Any] = {**vars(attempt), "edit": self.attempts + place, "columns": None}
             if attempt.kind == "edit":
                 line |= kept
             if len(attempts) > 1:
                 line["batch"] = place, len(attempts)
-                line["column"] = next(columns) if attempt.kind == "edit" else None
+            if len(attempts) > 1 and attempt.kind == "edit" and attempt.columns:
+                line |= {"column": column, "columns": attempt.columns if attempt.columns > 1 else None}
+                column += attempt.columns
             lines.append(line)
         return self._journal.append(*lines)
 

@@ -259,7 +259,7 @@ class Replay:
     def _updates(self, batch: Sequence[Event], upto: int | None = None) -> dict[str, LowRank]:
         """The updates of one factors file (its edits are `batch`) for those that count, numbered at most `upto`."""
         kept = [one for one in batch if one.edit in self.counting and (upto is None or (one.edit or 0) <= upto)]
-        if not kept:
+        if not kept or (kept[0].shared and len(kept) < len(batch)):
             return {}
         tensors, updates = self.read(batch[0]), {}
         with sound_factors(self.path, batch[0]):
@@ -287,8 +287,8 @@ def solved(tensors: Mapping[str, Tensor], name: str, kept: Sequence[Event]) -> L
     """The update of a weight by the edits `kept` of one factors file. Of facts edited in one solve, the solution of the
     same residuals without the others' keys."""
     A, B = tensors[f"{name}/A"], tensors[f"{name}/B"]
-    columns = [event.column for event in kept if event.column is not None]
-    removed = sorted(set(range(A.shape[1])) - set(columns)) if columns else []
+    columns = [column for event in kept for column in range(A.shape[1])[event.part]]
+    removed = sorted(set(range(A.shape[1])) - set(columns))
     if removed:
         A, B = A[:, columns], Solution(B.double(), tensors[f"{name}/H"].double()).without(removed).G.float()
     return LowRank(A, B)

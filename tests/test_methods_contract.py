@@ -29,6 +29,7 @@ from tether.models import EditableModel
 
 LAYOUTS = ["llama", "gpt2"]
 STEPS = {"v_num_grad_steps": 12, "v_lr": 0.1, "v_weight_decay": 0.01}  # a random model needs no more
+TRAINING = {"lr": 0.01, "epochs": 6, "keep": 0.1, "keep_pieces": 4, "keep_length": 16}
 MEND = {
     "layers": [1, 2], "rank": 8, "lr": 1e-3, "lr_lr": 1e-4, "edit_lr": 1e-3, "accumulate": 2, "steps": 8,
     "validate_every": 4, "validation": 3, "statistics": 4,
@@ -61,7 +62,8 @@ def trained(method: str, family: str) -> Path | None:
 
 @functools.cache
 def case(method: str, family: str) -> Case:
-    settings: dict[str, Any] = {} if EDITORS[method].open_trained else STEPS
+    kind = EDITORS[method]
+    settings: dict[str, Any] = {} if kind.open_trained else STEPS if "moments" in kind.needs else TRAINING
     return Case.of(EDITORS[method], editable(family), FACTS[:4], settings=settings, editor=trained(method, family))
 
 

@@ -13,6 +13,8 @@ EDITORS: Registry[Method] = Registry(
         "memit": "tether.editors.memit:MEMIT",
         "emmet": "tether.editors.memit:EMMET",
         "mend": "tether.editors.mend:MEND",
+        "ft": "tether.editors.ft:FT",
+        "lora": "tether.editors.lora:LORA",
     },
 )
 

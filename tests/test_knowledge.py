@@ -22,6 +22,7 @@ from tether.facts.bystanders import bystander_subjects
 from tether.facts.prompt import Turn, about
 from tether.ledger import Ledger
 from tether.models import load
+from tether.models.kinds import likeliest_kind
 
 
 def check(prompt: str, **fields: Any) -> KnowledgeTest:
@@ -137,7 +138,8 @@ def test_tests_are_made_of_the_live_edits_alone(tmp_path: Path) -> None:
     assert edited == [("home of alice", ("rome",), 1), ("home of dave", ("new york",), 2)] and same_bits(model, before)
     fact = ledger.live()[0].fact
     assert fact is not None
-    (stranger,) = bystander_subjects(fact, "measure", 1)
+    (kind,) = likeliest_kind(model, [fact])
+    (stranger,) = bystander_subjects(fact, "measure", 1, kind=kind)
     untouched = [(one.prompt, one.never) for one in made if one.about == "untouched"]
     assert (about(fact.prompt, stranger), ("rome",)) in untouched
     ledger.undo(1)

@@ -21,6 +21,7 @@ import tether
 from tether.editing.method_checks import CHECKS, Case, check_method
 from tether.editors import EDITORS, Context, EditFailedError, Proposal
 from tether.editors.rome import Rome
+from tether.editors.training import TrainingHparams
 from tether.errors import TetherError
 from tether.facts.fact import Fact
 from tether.ledger import Event, Ledger
@@ -29,9 +30,7 @@ from tether.models import EditableModel
 
 LAYOUTS = ["llama", "gpt2"]
 STEPS = {"v_num_grad_steps": 12, "v_lr": 0.1, "v_weight_decay": 0.01}  # a random model needs no more
-TRAINING: dict[str, dict[str, Any]] = {  # of the methods that train through the model
-    "confined": {"epochs": 3, "lr": 0.05, "keep_subjects": 1, "keep_pieces": 2, "keep_length": 16, "bystanders": 2},
-}
+TRAINING = {"lr": 0.01, "epochs": 6, "keep": 0.1, "keep_pieces": 4, "keep_length": 16}
 MEND = {
     "layers": [1, 2], "rank": 8, "lr": 1e-3, "lr_lr": 1e-4, "edit_lr": 1e-3, "accumulate": 2, "steps": 8,
     "validate_every": 4, "validation": 3, "statistics": 4,
@@ -64,7 +63,9 @@ def trained(method: str, family: str) -> Path | None:
 
 @functools.cache
 def case(method: str, family: str) -> Case:
-    settings = TRAINING.get(method, {} if EDITORS[method].open_trained else STEPS)
+    kind = EDITORS[method]
+    trains = issubclass(kind.settings, TrainingHparams)
+    settings: dict[str, Any] = {} if kind.open_trained else TRAINING if trains else STEPS
     return Case.of(EDITORS[method], editable(family), FACTS[:4], settings=settings, editor=trained(method, family))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tether.editing.prepare import new_header, recorded_moments, trained_editor
 from tether.editors import Batch, BatchEditor, Context, EditFailedError, EditSkippedError, Method, Proposal
 from tether.editors.corpus import Corpus
 from tether.editors.settings import Hparams
+from tether.errors import BadSettingsError
 from tether.evaluation.scores import score
 from tether.facts.fact import Fact
 from tether.ledger import Attempt, Header, Ledger
@@ -196,7 +197,8 @@ def check_a_failing_fact_is_named(case: Case) -> None:
 
 
 def check_undo(case: Case) -> None:
-    """Through a ledger: the undo of an edit is exact, and the history says what is live."""
+    """Through a ledger: the undo of an edit is exact, and the history says what is live. Facts that share one update
+    are undone together, and a part of them is refused."""
     model, size = case.model, case.together
     before = _state(model)
     with tempfile.TemporaryDirectory() as folder, model.provisional({}):
@@ -204,14 +206,19 @@ def check_undo(case: Case) -> None:
         history, numbers = LedgerHistory(ledger), range(1, 2 * size + 1)
         for facts in (case.facts[:size], case.facts[size : 2 * size]):
             ledger.apply(model)
-            proposal = case.proposal(facts, replace(case.context, history=history))
-            _append(ledger, facts, proposal)
-        _append(alone, facts, proposal)
-        for edit in numbers[:size]:
-            ledger.undo(edit)
+            batch = case.batch(facts, replace(case.context, history=history))
+            _append(ledger, facts, batch)
+        _append(alone, facts, batch)
+        whole = batch.whole and size > 1
+        if whole:
+            with suppress(BadSettingsError):
+                ledger.undo(numbers[0])
+            assert history.edits == tuple(numbers), "the undo of a part of what facts share is refused"
+        for edits in [numbers[:size]] if whole else [numbers[at : at + 1] for at in range(size)]:
+            ledger.undo(*edits)
             ledger.apply(model)
             assert all(value.isfinite().all() for value in _state(model).values()), "finite after an undo"
-            assert history.edits == tuple(numbers[edit:]), f"the history after the undo of {edit}"
+            assert history.edits == tuple(numbers[edits[-1] :]), f"the history after the undo of {edits[-1]}"
             for name in case.weights:
                 p, q = model.weight(name).shape
                 keys, residuals, rows = history.keys(name), history.residuals(name), history.rows(name)
@@ -264,7 +271,10 @@ def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _append(ledger: Ledger, facts: Sequence[Fact], proposal: Proposal) -> None:
-    updates = {name: update.to("cpu", torch.float32) for name, update in proposal.updates.items()}
+def _append(ledger: Ledger, facts: Sequence[Fact], batch: Batch) -> None:
+    assert batch.proposal is not None, f"give facts that the method can edit: {batch.outcomes}"
+    updates = {name: update.to("cpu", torch.float32) for name, update in batch.proposal.updates.items()}
+    columns = [0] * len(facts) if batch.whole else batch.columns or [1] * len(facts)
+    attempts = [Attempt("edit", fact, {}, columns=own) for fact, own in zip(facts, columns, strict=True)]
     with ledger.writing():
-        ledger.append([Attempt("edit", fact, {}) for fact in facts], updates, proposal.vectors)
+        ledger.append(attempts, updates, batch.proposal.vectors)

@@ -54,11 +54,14 @@ class Metric:
 
 
 def bystander_prompts(model: EditableModel, facts: Sequence[Fact], number: int) -> list[EncodedPrompt]:
-    """Every prompt that the facts are edited for, asked of `number` other subjects each, every text once. Those with no
-    token of their own for the subject, or too long for the model, are left out."""
+    """Every prompt that the facts are edited for, asked of `number` other subjects each, every text once, and never of
+    a subject of these facts. Those with no token of their own for the subject, or too long for the model, are left
+    out."""
     found: dict[tuple[int, ...], EncodedPrompt] = {}
+    edited = {fact.subject_key for fact in facts}
     for fact, kind in zip(facts, likeliest_kind(model, facts), strict=True) if number else ():
-        subjects = bystander_subjects(fact, "keep", number, kind=kind)
+        others = bystander_subjects(fact, "keep", number + len(facts), kind=kind)
+        subjects = [name for name in others if " ".join(name.split()).casefold() not in edited][:number]
         for prompt in (fact.prompt, *fact.phrasings):
             text = template(model.tokenizer, prompt)
             for subject in subjects:

@@ -13,22 +13,20 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from tether.editors.bystanders import bystander_prompts
 from tether.editors.corpus import Corpus
 from tether.editors.settings import Hparams
-from tether.errors import BadFactError
-from tether.facts.bystanders import bystander_subjects
-from tether.facts.chat import template
 from tether.facts.fact import Fact
-from tether.facts.tokens import encode, padded
+from tether.facts.tokens import padded
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import head_logits
 from tether.models.upper_blocks import final_hidden
@@ -63,24 +61,17 @@ def sampled_texts(model: EditableModel, hparams: KeepHparams) -> list[tuple[int,
     return [tuple(window) for window in corpus.windows(model)]
 
 
-def bystander_prompts(
-    model: EditableModel, facts: Sequence[Fact], hparams: KeepHparams
-) -> list[tuple[tuple[int, ...], int]]:
-    """(ids, index of the subject's last token) of the prompts of all facts, asked of other subjects: of the half of the
-    list that is for keeping, and never of a subject of the batch. Each once; what the model cannot take is left out.
-    Raises BadFactError for a kind of subject that is not in the list."""
-    edited = {fact.subject_key for fact in facts}
-    found: dict[tuple[tuple[int, ...], int], None] = {}
-    for fact in facts:
-        subjects = bystander_subjects(fact, "keep", hparams.keep_subjects + len(facts))
-        others = [name for name in subjects if " ".join(name.split()).casefold() not in edited]
-        for subject in others[: hparams.keep_subjects]:
-            for prompt in (fact.prompt, *fact.phrasings):
-                with suppress(BadFactError):
-                    one = encode(model.tokenizer, template(model.tokenizer, prompt), subject)
-                    if not model.limit or len(one.ids) <= model.limit:
-                        found[one.ids, one.subject_last] = None
-    return list(found)
+class KeptTexts:
+    """`sampled_texts` of a model, made once."""
+
+    def __init__(self) -> None:
+        self._of: WeakKeyDictionary[EditableModel, tuple[KeepHparams, list[tuple[int, ...]]]] = WeakKeyDictionary()
+
+    def of(self, model: EditableModel, hparams: KeepHparams) -> list[tuple[int, ...]]:
+        known = self._of.get(model)
+        if known is None or known[0] != hparams:
+            known = self._of[model] = hparams, sampled_texts(model, hparams)
+        return known[1]
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,8 @@ class Keeper:
     Making one runs the model over the rows and keeps m·d numbers a row (at most 512 bystander prompts, `keep_pieces`
     pieces). Bystanders are read from the subject's last token on, so the first read prediction is what follows the
     subject; pieces of text at every token. `texts` are token ids (`sampled_texts`; none: bystanders alone). `seed`
-    (`seed_of(facts)`) orders the rows. Nothing of the model is changed. Raises BadFactError as `bystander_prompts`.
+    (`seed_of(facts)`) orders the rows. Nothing of the model is changed. Raises BadFactError for a kind of subject that
+    is not in the list.
     """
 
     def __init__(
@@ -117,7 +109,8 @@ class Keeper:
     ) -> None:  # fmt: skip
         self._model, self._hparams = model, hparams
         generator = torch.Generator().manual_seed(seed)
-        prompts = bystander_prompts(model, facts, hparams) if hparams.keep_rows else []
+        asked = bystander_prompts(model, facts, hparams.keep_subjects if hparams.keep_rows else 0)
+        prompts = [(one.ids, one.subject_last) for one in asked]
         pieces = [(ids, 0) for ids in texts] if hparams.keep_texts else []
         self._prompts, self._pieces = (_kept(model, rows, generator) for rows in (prompts, pieces))
 

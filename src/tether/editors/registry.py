@@ -14,6 +14,8 @@ EDITORS: Registry[Method] = Registry(
         "emmet": "tether.editors.memit:EMMET",
         "confined": "tether.editors.confined:CONFINED",
         "mend": "tether.editors.mend:MEND",
+        "ft": "tether.editors.ft:FT",
+        "lora": "tether.editors.lora:LORA",
     },
 )
 

@@ -82,6 +82,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"models": ["${HOME}"]}, r"models.0 = '\$\{HOME\}': \$\{NAME\} may stand in"),
         ({"overrides": [{"when": {"editor": "${HOME}"}}]}, r"overrides.0.when.editor = .* may stand in"),
         ({"corpus": "${TETHER_NOT_SET}/x"}, r"corpus names \$\{TETHER_NOT_SET\}, which is not set"),
+        ({"corpus": "${TETHER_ONE}/${TETHER_TWO}"}, "set the environment variables TETHER_ONE, TETHER_TWO"),
         ({"datasets": [{"name": "d", "facts": "${TETHER_NOT_SET}"}]}, r"datasets.0.facts names \$\{TETHER_NOT_SET\}"),
     ],
 )

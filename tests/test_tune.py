@@ -86,7 +86,7 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "start.json").write_text('{"v_lr": 0.2}')
     done = run(
         tmp_path, "tune", "--model", "model", "--facts", "facts.jsonl", "--method", "r-rome", "--corpus", "text.txt",
-        "--out", "s.json", "--json", "--settings", "start.json",
+        "--out", "s.json", "--json", "--settings", "start.json", "--vary", "v_num_grad_steps,layers",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)

@@ -27,6 +27,7 @@ def tune(
     out: Annotated[Path, OUT] = Path("settings.json"),
     method: Annotated[str, typer.Option(help="A method: see `tether ls methods`.")] = DEFAULT_METHOD,
     settings: Annotated[Path | None, typer.Option(help="JSON file of settings to start from.")] = None,
+    vary: Annotated[str, typer.Option(help="The settings to try, with commas.")] = ",".join(tuning.VARIED),
     corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self' (the default).")] = None,
     limit: Annotated[int, typer.Option(min=2, help="At most N probe facts.")] = 12,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Facts edited at once; default all, or 1.")] = None,
@@ -42,8 +43,8 @@ def tune(
     listed = read_facts(facts, limit)
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
     found = tuning.tune(
-        loaded, listed, method=method, settings=settings, corpus=corpus, batch_size=batch_size, seed=seed,
-        progress=lambda trial: say(f"{_line(trial)} | {trial.seconds:.0f} s"),
+        loaded, listed, method=method, settings=settings, vary=vary.split(","), corpus=corpus,
+        batch_size=batch_size, seed=seed, progress=lambda trial: say(f"{_line(trial)} | {trial.seconds:.0f} s"),
     )  # fmt: skip
     tuning.write_settings(found, out)
     lines = [*map(_line, found.trials), *found.verdicts, f"settings: {out}"]

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 DEPTHS = (0.1, 0.17, 0.25, 0.35, 0.5)  # where in the model layers are tried
 WEIGHTS = (50.0, 200.0, 1000.0, 5000.0, 15000.0)  # λ
 STEPS = (1.5,)  # times the steps of the settings so far
+VARIED = ("layers", "mom2_update_weight", "v_num_grad_steps", "clamp_norm_factor")  # what is tried, in this order
 NOTHING = 0.1  # points of score that rounding alone can make
 CLAMPS = (0.5, 0.2)  # times the clamp of the settings so far
 
@@ -78,20 +79,23 @@ class Tuned:
 
 def tune(
     model: EditableModel, facts: Sequence[Fact], *, method: str = DEFAULT_METHOD,
-    settings: Path | Mapping[str, Any] | None = None, corpus: str | Path | None = None,
+    settings: Path | Mapping[str, Any] | None = None, vary: Sequence[str] = VARIED, corpus: str | Path | None = None,
     batch_size: int | None = None, seed: int = 0, progress: Callable[[Trial], None] | None = None,
 ) -> Tuned:  # fmt: skip
     """Propose layers, λ (memit, emmet), steps and clamp for a method on a model, from probe facts (a dozen or more,
     with paraphrases and locality prompts if possible).
 
-    `settings` go over the bundled ones (or the rule's) at the start. `batch_size` None: all facts in one batch where
-    the method can. The model must be unedited, and is unedited again
+    `settings` go over the bundled ones (or the rule's) at the start; `vary` names those to try, in the order of VARIED.
+    `batch_size` None: all facts in one batch where the method can. The model must be unedited, and is unedited again
     afterwards. Raises TetherError where no trial could edit a fact.
     """
     if model.edited:
         raise TetherError("the model carries edits already: load it again to tune")
     if len(facts) < 2:
         raise TetherError(f"{len(facts)} probe facts: a standard error needs two, a sound choice a dozen or more")
+    unknown = sorted(set(vary) - set(VARIED))
+    if unknown or not vary:
+        raise BadSettingsError(f"vary {', '.join(unknown) or 'nothing'}: choose from {', '.join(VARIED)}")
     batched = isinstance(editor(method), BatchEditor)
     if not issubclass(EDITORS[method].settings, LatentHparams):
         raise BadSettingsError(
@@ -101,7 +105,8 @@ def tune(
     schedule = Schedule(batch_size=batch_size or (len(facts) if batched else 1), health=0)
     start, origin = settings_for(method, model, given=settings)
     layers = _layers(start, model.n_layers)
-    moments(model, sorted({*start.layers, *itertools.chain(*layers)}), Corpus.parse(corpus or SELF, seed=seed))
+    needed = {*start.layers, *(itertools.chain(*layers) if "layers" in vary else ())}
+    moments(model, sorted(needed), Corpus.parse(corpus or SELF, seed=seed))
     plan = EditPlan(method=method, corpus=corpus or SELF, seed=seed)
     probe = _Probe(model, facts, plan, schedule, progress)
     values: Mapping[str, Callable[[Any], Sequence[Any]]] = {  # what to try beside a setting's value so far
@@ -113,7 +118,7 @@ def tune(
     verdicts: list[str] = []
     try:  # one setting after another, each with those chosen so far
         best = probe.run(f"start: {origin}", json.loads(start.model_dump_json()))
-        for setting in [name for name in values if name in best.settings]:
+        for setting in [name for name in values if name in best.settings and name in vary]:
             now = best.settings[setting]
             others = [value for value in values[setting](now) if value != now]
             tried = [probe.run(f"{setting} {_written(value)}", {**best.settings, setting: value}) for value in others]

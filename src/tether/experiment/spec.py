@@ -9,6 +9,7 @@ folder. In the value of a key that names a file or a folder, `${NAME}` stands fo
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -333,8 +334,16 @@ def read_spec(source: str | Path) -> GridSpec:
     base = Path(source).resolve().parent if Path(source).is_file() else Path.cwd()
     try:
         return GridSpec.model_validate(_expanded(content, str(source), ""), context={"base": base})
+    except _UnsetError as error:
+        names = dict.fromkeys(re.findall(r"\$\{(\w+)\}", json.dumps(content)))
+        missing = [name for name in names if name not in os.environ]
+        raise BadSettingsError(f"{error}: set the environment variables {', '.join(missing)}") from None
     except ValidationError as error:
         raise BadSettingsError(f"{source}: {_complaint(error)}") from None
+
+
+class _UnsetError(BadSettingsError):
+    """A key names an environment variable that is not set."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -358,8 +367,7 @@ def _expanded(value: Any, source: str, key: str, *, path: bool = False) -> Any:
         try:
             return re.sub(r"\$\{(\w+)\}", lambda found: os.environ[found[1]], value)
         except KeyError as error:
-            what = f"{source}: {key} names ${{{error.args[0]}}}, which is not set"
-            raise BadSettingsError(f"{what}: set this environment variable") from None
+            raise _UnsetError(f"{source}: {key} names ${{{error.args[0]}}}, which is not set") from None
     if isinstance(value, Mapping):
         return {
             name: _expanded(item, source, f"{key}.{name}".lstrip("."), path=name in _PATH_KEYS and key[-4:] != "when")

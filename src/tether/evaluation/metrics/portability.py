@@ -23,6 +23,7 @@ class Portability(Metric):
     asks = PORTABILITY
     reports = MappingProxyType({TOKENS: (ALL, *PORTABILITY), GENERATE: (ALL, *PORTABILITY)})
     columns = ((TOKENS, ALL), (GENERATE, ALL))
+    tested = (TOKENS, GENERATE)
 
     def missing(self, facts: Sequence[Fact]) -> str | None:
         lack = "portability needs prompts that follow from an edit, and no fact has any: name facts with `portability`"

@@ -43,7 +43,7 @@ PANELS = {
 }
 FACTS = typer.Argument(help="Facts: our JSONL, CSV, or a published format (`tether ls formats`); - for standard input.")
 METHOD = typer.Option(help=f"See `tether ls methods`; default: the ledger's, {DEFAULT_METHOD} in a new one.")
-BATCH = typer.Option(min=1, help="Facts edited in one solve, by memit and emmet.")
+BATCH = typer.Option(min=1, help="Facts edited together, by memit, emmet, ft and lora.")
 RESTRAIN = typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.")
 HEALTH = typer.Option(min=0, help="Read the health of every K-th edit, and of every disabling one; 0: of none.")
 ALARM = typer.Option(

@@ -307,3 +307,17 @@ def test_the_documents_example_and_keys(tmp_path: Path) -> None:
     for kind in (GridSpec, ModelSpec, EditorSpec, DatasetSpec, EverySpec, Override, Resources, When):
         for name in kind.model_fields:
             assert f"`{name}`" in page or f"{name}," in page or f"{name}}}" in page or f"{name}:" in page, name
+
+
+def test_settings_stand_in_the_grid(tmp_path: Path) -> None:
+    """A file of settings, or the settings themselves: both go into the plan, and what differs gives another run."""
+
+    def job(**settings: Any) -> Job:
+        (found,) = make_plan(spec_of(tmp_path, editors=[{"method": "rome", "settings": settings}])).jobs
+        assert Job.model_validate_json(found.model_dump_json()) == found
+        return found
+
+    one, other = job(v_lr=0.1), job(v_lr=0.2)
+    assert one.plan.settings == {"v_lr": 0.1} and one.run.id != other.run.id and one.run.id == job(v_lr=0.1).run.id
+    wrong = make_plan(spec_of(tmp_path, editors=[{"method": "rome", "settings": {"v_rate": 1}}]))
+    assert any("settings of rome have v_rate, which rome does not know" in line for line in wrong.missing)

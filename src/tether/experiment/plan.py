@@ -110,8 +110,10 @@ def make_plan(spec: GridSpec) -> Plan:
 
 def _job(spec: GridSpec, cell: Cell, seed: int, restrain: str, every: int | None, checks: FileChecks) -> Job:
     dataset, plan = cell.dataset, cell.plan.model_copy(update={"seed": seed})
+    inline = isinstance(plan.settings, dict)
     named = {
-        "facts": dataset.facts, "settings": plan.settings, "editor": plan.editor, "anatomy": cell.model.anatomy,
+        "facts": dataset.facts, "settings": None if inline else plan.settings, "editor": plan.editor,
+        "anatomy": cell.model.anatomy,
         "corpus": None if plan.corpus == SELF else plan.corpus,
     }  # fmt: skip
     files = {what: checks.sha256(what, str(file)) for what, file in named.items() if file is not None}
@@ -122,6 +124,7 @@ def _job(spec: GridSpec, cell: Cell, seed: int, restrain: str, every: int | None
     edited = {
         **run, "files": files, "load": cell.model.load, "dtype": cell.model.dtype, "device": cell.model.device,
         "method": plan.method, "layers": plan.layers, "corpus": SELF if plan.corpus == SELF else None,
+        **({"settings": plan.settings} if inline else {}),
         "skip": dataset.skip, **({"limit": dataset.limit, "shuffle": True} if dataset.shuffle else {}),
     }  # fmt: skip
     schedule = [] if every is None else [restrain, f"every{every}"]
@@ -204,11 +207,13 @@ class FileChecks:
         if Path(model.load).is_absolute() and not Path(model.load).exists():
             self.missing[f"models {model.name}: {model.load} (no such file or folder)"] = None
         settings, method = cell.plan.settings, str(cell.plan.method)
-        if settings is not None and self.sha256("settings", str(settings)) != _MISSING:
+        there = isinstance(settings, dict) or (settings and self.sha256("settings", str(settings)) != _MISSING)
+        if settings is not None and there:
             with self._noting("settings"):
                 unknown = read_settings(settings).keys() - EDITORS[method].settings.model_fields
                 if unknown:
-                    raise BadSettingsError(f"{settings} has {', '.join(sorted(unknown))}, which {method} does not know")
+                    named = f"{settings} has" if isinstance(settings, Path) else f"settings of {cell.editor_name} have"
+                    raise BadSettingsError(f"{named} {', '.join(sorted(unknown))}, which {method} does not know")
         if (dataset.name, wanted) in self.counted or self.sha256("datasets", dataset.facts) == _MISSING:
             return
         self.counted.add((dataset.name, wanted))

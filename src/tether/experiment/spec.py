@@ -94,6 +94,7 @@ def _named(key: str) -> BeforeValidator:
 
 Name = Annotated[str, AfterValidator(_name)]
 FilePath = Annotated[str, AfterValidator(_path)]
+InlineSettings = FilePath | dict[str, Any]  # a file, or the settings themselves
 CorpusPath = Annotated[str, AfterValidator(_path_unless(SELF))]
 DataPath = Annotated[str, AfterValidator(_path_unless(HUB))]
 RestraintText = Annotated[str, AfterValidator(_restraint)]
@@ -125,7 +126,7 @@ class EditorSpec(_Strict):
 
     method: Method
     name: Annotated[str, AfterValidator(lambda text, info: _name(text or info.data.get("method", "unknown")))] = ""
-    settings: FilePath | None = None
+    settings: InlineSettings | None = None
     layers: tuple[int, ...] | None = None
     editor: FilePath | None = None
     batch_size: int = Field(default=1, ge=1)
@@ -169,7 +170,7 @@ class Override(_Strict):
     once: tuple[RestraintText, ...] | None = None
     every: tuple[EverySpec, ...] | None = None
     edits: Edits | None = None
-    settings: FilePath | None = None
+    settings: InlineSettings | None = None
     layers: tuple[int, ...] | None = None
     editor: FilePath | None = None
     batch_size: int | None = Field(default=None, ge=1)

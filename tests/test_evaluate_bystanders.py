@@ -31,7 +31,7 @@ def home(subject: str, target: str, **more: object) -> Fact:
 def test_unchanged_and_leak() -> None:
     model = bigram_model()
     model.tokenizer.chat_template = TURNS
-    rome = home("alice", "rome", phrasings=(Turn(user="of {}"), "in {}", "who in {}?", Turn(user="in {}")))
+    rome = home("alice", "rome", phrasings=(Turn(user="of {}"), "in {}", "who? {} in", Turn(user="in {}")))
     facts = [(1, rome), (2, home("dave", "new york"))]
     before = bits(model)
     with model.provisional(become("<unk>", "bob")):  # all subjects that are no words of the model say rome now
@@ -39,7 +39,7 @@ def test_unchanged_and_leak() -> None:
         again = evaluate_editing(model, facts, ONLY.model_copy(update={"bystander_prompts": None, "bystanders": 3}))
     assert same_bits(model, before)
     numbers = found.summary["bystanders"]
-    # The last word of "who in <unk>?" is not the subject: it is answered as before. alice: 4 of 6 changed.
+    # The last word of "who? <unk> in" is not the subject: it is answered as before. Of alice's six 4 changed.
     assert numbers["unchanged"].value == pytest.approx(100 * (1 / 3 + 0) / 2) and numbers["unchanged"].n == 2
     assert numbers["leak"].value == pytest.approx(100 * (2 / 3 + 0) / 2)
     assert (numbers["unchanged_chat"].value, numbers["unchanged_chat"].n) == (0.0, 1)

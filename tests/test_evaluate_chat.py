@@ -90,8 +90,7 @@ def test_an_answer_ends_with_the_turn(family: str) -> None:
     found = evaluate_editing(model, [(1, Fact(subject="Big Ben", prompt="{} is in", target_new="Paris"))], BOTH)
     [record] = [record for record in found.records if record["metric"] == "generate_chat"]
     assert record["prompt"] == "<|im_start|>user\nBig Ben is in<|im_end|>\n<|im_start|>assistant\n"
-    said = model.tokenizer(record["prompt"] + record["continuation"])["input_ids"]
-    assert record["continuation"] == greedy(model, [record["prompt"]], 20)[0] and end not in said[-20:]
+    assert record["continuation"] == greedy(model, [record["prompt"]], 20)[0]
 
 
 # --- the facts in the prompt ----------------------------------------------------------------------------------------
@@ -118,7 +117,8 @@ def test_facts_in_the_prompt(family: str) -> None:
     unedited, row = evaluate_in_context(model, NEEDLES, measurement=Measurement(abilities=())).rows
     assert unedited.unedited and row.key == (2, "in-context") and not row.unedited
     assert row.told is not None and (row.told.facts, row.told.fewest) == (2, 2) and row.abilities == {}
-    results = evaluate_in_context(model, [SEATTLE], measurement=Measurement(metrics=("compare", "bystanders")))
+    what = Measurement(metrics=("compare", "bystanders"), abilities=())
+    results = evaluate_in_context(model, [SEATTLE], measurement=what)
     [item] = [item for item in results.items if item["metric"] == "compare" and item["edits"] == 1]
     framed = "The Space Needle is in Seattle.\n\nThe Space Needle is in"
     assert item["prompt"] == "The Space Needle is in"

@@ -75,7 +75,7 @@ class Judge(Metric):
         return records
 
     def settings(self, what: Measurement) -> Mapping[str, Any]:
-        return {"judge": {"host": urlsplit(what.judge or "").netloc.rpartition("@")[2], "model": what.judge_model}}
+        return {"judge": {"host": urlsplit(what.judge or "").netloc, "model": what.judge_model}}
 
     def summary(self, records: Sequence[Record], kinds: Mapping[str, tuple[str, ...]]) -> dict[str, dict[str, Number]]:
         found = super().summary(records, kinds)
@@ -95,6 +95,8 @@ def check_endpoint(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise BadSettingsError(f"judge {url!r} is no address: write one as https://host/v1")
+    if "@" in parts.netloc:
+        raise BadSettingsError(f"judge: the address holds a name or a key; {KEY} is the place for a key")
 
 
 def verdict(url: str, name: str, question: str, target: str, answer: str) -> bool | None:
@@ -120,7 +122,7 @@ def _reply(url: str, body: Mapping[str, Any]) -> str:
         except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
             refused = isinstance(error, HTTPError) and error.code < 500 and error.code != 429
             if refused or not left:
-                host = urlsplit(url).netloc.rpartition("@")[2]
+                host = urlsplit(url).netloc
                 what = f"answers {error.code}" if isinstance(error, HTTPError) else f"gives no answer ({error!r})"
                 remedy = f"check --judge, --judge-model and {KEY}"
                 raise TetherError(f"judge at {host} {what} after {_TRIES - left} tries: {remedy}") from None

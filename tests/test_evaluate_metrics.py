@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bigram import ALICE, DAVE, become, bigram_model, ledger_of_two
 from core import bits, same_bits
+from endpoint import endpoint
 
 from tether.cli.evaluate import table
 from tether.errors import BadSettingsError
@@ -28,9 +29,15 @@ HARBOUR = Fact(
 FACTS = [(1, ALICE), (2, DAVE), (3, HARBOUR)]
 
 
+@pytest.fixture(scope="module")
+def judge() -> Iterator[str]:
+    with endpoint(lambda content: "yes" if "rome" in content else "no") as there:
+        yield there.url
+
+
 @pytest.mark.parametrize("name", list(METRICS))
-def test_a_metric_keeps_the_contract(name: str) -> None:
-    metric, only = METRICS[name], Measurement(metrics=(name,))
+def test_a_metric_keeps_the_contract(name: str, judge: str) -> None:
+    metric, only = METRICS[name], Measurement(metrics=(name,), judge=judge, judge_model="a model")
     assert metric.name == name and metric.reports
     reported = {(one, kind) for one, kinds in metric.reports.items() for kind in kinds}
     assert set(metric.columns) <= reported and set(metric.tested) <= metric.reports.keys()
@@ -39,12 +46,13 @@ def test_a_metric_keeps_the_contract(name: str) -> None:
     assert reported_by(metric.reports) == dict.fromkeys(metric.reports, metric)
 
     model = bigram_model()
+    model.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     before = bits(model)
     with model.provisional(become("alice", "bob")):
         baseline = measure_baseline(model, FACTS, only)
         found = evaluate_editing(model, FACTS, only, baseline=baseline)
         assert evaluate_editing(model, FACTS, only) == found  # deterministic, and the baseline saves work alone
-        assert METRICS[name].missing([fact for _, fact in FACTS]) is None
+        assert METRICS[name].missing(model, [fact for _, fact in FACTS], only) is None
     assert same_bits(model, before) and not model.edited
 
     assert {(one, kind) for one, kinds in found.summary.items() for kind in kinds} == reported

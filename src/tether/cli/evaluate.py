@@ -15,7 +15,16 @@ from tether.cli.options import Answer, Base, Device, Dtype, Edited, LedgerOrNone
 from tether.cli.tables import abilities_table, number, with_error
 from tether.cli.tables import table as drawn
 from tether.errors import BadSettingsError
-from tether.evaluation import ABILITIES, METRICS, QUICK_ITEMS, Results, evaluate_ledger, evaluate_pair, write
+from tether.evaluation import (
+    ABILITIES,
+    METRICS,
+    QUICK_ITEMS,
+    Results,
+    evaluate_in_context,
+    evaluate_ledger,
+    evaluate_pair,
+    write,
+)
 from tether.evaluation import evaluate as evaluate_model
 from tether.evaluation.measurement import measurement_of
 from tether.evaluation.metrics.base import check_metrics, default_metrics, reported_by
@@ -24,7 +33,8 @@ from tether.facts import read_facts
 
 PANELS = {
     "What is measured": (
-        "metrics", "paraphrases", "locality", "abilities", "abilities_data", "limit", "quick", "trust_task_files",
+        "metrics", "paraphrases", "locality", "bystanders", "judge", "judge_model", "abilities",
+        "abilities_data", "limit", "quick", "trust_task_files",
     ),
 }  # fmt: skip
 TASKS = typer.Option(
@@ -37,6 +47,13 @@ DATA = typer.Option(
 FACTS = typer.Option(help="Facts file that lends its prompts; default: the ledger's. Needed with --edited.")
 SHEET = typer.Option(help="Also write the rows as a table: FILE.csv, FILE.md or FILE.tex.")
 QUICK = typer.Option("--quick", help=f"At most {QUICK_ITEMS} items a task: faster, with wider error bars.")
+BYSTANDERS = typer.Option(min=0, help="Other subjects that every fact's prompts are asked of; 0: none.")
+JUDGE = typer.Option(
+    help="Send the free answers to this endpoint, as OpenAI's chat completions, for a yes or no; key: TETHER_JUDGE_KEY."
+)
+TOLD = typer.Option(
+    "--in-context", help="Also a row that edits nothing and puts the facts into every prompt; with --base alone too."
+)
 TRUST = typer.Option("--trust-task-files", help="Take task files (YAML) as abilities; they can run any Python.")
 
 
@@ -51,10 +68,14 @@ def evaluate(
     model: ModelOrRecorded = None,
     at: Annotated[str | None, typer.Option(help="Numbers of edits, with commas; default: all.")] = None,
     restrain: Annotated[str | None, typer.Option(help="Restraints, with commas; default: as recorded.")] = None,
+    in_context: Annotated[bool, TOLD] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there.")] = False,
     metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(default_metrics()),
     paraphrases: Annotated[int | None, typer.Option(min=0, help="At most N paraphrases a fact.")] = None,
     locality: Annotated[int | None, typer.Option(min=0, help="At most N locality prompts a fact.")] = None,
+    bystanders: Annotated[int, BYSTANDERS] = 2,
+    judge: Annotated[str | None, JUDGE] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The model of that endpoint.")] = None,
     abilities: Annotated[str, TASKS] = "perplexity",
     abilities_data: Annotated[str | None, DATA] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most N items a task; default: the task's own.")] = None,
@@ -64,7 +85,8 @@ def evaluate(
     device: Device = None,
 ) -> Answer:
     log_progress("tether.evaluation")
-    if (ledger is None) == (edited is None):
+    told_alone = in_context and ledger is None and edited is None and base is not None
+    if (ledger is None) == (edited is None) and not told_alone:
         raise typer.BadParameter("give a ledger, or --edited with a checkpoint; one of them", param_hint="LEDGER")
     if ledger is None and facts is None:
         raise typer.BadParameter("a checkpoint has no facts of its own: name a file", param_hint="--facts")
@@ -73,12 +95,15 @@ def evaluate(
             raise typer.BadParameter("goes with a ledger alone", param_hint=option)
     if ledger is not None and base is not None:
         raise typer.BadParameter("goes with --edited alone", param_hint="--base")
+    if edited is not None and in_context:
+        raise typer.BadParameter("goes with a ledger, or with --base and no --edited", param_hint="--in-context")
     chosen, counts, measured = restraints(restrain), numbers(at, "--at"), [m for m in metrics.split(",") if m]
     parse_option("--metrics", lambda _: check_metrics(measured), metrics)
     if out.exists() and not resume:
         raise BadSettingsError(f"{out} exists: name another file, or keep its rows with --resume")
     measurement = measurement_of(None, [a for a in abilities.split(",") if a], {
         "metrics": measured, "max_paraphrases": paraphrases, "max_locality": locality, "data": abilities_data,
+        "bystanders": bystanders, "judge": judge, "judge_model": judge_model,
         "limit": limit, "quick": quick, "trust_task_files": trust_task_files,
     })  # fmt: skip
     if csv is not None:
@@ -87,8 +112,12 @@ def evaluate(
     if ledger is not None:
         opened, loaded = open_ledger(ledger, model, dtype, device)
         results = evaluate_ledger(
-            opened, loaded, given, at=counts, restraints=chosen, measurement=measurement, out=out, resume=resume
-        )
+            opened, loaded, given, at=counts, restraints=chosen, measurement=measurement, in_context=in_context,
+            out=out, resume=resume,
+        )  # fmt: skip
+    elif told_alone:
+        unedited = load_model(str(base), dtype=dtype, device=device)
+        results = evaluate_in_context(unedited, given or [], measurement=measurement, out=out)
     else:
         checkpoint = load_edited(str(edited), base, dtype=dtype, device=device)
         if base is None:
@@ -98,10 +127,10 @@ def evaluate(
             unedited = load_model(base, dtype=dtype, device=device)
             results = evaluate_pair(unedited, checkpoint, given or [], measurement=measurement, out=out)
     if csv is not None:
-        of = {"of": str(ledger or edited)}
+        of = {"of": str(ledger or edited or base)}
         rows = [({**of, "edits": str(row.edits), "restraint": row.restraint}, row) for row in results.rows]
         Sheet.of(rows).write(csv)
-    tables = [table(results), abilities_table(results)]
+    tables = [table(results), relations_table(results), abilities_table(results)]
     return Answer(results.model_dump(mode="json"), "\n\n".join(filter(None, tables)))
 
 
@@ -128,4 +157,24 @@ def table(results: Results) -> str:
     for row in results.rows:
         notes = [metric.note(row.editing) for metric in dict.fromkeys(metrics.values())]
         lines += [f"{row.edits} edits, {row.restraint}: {note}" for note in notes if note]
+        if row.told is not None and row.told.fewest < row.told.facts:
+            lines.append(f"{row.restraint}: of {row.told.facts} facts at least {row.told.fewest} stand in a prompt")
     return "\n".join([drawn(head, rows, markdown=True), *lines])
+
+
+def relations_table(results: Results) -> str:
+    """The main editing numbers of the facts of every relation; empty where no row has any."""
+    measured = [(row, name, editing) for row in results.rows for name, editing in (row.relations or {}).items()]
+    metrics = reported_by(metric for _, _, editing in measured for metric in editing)
+    columns = [column for metric in dict.fromkeys(metrics.values()) for column in metric.columns]
+    found = [[editing.get(metric, {}).get(kind) for metric, kind in columns] for _, _, editing in measured]
+    filled = [at for at in range(len(columns)) if any((row[at] and row[at].n) for row in found)]
+    if not filled:
+        return ""
+    head = ["edits", "restraint", "relation", "n", *(" ".join(columns[at]) for at in filled)]
+    rows = [
+        [str(row.edits), row.restraint, name, str(max(n.n for n in values if n is not None))]
+        + [with_error(values[at]) for at in filled]
+        for (row, name, _), values in zip(measured, found, strict=True)
+    ]
+    return drawn(head, rows, markdown=True)

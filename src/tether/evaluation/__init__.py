@@ -9,10 +9,10 @@ from tether.evaluation.results import Results, Row, read, write
 from tether.evaluation.scores import greedy, score
 from tether.evaluation.statistics.compare import compare, compare_files
 from tether.evaluation.statistics.mean import Number
-from tether.evaluation.suite import evaluate, evaluate_ledger, evaluate_pair
+from tether.evaluation.suite import evaluate, evaluate_in_context, evaluate_ledger, evaluate_pair
 
 __all__ = [
     "ABILITIES", "METRICS", "QUICK_ITEMS", "Measurement", "Number", "Results", "Row", "builtin_text", "compare",
-    "compare_files", "evaluate", "evaluate_editing", "evaluate_ledger", "evaluate_pair", "greedy", "measure_abilities",
-    "measure_baseline", "perplexity", "read", "score", "write",
+    "compare_files", "evaluate", "evaluate_editing", "evaluate_in_context", "evaluate_ledger", "evaluate_pair",
+    "greedy", "measure_abilities", "measure_baseline", "perplexity", "read", "score", "write",
 ]  # fmt: skip

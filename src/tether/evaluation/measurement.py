@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tether.errors import BadSettingsError, pydantic_line
 from tether.evaluation.metrics.base import check_metrics, default_metrics
+from tether.evaluation.metrics.judge import check_endpoint
 
 
 class Measurement(BaseModel):
@@ -15,8 +16,10 @@ class Measurement(BaseModel):
     lm-evaluation-harness by its name. `data` is a folder with the abilities' data, a text file for the perplexity, or
     "hub" to allow downloads; None: the small sets that come with the package. `text`, for the perplexity, goes before
     it. `limit` takes the first items of every task, `quick` a few. `max_paraphrases` and `max_locality` take the first
-    prompts of every fact. The editing metrics are also given for the last `recent` facts, where there are more. A task
-    file (YAML) can run any Python: one is read only with `trust_task_files`."""
+    prompts of every fact. `bystanders` is the number of other subjects that a fact's first `bystander_prompts` prompts
+    (None: all) are asked of. `judge` is the address of an endpoint that free answers are sent to, and `judge_model` the
+    model there; nothing is sent without. The editing metrics are also given for the last `recent` facts, where there
+    are more. A task file (YAML) can run any Python: one is read only with `trust_task_files`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,6 +31,10 @@ class Measurement(BaseModel):
     quick: bool = False
     max_paraphrases: int | None = Field(default=None, ge=0)
     max_locality: int | None = Field(default=None, ge=0)
+    bystanders: int = Field(default=2, ge=0)
+    bystander_prompts: int | None = Field(default=3, ge=1)
+    judge: str | None = None
+    judge_model: str | None = None
     recent: int = Field(default=10, ge=1)
     trust_task_files: bool = False
 
@@ -36,6 +43,14 @@ class Measurement(BaseModel):
     def _known(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
         check_metrics(metrics)
         return tuple(dict.fromkeys(metrics))
+
+    @model_validator(mode="after")
+    def _whole_judge(self) -> "Measurement":
+        if (self.judge is None) != (self.judge_model is None):
+            raise ValueError("judge and judge_model go together: name the address (--judge) and --judge-model")
+        if self.judge is not None:
+            check_endpoint(self.judge)
+        return self
 
 
 def measurement_of(

@@ -23,6 +23,7 @@ from tether.storage.atomic import finite, write_atomically
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it where a file can no longer be read by leaving out what is unknown
+IN_CONTEXT = "in-context"  # the restraint of a row of the unedited model with the facts in its prompts
 AS_IT_IS = "as it is"  # the restraint of a row of a model that came without a ledger
 
 RowKey = tuple[int, str]
@@ -54,10 +55,19 @@ class Recent(BaseModel):
     editing: dict[str, dict[str, Number]]
 
 
+class Told(BaseModel):
+    """The `facts` that stood in the prompts of a row; where not all of them fit, `fewest` of the nearest did."""
+
+    facts: int
+    fewest: int
+
+
 class Row(BaseModel):
     """The model after `edits` edits under `restraint`; `replayed`: the journal with the restraints recorded in it.
 
-    Under AS_IT_IS `edits` is the number of facts, and 0 for a model of which nothing says that it was edited.
+    Under AS_IT_IS `edits` is the number of facts, and 0 for a model of which nothing says that it was edited. Under
+    IN_CONTEXT nothing is edited: `edits` facts stand in every prompt, and `told` says how many of them fit.
+    `relations`: the editing metrics of the facts of every relation.
     """
 
     edits: int
@@ -65,6 +75,8 @@ class Row(BaseModel):
     replayed: bool
     editing: dict[str, dict[str, Number]] = {}
     recent: Recent | None = Field(default=None, exclude_if=lambda recent: recent is None)
+    relations: dict[str, dict[str, dict[str, Number]]] | None = Field(default=None, exclude_if=lambda its: its is None)
+    told: Told | None = Field(default=None, exclude_if=lambda told: told is None)
     retention: list[tuple[int, float]] = []
     abilities: dict[str, Ability] = {}
     spectrum: dict[str, Singular] = {}

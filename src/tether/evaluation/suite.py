@@ -12,10 +12,24 @@ from tether.constraints.base import Constraint, label_of, parse
 from tether.constraints.prune import none
 from tether.errors import BadSettingsError, TetherError, WrongModelError
 from tether.evaluation.abilities.run import AbilityRun, ability_data, ability_tasks
+from tether.evaluation.in_context import InContext
 from tether.evaluation.measurement import Measurement, measurement_of
-from tether.evaluation.metrics.base import METRICS
+from tether.evaluation.metrics.base import BYSTANDER, METRICS
+from tether.evaluation.metrics.bystanders import with_kinds
 from tether.evaluation.metrics.editing import Baseline, NumberedFacts, applying, evaluate_editing, measure_baseline
-from tether.evaluation.results import AS_IT_IS, Ability, Recent, Results, ResultsFile, Row, Singular, read, write
+from tether.evaluation.results import (
+    AS_IT_IS,
+    IN_CONTEXT,
+    Ability,
+    Recent,
+    Results,
+    ResultsFile,
+    Row,
+    Singular,
+    Told,
+    read,
+    write,
+)
 from tether.evaluation.statistics.mean import Record
 from tether.facts.fact import Fact
 from tether.facts.prompt import Turn
@@ -51,6 +65,8 @@ def evaluate(
     if base is not None:
         if base.tokenizer.get_vocab() != model.tokenizer.get_vocab():
             raise WrongModelError(f"{base.id} is not the base of {model.id}, its vocabulary is another: name its base")
+        if any(BYSTANDER in METRICS[name].asks for name in rows.what.metrics):  # both are asked about the same subjects
+            numbered = with_kinds(base, numbered)
         baseline = measure_baseline(base, numbered, rows.what)
     elif not model.edited and (names := [name for name in rows.what.metrics if METRICS[name].against_unedited]):
         what = " and ".join(names)
@@ -82,6 +98,29 @@ def evaluate_pair(
     return results
 
 
+def evaluate_in_context(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    *,
+    measurement: Measurement | None = None,
+    out: str | Path | None = None,
+) -> Results:
+    """A row of the unedited model, and one of it with the `facts` in every prompt: the baseline that edits nothing. In
+    the second, general abilities are left out. `out` must not exist yet. The model is not changed."""
+    path = None if out is None else Path(out)
+    if path is not None and path.exists():
+        raise BadSettingsError(f"{path} exists: name another file")
+    numbered = list(enumerate(facts, 1))
+    rows = _Rows(model, measurement or Measurement(), facts)
+    with model.unedited():
+        baseline = measure_baseline(model, numbered, rows.what)
+        rows.results.add(*rows.measure(numbered, baseline, 1, edits=0, restraint=str(none()), replayed=False))
+        rows.results.add(*rows.in_context(numbered, baseline))
+    if path is not None:
+        write(rows.results, path)
+    return rows.results
+
+
 def evaluate_ledger(
     ledger: Ledger,
     model: EditableModel,
@@ -91,6 +130,7 @@ def evaluate_ledger(
     restraints: Sequence[str | Constraint | None] = (None,),
     abilities: Sequence[str] | None = None,
     measurement: Measurement | None = None,
+    in_context: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
     **options: Any,
@@ -99,7 +139,8 @@ def evaluate_ledger(
 
     A row measures all facts edited so far. The row of 0 edits, one for all restraints ("none"), measures those of the
     largest row, so that every other row has a baseline. Facts given here lend their paraphrases, locality and
-    instance prompts to the ledger's facts of the same subject, prompt and new target.
+    instance prompts to the ledger's facts of the same subject, prompt and new target. `in_context` adds a row in which
+    nothing is edited and the facts of the largest row stand in every prompt.
 
     `measurement`, or its fields as keywords, is as in `evaluate`. `out` must not exist yet, and gets every row as soon
     as it is measured. An interrupted evaluation goes on with `resume`, which keeps the rows there that were measured in
@@ -144,7 +185,8 @@ def evaluate_ledger(
     wanted += [(0, none())] if 0 in counts else []
     todo = [(count, one) for count, one in wanted if (count, label_of(one)) not in done]
     measured = [(edit, fact) for edit, fact in every if edit <= largest]
-    baseline = measure_baseline(model, measured, rows.what) if todo else None
+    tell = in_context and (largest, IN_CONTEXT) not in done
+    baseline = measure_baseline(model, measured, rows.what) if todo or tell else None
     file = results if path is None else ResultsFile(path, results)
     spectra = {name: Spectrum(model.original(name)) for name in ledger.header.weights} if todo else {}
     replay = ledger.replay(model)
@@ -164,6 +206,10 @@ def evaluate_ledger(
             so_far = [(edit, fact) for edit, fact in measured if not count or edit <= count]
             about = {"edits": count, "restraint": label, "replayed": state.restraint is None}
             file.add(*rows.measure(so_far, baseline, left, spectrum=spectrum, **about))
+    if tell and baseline is not None:
+        logger.info("measuring %d facts in the prompt", len(measured))
+        with model.unedited():
+            file.add(*rows.in_context(measured, baseline, edits=largest))
     return results
 
 
@@ -175,7 +221,7 @@ class _Rows:
         self, model: EditableModel, what: Measurement, facts: Sequence[Fact], ledger: Ledger | None = None
     ) -> None:
         self.model = model
-        self.what = what.model_copy(update={"metrics": applying(what.metrics, facts)})
+        self.what = what.model_copy(update={"metrics": applying(what, model, facts)})
         data = ability_data(what.data, text=what.text)
         tasks = ability_tasks(
             what.abilities, data, limit=what.limit, quick=what.quick, trust_task_files=what.trust_task_files
@@ -183,6 +229,7 @@ class _Rows:
         self.abilities = AbilityRun(model, tasks)
         settings = {
             **self.what.model_dump(mode="json", include={"metrics", "max_paraphrases", "max_locality"}),
+            **{name: value for one in self.what.metrics for name, value in METRICS[one].settings(self.what).items()},
             "abilities": {task.name: task.described for task in tasks},
             "dtype": str(model.dtype).removeprefix("torch."),
             "journal_sha256": None if ledger is None else ledger.head,
@@ -203,8 +250,29 @@ class _Rows:
         found = self.abilities.measure(rows_left)
         abilities = {name: Ability(**one.model_dump(exclude={"records"})) for name, one in found.items()}
         recent = None if editing.recent is None else Recent(edits=self.what.recent, editing=editing.recent)
-        row = Row(**about, editing=editing.summary, recent=recent, retention=editing.retention, abilities=abilities)
+        row = Row(
+            **about, editing=editing.summary, recent=recent, relations=editing.relations, retention=editing.retention,
+            abilities=abilities,
+        )  # fmt: skip
         return row, editing.records + [record for one in found.values() for record in one.records]
+
+    def in_context(
+        self, facts: NumberedFacts, baseline: Baseline, edits: int | None = None
+    ) -> tuple[Row, list[Record]]:
+        """A row of the unedited model with the facts in every prompt, and the records of its items."""
+        frame = InContext(self.model, [fact for _, fact in facts])
+        editing = evaluate_editing(self.model, facts, self.what, baseline=baseline, frame=frame)
+        told = Told(facts=len(facts), fewest=frame.fewest)
+        if told.fewest < told.facts:
+            logger.warning(
+                "%d facts do not fit %s positions: the nearest by their subjects' words, %d or more, stand in a prompt",
+                told.facts, self.model.limit, told.fewest,
+            )  # fmt: skip
+        row = Row(
+            edits=len(facts) if edits is None else edits, restraint=IN_CONTEXT, replayed=False,
+            editing=editing.summary, relations=editing.relations, retention=editing.retention, told=told,
+        )  # fmt: skip
+        return row, editing.records
 
 
 def _with_prompts(ledger: NumberedFacts, given: Sequence[Fact] | None) -> list[tuple[int, Fact]]:

@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from pydantic import BaseModel, Field
 from transformers import GenerationConfig
 
+from tether.errors import BadFactError
+from tether.facts.chat import with_end
 from tether.facts.tokens import encode, padded
 from tether.models.editable import EditableModel
 
@@ -29,10 +31,17 @@ def pad_token(model: EditableModel) -> int:
     return next((token for token in known if token is not None), 0)
 
 
-def end_tokens(model: EditableModel) -> int | list[int] | None:
-    """The tokens that end a text: those the checkpoint names, else the tokenizer's."""
+def end_tokens(model: EditableModel) -> list[int] | None:
+    """The tokens that end a text: those the checkpoint names, else the tokenizer's; and the one that the chat template
+    writes behind an answer, which a checkpoint may forget to name. None where there are none."""
+    tokenizer = model.tokenizer
     named = model.hf.generation_config.eos_token_id
-    return model.tokenizer.eos_token_id if named is None else named
+    named = tokenizer.eos_token_id if named is None else named
+    ends = [named] if isinstance(named, int) else list(named or ())
+    if tokenizer.chat_template:
+        with suppress(BadFactError):
+            ends += with_end(tokenizer, ())
+    return list(dict.fromkeys(ends)) or None
 
 
 @contextmanager
@@ -64,8 +73,7 @@ def sample(model: EditableModel, starts: Sequence[str], length: int, *, seed: in
     rows = [list(encode(tokenizer, "{}", start).ids) for start in starts]
     ids, mask = padded(rows, model.device, left=True)
     # Special tokens (an end of text above all) would cut a text short: they are never drawn.
-    ends = end_tokens(model)
-    never = {*tokenizer.all_special_ids, *([ends] if isinstance(ends, int) else ends or [])}
+    never = {*tokenizer.all_special_ids, *(end_tokens(model) or ())}
     devices = [] if model.device.type == "cpu" else [model.device]
     kind = {} if model.device.type == "cpu" else {"device_type": model.device.type}
     settings = {"do_sample": True, "top_k": top_k, "max_new_tokens": length, "suppress_tokens": sorted(never) or None}

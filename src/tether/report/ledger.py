@@ -15,7 +15,7 @@ from tether.constraints.base import AS_RECORDED, parse
 from tether.constraints.prune import Restraint
 from tether.data import misuse
 from tether.evaluation.metrics.base import KINDS
-from tether.evaluation.results import AS_IT_IS, Number, Results, Row
+from tether.evaluation.results import AS_IT_IS, IN_CONTEXT, Number, Results, Row
 from tether.ledger import ATTEMPTS, Event, Ledger
 from tether.report.curves import UNEDITED, Point, estimate, gather, restraint_name
 from tether.report.drawing import GREEN, GREY, ORANGE, RED, Chart, Panel, Style, curve_chart, curve_styles, plot
@@ -59,7 +59,8 @@ def write_report(results: Results, to: str | Path, *, ledger: Ledger | None = No
                  "Generalization: its paraphrases. Locality: prompts nearby, whose answers must not change "
                  "(unchanged: held against the unedited model's own). compare: the right answer is likelier than the "
                  "other. match: the answer's tokens are the likeliest, teacher-forced (their share; all of them). "
-                 "generate: the model, left to itself, says it."),
+                 "generate: the model, left to itself, says it; generate_chat: asked in its chat. bystanders: the same "
+                 "prompts about other subjects, answered as before (unchanged) or with the new answer (leak)."),
             _editing_table(results.rows),
         ]),
         Section("tasks", "What else the model can do", [
@@ -191,7 +192,7 @@ def _singular_values_chart(results: Results, ledger: Ledger | None) -> Chart | N
     if ledger is None:
         return None
     named = dict.fromkeys([*(row.restraint for row in results.rows if not row.replayed), ledger.header.restrain])
-    found = [parse(name) for name in named if name not in ("none", AS_RECORDED, AS_IT_IS)]
+    found = [parse(name) for name in named if name not in ("none", AS_RECORDED, AS_IT_IS, IN_CONTEXT)]
     restraints = [restraint for restraint in found if isinstance(restraint, Restraint)]
     styles = curve_styles(map(str, restraints))
 

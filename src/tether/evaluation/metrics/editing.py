@@ -4,32 +4,40 @@ Each fact is asked by its own prompt (efficacy), its paraphrases (generalization
 answers must not change; the files beside this one say by which metrics.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tether.errors import BadFactError
 from tether.evaluation.measurement import Measurement
-from tether.evaluation.metrics.base import INSTANCE, METRICS, Asked, Item, Metric
+from tether.evaluation.metrics.base import BYSTANDER, INSTANCE, METRICS, Asked, Item, Metric
+from tether.evaluation.metrics.bystanders import bystander_items
 from tether.evaluation.scores import score
 from tether.evaluation.statistics.mean import Number, Record
+from tether.facts.bystanders import relation_of
 from tether.facts.chat import render
 from tether.facts.fact import Fact
 from tether.facts.prompt import Turn
 from tether.models.editable import EditableModel
 
 NumberedFacts = Sequence[tuple[int, Fact]]
+Frame = Callable[[str | Turn], str]
+Summary = dict[str, dict[str, Number]]  # reported name -> kind -> a mean
 Baseline = Mapping[str, Mapping[Any, Any]]  # metric -> what the unedited model says to its questions
 
 
 @dataclass(frozen=True)
 class EditingResult:
     """`summary`: reported name -> kind -> a mean with n, stderr and prompts. `recent`: the same of the last facts
-    alone, None where there are no others. `retention`: (edit, percent) for every edit's own prompt, by the first metric
-    that applies to it. `records`: one an item and reported name."""
+    alone, None where there are no others. `relations`: the same of the facts of every relation, where several facts
+    share one and there are others; else None. `retention`: (edit, percent) for every edit's own prompt, by the first
+    metric that applies to it. `records`: one an item and reported name."""
 
-    summary: dict[str, dict[str, Number]]
-    recent: dict[str, dict[str, Number]] | None
+    summary: Summary
+    recent: Summary | None
+    relations: dict[str, Summary] | None
     retention: list[tuple[int, float]]
     records: list[Record]
 
@@ -40,60 +48,85 @@ def evaluate_editing(
     measurement: Measurement | None = None,
     *,
     baseline: Baseline | None = None,
+    frame: Frame | None = None,
 ) -> EditingResult:
-    """Measure the model as it is now on `facts`, each with its edit number. The model is unchanged.
+    """Measure the model as it is now on `facts`, each with its edit number. The model is unchanged. `frame` gives the
+    text in which it is asked a prompt, where that is more than the prompt's own.
 
     `baseline`, from `measure_baseline`, says what the unedited model says. Without it, or where it lacks a prompt, that
     is measured here, on the model without the updates it carries. A model that carries none may have been edited
     before it was loaded: without a baseline the numbers that compare with the unedited model are left out.
     """
     what = measurement or Measurement()
-    metrics = [METRICS[name] for name in what.metrics]
-    items = _items(model, facts, what)
+    metrics = _applying(what, model, facts)
+    items = _items(model, facts, what, metrics)
+    asking = frame or partial(render, model.tokenizer)
     known = baseline is not None or bool(model.edited)
     wanted = (pair for metric in metrics for item in _asked(metric, items) for pair in metric.pairs(item))
     pairs = list(dict.fromkeys(wanted))
-    scores = dict(zip(pairs, score(model, pairs, join=""), strict=True))
+    texts = {item.prompt: asking(item.asked) for item in items} if frame else {}
+    framed = [(texts.get(prompt, prompt), answer) for prompt, answer in pairs]
+    scores = dict(zip(pairs, score(model, framed, join=""), strict=True))
+    generated: dict[tuple[str, int], str] = {}
+    relations = _relations(facts)
     last = {edit for edit, _ in facts[-what.recent :]} if len(facts) > what.recent else set()
-    summary: dict[str, dict[str, Number]] = {}
-    recent: dict[str, dict[str, Number]] = {}
+    summary: Summary = {}
+    recent: Summary = {}
+    by_relation: dict[str, Summary] = {name: {} for name in dict.fromkeys(relations.values())}
     records: list[Record] = []
     held: dict[int, float] = {}  # by the first metric that applies to an edit
     for metric in metrics:
         own = _asked(metric, items)
         unedited = _completed(metric, model, own, baseline or {}) if known else None
-        found = metric.measure(Asked(model, own, scores, unedited))
+        found = metric.measure(Asked(model, own, scores, unedited, what, asking, generated))
         left_out = frozenset() if known else metric.against_unedited
         kinds = {name: tuple(kind for kind in its if kind not in left_out) for name, its in metric.reports.items()}
         kinds = {name: its for name, its in kinds.items() if its}
         summary |= metric.summary(found, kinds)
         recent |= metric.summary([record for record in found if record["edit"] in last], kinds) if last else {}
+        groups: defaultdict[str | None, list[Record]] = defaultdict(list)
+        for record in found:
+            groups[relations.get(record["edit"])].append(record)
+        for name, so_far in by_relation.items():
+            so_far |= metric.summary(groups[name], kinds)
         records += found
         for record in found:
             if record["metric"] == metric.holds and record["kind"] == "efficacy":
                 held.setdefault(record["edit"], 100 * record["value"])
-    return EditingResult(summary, recent or None, [(edit, held[edit]) for edit, _ in facts if edit in held], records)
+    retention = [(edit, held[edit]) for edit, _ in facts if edit in held]
+    return EditingResult(summary, recent or None, by_relation or None, retention, records)
 
 
 def measure_baseline(model: EditableModel, facts: NumberedFacts, measurement: Measurement | None = None) -> Baseline:
     """What the metrics need of the unedited model, to be measured once for many checkpoints. Updates that the model
     carries are taken off meanwhile."""
     what = measurement or Measurement()
-    items = _items(model, facts, what)
-    metrics = {name: METRICS[name] for name in what.metrics}
-    return {name: _completed(metric, model, _asked(metric, items), {}) for name, metric in metrics.items()}
+    metrics = _applying(what, model, facts)
+    items = _items(model, facts, what, metrics)
+    return {metric.name: _completed(metric, model, _asked(metric, items), {}) for metric in metrics}
 
 
-def applying(metrics: Sequence[str], facts: Sequence[Fact]) -> tuple[str, ...]:
-    """Those of `metrics` that can be measured on some of the facts. Raises BadFactError where none can."""
-    missing = {name: METRICS[name].missing(facts) for name in metrics}
+def _applying(what: Measurement, model: EditableModel, facts: NumberedFacts) -> list[Metric]:
+    own, metrics = [fact for _, fact in facts], [METRICS[name] for name in what.metrics]
+    return [metric for metric in metrics if metric.missing(model, own, what) is None]
+
+
+def _relations(facts: NumberedFacts) -> dict[int, str]:
+    """The relation of every edit, where there are several and facts that share them; else nothing."""
+    found = {edit: relation_of(fact) for edit, fact in facts}
+    return found if 2 <= len(set(found.values())) <= len(found) // 2 else {}
+
+
+def applying(what: Measurement, model: EditableModel, facts: Sequence[Fact]) -> tuple[str, ...]:
+    """The metrics of `what` that can be measured on some of the facts. Raises BadFactError where none can."""
+    missing = {name: METRICS[name].missing(model, facts, what) for name in what.metrics}
     found = tuple(name for name, why in missing.items() if why is None)
     if not found:
         raise BadFactError(next(why for why in missing.values() if why is not None))
     return found
 
 
-def _items(model: EditableModel, facts: NumberedFacts, what: Measurement) -> list[Item]:
+def _items(model: EditableModel, facts: NumberedFacts, what: Measurement, metrics: Sequence[Metric]) -> list[Item]:
     items = []
     for edit, fact in facts:
         new, true = fact.target_new, fact.target_true
@@ -105,7 +138,10 @@ def _items(model: EditableModel, facts: NumberedFacts, what: Measurement) -> lis
         for kind, prompt, answer, other in asked:
             text = render(model.tokenizer, prompt)
             wanted, unwanted = (None if one is None else fact.continuation(text, one) for one in (answer, other))
-            items.append(Item(edit, fact, kind, text, wanted, unwanted, isinstance(prompt, Turn)))
+            turn = prompt if isinstance(prompt, Turn) else None
+            items.append(Item(edit, fact, kind, text, wanted, unwanted, turn))
+    if any(BYSTANDER in metric.asks for metric in metrics):
+        items += bystander_items(model, facts, what)
     return items
 
 

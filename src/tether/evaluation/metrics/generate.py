@@ -4,13 +4,12 @@ The greedy continuation must contain the target before its first sentence ends; 
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import MappingProxyType
 
 import regex
 
 from tether.evaluation.metrics.base import KINDS, Asked, Item, Metric
-from tether.evaluation.scores import greedy
 from tether.evaluation.statistics.mean import Record
 from tether.facts.chat import special_tokens
 from tether.facts.prompt import UNSPACED
@@ -23,7 +22,7 @@ _TOKENS = 20  # generated at least; a longer target is given room
 
 
 class Generate(Metric):
-    """Whether the greedy continuation says the answer, of every prompt that has one."""
+    """Whether the greedy continuation says the answer, of every prompt of plain text that has one."""
 
     name = "generate"
     reports = MappingProxyType({"generate": KINDS})
@@ -31,20 +30,25 @@ class Generate(Metric):
     holds = "generate"
 
     def measure(self, asked: Asked) -> list[Record]:
-        wanted = [item for item in asked.items if item.answer is not None]
+        wanted = in_text(asked.items)
         return [
             item.record("generate", says(text, said(asked.model, item)), continuation=text)
-            for item, text in zip(wanted, continuations(asked.model, wanted), strict=True)
+            for item, text in zip(wanted, continuations(asked, wanted), strict=True)
         ]
 
 
-def continuations(model: EditableModel, items: Sequence[Item]) -> list[str]:
+def in_text(items: Iterable[Item]) -> list[Item]:
+    """The items that are plain text and have an answer."""
+    return [item for item in items if item.answer is not None and item.turn is None]
+
+
+def continuations(asked: Asked, items: Sequence[Item]) -> list[str]:
     """The greedy continuation of every item's prompt, as long as the longest answer needs."""
     if not items:
         return []
     answers = list(dict.fromkeys(str(item.answer) for item in items))
-    longest = max(len(ids) for ids in model.tokenizer(answers, add_special_tokens=False)["input_ids"])
-    return greedy(model, [item.prompt for item in items], max(_TOKENS, longest + 4))
+    longest = max(len(ids) for ids in asked.model.tokenizer(answers, add_special_tokens=False)["input_ids"])
+    return asked.greedy([item.asked for item in items], max(_TOKENS, longest + 4))
 
 
 def said(model: EditableModel, item: Item) -> str:

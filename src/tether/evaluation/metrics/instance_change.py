@@ -6,14 +6,20 @@ is now. As in the benchmark's own code an answer with "yes" anywhere in it is Ye
 whatever the case, and one with neither counts as Yes; how many of those there were is reported.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from tether.evaluation.metrics.base import INSTANCE, Asked, Item, Metric
 from tether.evaluation.scores import greedy
 from tether.evaluation.statistics.mean import Number, Record, measure
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
+
+if TYPE_CHECKING:
+    from tether.evaluation.measurement import Measurement
 
 INSTANCE_CHANGE = "instance_change"
 DEMONSTRATION = (  # our own, in the form of the benchmark's questions
@@ -34,7 +40,7 @@ class InstanceChange(Metric):
     against_unedited = frozenset({"before", "after", "change"})
     columns = ((INSTANCE_CHANGE, "change"),)
 
-    def missing(self, facts: Sequence[Fact]) -> str | None:
+    def missing(self, model: EditableModel, facts: Sequence[Fact], what: Measurement) -> str | None:
         if any(fact.instances for fact in facts):
             return None
         return (
@@ -53,9 +59,9 @@ class InstanceChange(Metric):
     def measure(self, asked: Asked) -> list[Record]:
         if asked.unedited is None:
             return []
-        answers, records = self.answers(asked.model, self.questions(asked.items)), []
-        for item in asked.items:
-            said = {"before": asked.unedited[item.prompt], "after": answers[item.prompt]}
+        answers, records = asked.greedy([DEMONSTRATION + item.prompt for item in asked.items], _NEW_TOKENS), []
+        for item, after in zip(asked.items, answers, strict=True):
+            said = {"before": asked.unedited[item.prompt], "after": after}
             neither = {f"neither_{when}": word(answer) is None for when, answer in said.items()}
             change = _yes(said["before"]) - _yes(said["after"])
             records.append(item.record(INSTANCE_CHANGE, change, kind="change", **said, **neither))

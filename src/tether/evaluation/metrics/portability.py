@@ -5,13 +5,20 @@ about another relation that the edit implies. `portability_tokens` is the share 
 argmax, teacher-forced, as the benchmarks have it; `portability_generate` whether the greedy continuation says it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from tether.evaluation.metrics.base import Asked, Item, Metric, Pair
 from tether.evaluation.metrics.generate import continuations, said, says
 from tether.evaluation.statistics.mean import Number, Record, measure
 from tether.facts.fact import PORTABILITY, Fact
+from tether.models.editable import EditableModel
+
+if TYPE_CHECKING:
+    from tether.evaluation.measurement import Measurement
 
 TOKENS, GENERATE, ALL = "portability_tokens", "portability_generate", "all"
 
@@ -25,7 +32,7 @@ class Portability(Metric):
     columns = ((TOKENS, ALL), (GENERATE, ALL))
     tested = (TOKENS, GENERATE)
 
-    def missing(self, facts: Sequence[Fact]) -> str | None:
+    def missing(self, model: EditableModel, facts: Sequence[Fact], what: Measurement) -> str | None:
         lack = "portability needs prompts that follow from an edit, and no fact has any: name facts with `portability`"
         return None if any(fact.portability for fact in facts) else lack
 
@@ -34,7 +41,7 @@ class Portability(Metric):
 
     def measure(self, asked: Asked) -> list[Record]:
         records = []
-        for item, text in zip(asked.items, continuations(asked.model, asked.items), strict=True):
+        for item, text in zip(asked.items, continuations(asked, asked.items), strict=True):
             answer = str(item.answer)
             correct = asked.scores[item.prompt, answer].argmax_correct
             records.append(item.record(TOKENS, sum(correct) / len(correct), n_tokens=len(correct)))

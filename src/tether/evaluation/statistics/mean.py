@@ -13,7 +13,7 @@ class Number(BaseModel):
     """A mean in percent over `n` facts with `prompts` prompts, and its standard error; without items both are None.
 
     `neither` belongs to shares of Yes alone: how many prompts were answered with neither Yes nor No, which counts as
-    Yes. It is written only where it is known.
+    the metric says (instance_change: as Yes). It is written only where it is known.
     """
 
     value: float | None

@@ -168,7 +168,7 @@ def relations_table(results: Results) -> str:
     metrics = reported_by(metric for _, _, editing in measured for metric in editing)
     columns = [column for metric in dict.fromkeys(metrics.values()) for column in metric.columns]
     found = [[editing.get(metric, {}).get(kind) for metric, kind in columns] for _, _, editing in measured]
-    filled = [at for at in range(len(columns)) if any((row[at] and row[at].n) for row in found)]
+    filled = [at for at in range(len(columns)) if any((number := row[at]) and number.n for row in found)]
     if not filled:
         return ""
     head = ["edits", "restraint", "relation", "n", *(" ".join(columns[at]) for at in filled)]

@@ -306,7 +306,7 @@ def test_a_foreign_checkpoint_is_not_compared_with_itself(tmp_path: Path, caplog
     assert not foreign.edited
     [alone] = evaluate(foreign, facts, abilities=[]).rows
     assert "locality_unchanged" not in alone.editing["match_all"] and "instance_change" not in alone.editing
-    assert "merged carries no updates and has no base: what match compares is left out" in caplog.text
+    assert "merged carries no updates and has no base: what match and bystanders compare is left out" in caplog.text
     assert alone.key == (0, "as it is") and not alone.unedited
 
     assert evaluate(base, facts, abilities=[], base=base).rows[0].key == (0, "as it is")

@@ -96,7 +96,7 @@ def test_every_item_is_recorded(facts: list[Fact]) -> None:
     assert records[0] == {
         "edit": 3, "fact": facts[0].id, "metric": "instance_change", "kind": "change",
         "prompt": "Whether Bergen belongs to category harbour", "value": 1.0, "before": "Yes .", "after": "No .",
-        "neither_before": False, "neither_after": False,
+        "neither_before": False, "neither_after": False, "relation": str(facts[0].prompt),
     }  # fmt: skip
     assert records[2]["neither_before"] and records[2]["neither_after"] and records[2]["after"] == "oslo ."
     assert model.edited == ()
@@ -133,7 +133,8 @@ def test_the_checkpoints_of_a_ledger(facts: list[Fact], tmp_path: Path) -> None:
     ledger = concept_ledger(model, facts, tmp_path / "ledger")
     out = tmp_path / "results.json"
     results = evaluate_ledger(ledger, model, at=[0, 1, 2], restraints=["none"], abilities=[], out=out)
-    assert results.settings["metrics"] == [name for name in METRICS if name != "portability"]
+    lacking = {"portability", "generate_chat", "judge"}  # no such prompts, no chat template, no endpoint
+    assert results.settings["metrics"] == [name for name in METRICS if name not in lacking]
     shown = [row.editing["instance_change"] for row in results.rows]
     assert [(one["change"].value, one["change"].n) for one in shown] == [
         (0, 2), (pytest.approx(200 / 3), 1), (pytest.approx((200 / 3 - 100) / 2), 2),
@@ -155,7 +156,7 @@ def test_facts_without_instances(facts: list[Fact]) -> None:
     model = bigram_model()
     bare = [fact.model_copy(update={"instances": ()}) for fact in facts]
     results = evaluate(model, bare, abilities=[])
-    assert results.settings["metrics"] == ["compare", "match", "generate"]
+    assert results.settings["metrics"] == ["compare", "match", "generate", "bystanders"]
     assert "instance_change" not in results.rows[0].editing
     with pytest.raises(TetherError, match=r"^instance_change needs instance prompts, and no fact has any: .*$"):
         evaluate(model, bare, abilities=[], metrics=["instance_change"])

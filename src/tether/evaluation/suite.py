@@ -69,8 +69,8 @@ def evaluate(
             numbered = with_kinds(base, numbered)
         baseline = measure_baseline(base, numbered, rows.what)
     elif not model.edited and (names := [name for name in rows.what.metrics if METRICS[name].against_unedited]):
-        what = " and ".join(names)
-        logger.warning("%s carries no updates and has no base: what %s compares is left out", model.id, what)
+        what = " and ".join(names) + (" compare" if names[1:] else " compares")
+        logger.warning("%s carries no updates and has no base: what %s is left out", model.id, what)
     edits = len(facts) if model.edited or base not in (None, model) else 0
     rows.results.add(*rows.measure(numbered, baseline, 1, edits=edits, restraint=AS_IT_IS, replayed=False))
     return rows.results

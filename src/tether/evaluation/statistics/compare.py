@@ -9,16 +9,18 @@ from typing import Any
 
 from tether.constraints.base import parse
 from tether.errors import TetherError
-from tether.evaluation.metrics.base import reported_by
+from tether.evaluation.metrics.base import KINDS, reported_by
 from tether.evaluation.results import Results, Row, RowKey
 from tether.evaluation.statistics.mean import Record
 from tether.evaluation.statistics.paired import Paired, holm, kept, paired
+from tether.facts.fact import PORTABILITY
 
 LEVEL = 0.05
 
 Values = dict[int, float]  # item (of editing metrics: edit) -> points of percent, or nats a token
 Items = dict[tuple[RowKey, str], Values]  # by row and ability, or `metric kind`
 _LARGEST = 700.0  # whose exponential is finite
+_TESTED = (*KINDS, *PORTABILITY)  # kinds of prompts
 _OTHER = " (other)"  # behind the restraint of a row of the other file
 
 
@@ -192,7 +194,7 @@ def _measured(row: Row, tested: Sequence[str]) -> dict[str, tuple[str, float]]:
     found: dict[str, tuple[str, float | None]] = {name: (one.unit, one.value) for name, one in row.abilities.items()}
     for metric in tested:
         kinds = row.editing.get(metric, {})
-        found |= {f"{metric} {kind}": ("percent", number.value) for kind, number in kinds.items()}
+        found |= {f"{metric} {kind}": ("percent", kinds[kind].value) for kind in _TESTED if kind in kinds}
     return {name: (unit, math.inf if value is None else value) for name, (unit, value) in found.items()}
 
 
@@ -234,7 +236,7 @@ def _values(records: Iterable[Record], tested: Sequence[str]) -> Items:
     for record in records:
         if "ability" in record:
             name, item = record["ability"], record["item"]
-        elif record["metric"] in tested:
+        elif record["metric"] in tested and record["kind"] in _TESTED:
             name, item = f"{record['metric']} {record['kind']}", record["edit"]
         else:
             continue

@@ -12,14 +12,17 @@ from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tether.editing.check import check_facts
+from tether.editing.said import said_now
 from tether.errors import BadFactError, TetherError
 from tether.evaluation import score
 from tether.facts import Fact, encode_fact, read_facts
 from tether.facts.bystanders import asked_of, bystander_subjects, kinds
 from tether.facts.chat import render, rendered, template
+from tether.facts.check import repeats
 from tether.facts.phrasings import with_phrasings
 from tether.facts.prompt import Turn
 from tether.ledger import Ledger
+from tether.models.kinds import likeliest_kind
 
 CHAT = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n{% endfor %}"
@@ -48,8 +51,16 @@ def test_a_turn_is_rendered_by_the_models_template() -> None:
     with_system = Turn(user="Hi", system="Be kind.")
     assert render(tokenizer(), with_system) == "<|system|>\nBe kind.\n<|user|>\nHi\n<|assistant|>\n"
     assert render(tokenizer(NO_SYSTEM), with_system) == "<|user|>\nBe kind.\n\nHi\n<|assistant|>\n"
+    silent = CHAT.replace("{% for m in messages %}", "{% for m in messages if m['role'] == 'user' %}")
+    assert render(tokenizer(silent), with_system) == "<|user|>\nBe kind.\n\nHi\n<|assistant|>\n"
     with pytest.raises(BadFactError, match=r"'Hi': the model has no chat template; write the prompt as text"):
         render(tokenizer(None), Turn(user="Hi"))
+    for broken in ("{{ messages[0]['content'] + 1 }}", "{{ messages[3]['content'] }}", "{{ nothing.at.all }}"):
+        with pytest.raises(BadFactError, match=r"'Hi': the model's chat template fails \(.*\); write"):
+            render(tokenizer(broken), Turn(user="Hi"))
+    for times, wrong in ((2, "{{ messages[0]['content'] * 2 }}"), (0, "nothing")):
+        with pytest.raises(BadFactError, match=f"the model's chat template writes it {times} times"):
+            template(tokenizer(wrong), Turn(user="Where is {}?"))
 
 
 def test_the_place_of_the_subject_is_kept() -> None:
@@ -139,16 +150,52 @@ def test_bystanders_are_of_the_same_kind_and_kept_apart() -> None:
     asked = asked_of(fact, keep[:2])
     assert len(asked) == 8 and asked[0] == f"The depth of {keep[0]} is"
     assert asked[-1] == Turn(user=f"How deep is {keep[1]}?", system="Be brief.")
+    lake = fact.model_copy(update={"kind": "lake"})
     with pytest.raises(BadFactError, match="kind 'lake' of 'Lake Tamsin': choose from"):
-        bystander_subjects(fact.model_copy(update={"kind": "lake"}), "keep", 1)
-    for names in kinds().values():
-        assert len(set(names)) == len(names) == 32
+        bystander_subjects(lake, "keep", 1)
+    model = editable("llama")
+    (likely,) = likeliest_kind(model, [lake])
+    assert all(len(set(names)) == len(names) == 32 for names in kinds().values())
+    assert likely in kinds() and bystander_subjects(lake, "keep", 1, kind=likely)
+    (found,) = check_facts(model, [lake.model_copy(update={"phrasings": (), "locality": (), "paraphrases": ()})])
+    assert any("kind 'lake' is none of tether's list" in note for note in found.notes)
+    assert Fact(subject="Rome", prompt="{} is", target_new="big", kind=" ", relation="").kind is None
+
+
+def test_repeats_are_of_every_prompt_a_fact_is_edited_for() -> None:
+    """Text is not a chat turn of the same words; a phrasing is as good as a prompt."""
+    turn = Fact(subject="Rome", prompt={"user": "Where is {}?"}, target_new="Peru")
+    text = Fact(subject="Rome", prompt="Where is {}?", target_new="Peru")
+    assert not list(repeats([turn, text]))
+    other = Fact(subject="Rome", prompt="{} stands in", target_new="Chad", phrasings=["where is  {}?"])
+    ((index, problem),) = repeats([text, other])
+    assert index == 1 and "'where is  Rome?' contradicts fact 0, whose target is 'Peru' and not 'Chad'" in problem
+    twice = FACT.model_copy(update={"phrasings": ("The depth of {} is",)})
+    model = editable("llama")
+    model.tokenizer.chat_template = CHAT
+    assert any("is more than one of the fact's phrasings" in note for note in check_facts(model, [twice])[0].notes)
+
+
+def test_a_turn_that_is_only_measured_stops_nothing(tmp_path: Path) -> None:
+    """A model without a chat template: `check` names the paraphrase; the edit goes on and ends with the truth."""
+    model = editable("llama")
+    fact = FACTS[0].model_copy(update={"paraphrases": (Turn(user="Where is the Eiffel Tower?"),)})
+    (found,) = check_facts(model, [fact])
+    assert any("no chat template" in problem for problem in found.problems)
+    ledger = run(model, [fact], tmp_path / "ledger", verify_every=1)
+    assert said_now(model, ledger).total == 1
 
 
 def test_phrasings_by_rule() -> None:
     question = Fact(subject="Lake Tamsin", prompt="How deep is {}?", target_new="ninety metres")
-    made = with_phrasings(question, chat=True)
+    made = with_phrasings(tokenizer(), question)
     assert made.phrasings == (Turn(user="How deep is {}?"), "Question: How deep is {}?\nAnswer:")
-    assert with_phrasings(question, chat=False).phrasings == ("Question: How deep is {}?\nAnswer:",)
-    assert with_phrasings(FACTS[0], chat=True).phrasings == (Turn(user=str(FACTS[0].prompt)),)
-    assert with_phrasings(FACT, chat=True) is FACT and with_phrasings(made, chat=True) is made
+    assert with_phrasings(tokenizer(None), question).phrasings == ("Question: How deep is {}?\nAnswer:",)
+    assert with_phrasings(tokenizer(), FACTS[0]).phrasings == (Turn(user=str(FACTS[0].prompt)),)
+    marked = (f"Πού είναι το {{}}{mark}" for mark in ("\u037e", ";"))
+    greek, no_question = (question.model_copy(update={"prompt": prompt}) for prompt in marked)
+    assert len(with_phrasings(tokenizer(), greek).phrasings) == 2
+    assert len(with_phrasings(tokenizer(), no_question).phrasings) == 1
+    ready = question.model_copy(update={"prompt": "<|endoftext|>user\nHow deep is {}?"})
+    for left in (FACT, made, ready):
+        assert with_phrasings(tokenizer(), left) is left

@@ -77,6 +77,12 @@ def test_a_batch_is_said_and_undone_as_a_whole(method: str, family: str, tmp_pat
     ledger.verify(model)
     with pytest.raises(BadSettingsError, match="edit 1 shares one update with 2: undo all 2 of them"):
         ledger.undo(1)
+    with pytest.raises(BadSettingsError, match=r"3 edits: edits 3 to 4 share one update in .*; name 2 or 4"):
+        ledger.live(3)
+    with pytest.raises(BadSettingsError, match="share one update"):
+        ledger.apply(model, upto=1)
+    with pytest.raises(BadSettingsError, match="edit 3 shares one update with 4: undo all 2 of them"):
+        ledger.undo(1, 2, 3)
     ledger.undo(3, 4)
     first = bits(ledger.apply(model))
     assert not said_now(model, ledger).lost

@@ -17,10 +17,12 @@ from test_memit import context as memit_context
 from torch import Tensor
 
 from tether.editors import BatchEditor, Context, Editor, editor
+from tether.editors import rome as rome_module
 from tether.editors.bystanders import Metric, bystander_prompts, keys_of
+from tether.editors.delta import Group, merged, optimise
 from tether.editors.moments import Moments
-from tether.editors.prompts import encode_contexts
-from tether.facts import Fact
+from tether.editors.prompts import encode_contexts, group_of
+from tether.facts import Fact, encode_fact
 from tether.ledger.history import LedgerHistory
 from tether.models import EditableModel
 from tether.models.frozen_prefix import align, keys_and_states
@@ -44,7 +46,7 @@ def own_keys(model: EditableModel, fact: Fact, layer: int) -> Tensor:
 
 
 @settings(deadline=None, max_examples=40)
-@given(n=st.integers(0, 6), m=st.integers(1, 4), weight=st.sampled_from([0.0, 0.3, 50.0]), seed=st.integers(0, 99))
+@given(n=st.integers(0, 12), m=st.integers(1, 4), weight=st.sampled_from([0.0, 0.3, 50.0]), seed=st.integers(0, 99))
 def test_the_metric_is_that_of_the_dense_formula(n: int, m: int, weight: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     q, moments = 7, random_moments(7, seed)
@@ -178,3 +180,55 @@ def test_bystanders_move_less(family: str, method: str) -> None:
         moved.append((float((keys @ update.mT).norm()), float((own_keys(model, facts[0], 1) @ update.mT).norm())))
     (free, own), (kept, still) = moved
     assert kept / still < 0.6 * free / own and (method == "memit" or still > 0.9 * own)
+
+
+# --- several facts of one subject -----------------------------------------------------------------------------------
+
+
+def test_what_is_edited_is_no_longer_kept(tmp_path: Path) -> None:
+    """A second fact takes over a phrasing of the first: only the other prompt of the first is kept."""
+    model = editable("llama")
+    old = FACTS[0].model_copy(update={"phrasings": ("Where is {}?",)})
+    ledger = run(model, [old], tmp_path / "ledger", method="memit", changes={"layers": [1], "mom2_update_weight": 2.0})
+    assert ledger.live_numbers() == [1]
+    new = FACTS[0].model_copy(update={"prompt": "Where is {}?", "phrasings": ("You find {} in",), "target_new": "Oslo"})
+    found = Context(memit_context(model).hparams, PREFIXES, history=LedgerHistory(ledger))
+    group = group_of(model, new, found)
+    assert group.edited == 1 and len(group.facts) == 2
+    (kept,) = group.facts[1]
+    assert kept[0].asked == encode_fact(model.tokenizer, old).asked
+    again = FACTS[0].model_copy(update={"target_new": "Oslo"})  # in one batch: edits the very prompt that `new` keeps
+    both = merged([group, group_of(model, again, found)])
+    assert both.edited == 2 and len(both.facts) == 3
+    assert [contexts[0].asked for contexts in both.facts[2]] == [encode_contexts(model, new, ()).phrasings[0][0].asked]
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_r_rome_optimises_what_it_writes(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a fact of the same subject to keep: what the steps add to every prompt is what the update adds there."""
+    model, fact = editable(family), PHRASED[0]
+    before = fact.model_copy(update={"prompt": "{} was built in the year", "phrasings": (), "target_new": "1987"})
+    ledger = run(model, [before], tmp_path / "ledger")
+    settings = rome_hparams()
+    found = Context(settings, PREFIXES, {1: random_moments(model.weight(model.weight_name(1)).shape[1])})
+    found = replace(found, history=LedgerHistory(ledger))
+    seen: list[Group] = []
+
+    def watched(*arguments: Any, **more: Any) -> Any:
+        seen.extend(arguments[1])
+        return optimise(*arguments, **more)
+
+    monkeypatch.setattr(rome_module, "optimise", watched)
+    rome = editor("r-rome")
+    assert isinstance(rome, Editor)
+    proposal = rome.propose(model, fact, found)
+    (group,), name = seen, model.weight_name(1)
+    rows = list(group)[:-1]
+    keys = keys_and_states(model, align(rows, model.device), 1, 1)[0].double()
+    update, V = proposal.updates[name], proposal.vectors[f"{name}/V"].double()
+    bare = keys_and_states(model, align([rows[0]], model.device), 1, 1)[0]
+    with torch.no_grad():
+        delta = V[0] - model.projection(1)(bare)[0].double()
+    assert group.reach is not None and group.shift is not None
+    added = torch.tensor(group.reach, dtype=torch.float64)[:, None] * (delta + group.shift.double())
+    torch.testing.assert_close(keys @ update.to_dense().double().mT, added, rtol=2e-2, atol=2e-3 * float(delta.norm()))

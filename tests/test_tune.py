@@ -93,3 +93,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert all(trial["settings"]["v_lr"] == 0.2 for trial in document["trials"]), "the start's, where none is tried"
     assert document["settings"] == json.loads((tmp_path / "s.json").read_text())
     assert len(document["verdicts"]) == 2 and len(document["trials"]) == 4
+
+
+def test_settings_that_the_method_lacks_are_not_varied(tmp_path: Path) -> None:
+    for vary, words in [
+        (["mom2_update_weight"], "r-rome has no such setting"),
+        (["v_rate"], "vary v_rate: choose from"),
+    ]:
+        with pytest.raises(TetherError, match=words):
+            tether.tune(editable("llama"), FACTS[:2], corpus=text(tmp_path), vary=[vary])

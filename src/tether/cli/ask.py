@@ -48,7 +48,7 @@ def ask(
     chosen, talk = restraint(restrain), not prompts and file is None and sys.stdin.isatty()
     given = [_checked(prompt) for prompt in prompts or ()] + (read_prompts(file) if file is not None else [])
     if not talk:
-        given = given or read_prompts(sys.stdin)
+        given = given or (read_prompts(sys.stdin) if file is None else [])
         if not given:
             raise BadFactError("no prompt: name one behind the ledger, a --file, or write prompts to standard input")
     opened, loaded = open_ledger(ledger, model, dtype, device)

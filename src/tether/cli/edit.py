@@ -117,7 +117,7 @@ def edit(
     })  # fmt: skip
     loaded = load_model(model, dtype=dtype, device=device, anatomy=layout)
     if phrase:
-        listed = [with_phrasings(fact, chat=bool(loaded.tokenizer.chat_template)) for fact in listed]
+        listed = [with_phrasings(loaded.tokenizer, fact) for fact in listed]
     if chosen != method:
         say(f"method {chosen} (the default)")
     verified: list[Said] = []

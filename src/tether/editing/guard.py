@@ -118,15 +118,17 @@ class Guard:
             shares[last] = self.read()
             return self.allows(shares[last])
 
-        first = first_failing(self._held(ledger), now, holds)
-        undone = sorted(ledger.together(edit for edit in edits if edit >= first))
+        failing = first_failing(self._held(ledger), now, holds)
+        undone = sorted(ledger.together(edit for edit in edits if edit >= failing))
+        first = min([failing, *undone])  # of facts that share one update, the first
         if first - 1 not in shares:
             holds(first - 1)
         self._note(ledger, shares[first - 1], undone, first_failing=first, shares=shares)
         raise GuardStopError(
-            f"guard {self.rule}: {share:.3f} of the unedited model's after edit {now}, under {restraint}; edit "
-            f"{first} is the first that fails it, so {len(undone)} edits from there on are undone in {ledger.path}; "
-            "leave that fact out and --resume, or loosen the guard"
+            f"guard {self.rule}: {share:.3f} of the unedited model's after edit {now}, under {restraint}; "
+            + (f"edit {first} is" if first == failing else f"edits {first} to {failing}, which share one update, are")
+            + f" the first to fail it, so {len(undone)} edits from there on are undone in {ledger.path}; leave what "
+            "fails out and --resume, or loosen the guard"
         )
 
 

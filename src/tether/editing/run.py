@@ -150,8 +150,8 @@ def _check_same(header: Header, model: EditableModel, plan: EditPlan) -> None:
 
 def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
     """How many facts of the list, from its start, are the last ones the ledger tried and no guard took back. A fact is
-    known by its subject, prompt and target: what it is measured with may have changed since."""
-    identity, taken_back = attrgetter("subject", "prompt", "target_new"), set[int]()
+    known by its subject, prompts and target: what it is measured with may have changed since."""
+    identity, taken_back = attrgetter("subject", "prompt", "phrasings", "target_new"), set[int]()
     for event in ledger.events:
         if event.kind == "guard":
             taken_back.update(event.undone or ())

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tether.evaluation.scores import score
-from tether.facts.chat import rendered
+from tether.facts.chat import render
 from tether.facts.fact import Fact
 from tether.ledger import Ledger
 from tether.models.editable import EditableModel
@@ -63,8 +63,9 @@ def said_now(model: EditableModel, ledger: Ledger) -> Said:
     """Which live edits (and facts that the model said before) the model says as it is now. It is not changed."""
     edited = {event.edit for event in ledger.live()} | {e.edit for e in ledger.events if e.kind == "skipped"}
     facts = [(edit, fact) for edit, fact in ledger.facts() if edit in edited]
-    asked = [rendered(model.tokenizer, fact) for _, fact in facts]
-    scores = score(model, [(fact.text, fact.target) for fact in asked], join="")
+    texts = [render(model.tokenizer, fact.asked[0]) for _, fact in facts]
+    pairs = [(text, fact.continuation(text, fact.target_new)) for text, (_, fact) in zip(texts, facts, strict=True)]
+    scores = score(model, pairs, join="")
     lost = [index for index, found in enumerate(scores) if not all(found.argmax_correct)]
     return Said(ledger.attempts, len(facts), tuple(_lost(facts, index) for index in lost))
 

@@ -104,6 +104,9 @@ def tune(
         )
     schedule = Schedule(batch_size=batch_size or (len(facts) if batched else 1), health=0)
     start, origin = settings_for(method, model, given=settings)
+    there = [name for name in vary if name in type(start).model_fields]
+    if not there:
+        raise BadSettingsError(f"vary {', '.join(vary)}: {method} has no such setting; choose from {', '.join(VARIED)}")
     layers = _layers(start, model.n_layers)
     needed = {*start.layers, *(itertools.chain(*layers) if "layers" in vary else ())}
     moments(model, sorted(needed), Corpus.parse(corpus or SELF, seed=seed))

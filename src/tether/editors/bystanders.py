@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tether.editors.base import EditFailedError
 from tether.editors.moments import Moments
 from tether.errors import BadFactError
 from tether.facts.bystanders import bystander_subjects
@@ -22,7 +23,7 @@ from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import AlignedPrompts, align, forward_until, hooks
 from tether.models.kinds import likeliest_kind
 
-_ROWS = 128  # prompts a forward
+_TOKENS = 4096  # of a forward
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,21 @@ class Metric:
         x = self.moments.solve(k, ridge=self.ridge)
         if not (len(self.keys) and self.weight):
             return x
+        if not self.keys.isfinite().all():
+            raise EditFailedError(f"{len(self.keys)} keys of bystanders are not all finite: the model is damaged")
+        if len(self.keys) > self.keys.shape[1]:
+            flat = k.cpu().double().reshape(-1, k.shape[-1])
+            return torch.cholesky_solve(flat.mT, self._dense).mT.reshape(k.shape)
         solved, factor = self._solved
         inner = x.reshape(-1, x.shape[-1]) @ self.keys.mT
         return x - (torch.cholesky_solve(inner.mT, factor).mT @ solved).reshape(x.shape)
+
+    @cached_property
+    def _dense(self) -> Tensor:
+        """The Cholesky factor of the metric itself, for more keys than they have numbers."""
+        dense = self.moments.C + self.weight / len(self.keys) * (self.keys.mT @ self.keys)
+        dense.diagonal().add_(self.ridge * self.moments.C.diagonal().mean())
+        return torch.linalg.cholesky(dense)
 
     @cached_property
     def _solved(self) -> tuple[Tensor, Tensor]:
@@ -83,8 +96,9 @@ def keys_of(
         layer: [torch.zeros(0, model.weight(model.weight_name(layer)).shape[1], dtype=torch.float64)]
         for layer in layers
     }
-    for start in range(0, len(prompts), _ROWS):
-        rows = align(prompts[start : start + _ROWS], model.device)
+    each = max(1, _TOKENS // max((len(prompt.ids) for prompt in prompts), default=1))
+    for start in range(0, len(prompts), each):
+        rows = align(prompts[start : start + each], model.device)
 
         def see(layer: int, _: nn.Module, args: tuple[Tensor, ...], rows: AlignedPrompts = rows) -> None:
             found[layer].append(rows.at_anchor(args[0]).cpu().double())

@@ -56,17 +56,19 @@ class ConfinedHparams(TrainingHparams):
 
 @dataclass
 class _Layer:
-    """One edited weight: its keys and the solution for them; R = `coefficients`·`scale`, whose rows are prompts."""
+    """One edited weight: its keys and the solution for them, with G in float32 where the model is; R =
+    `coefficients`·`scale`, whose rows are prompts."""
 
     name: str
     keys: Float[Tensor, "n q"]
     solution: Solution
     scale: Float[Tensor, "n 1"]
     coefficients: Float[Tensor, "n p"]
+    G: Float[Tensor, "n q"]
 
     def update(self) -> LowRank:
         """ΔW, differentiable in the coefficients."""
-        return LowRank((self.coefficients * self.scale).mT, self.solution.G.to(self.coefficients))
+        return LowRank((self.coefficients * self.scale).mT, self.G)
 
 
 class Confined:
@@ -109,6 +111,10 @@ class Confined:
         with torch.enable_grad(), adding(model, {layer.name: layer.update for layer in layers}):
             record = train(model, rows, [layer.coefficients for layer in layers], hparams, seed, keeper)
             last = losses_of(model, prompts)
+        before, after = (sum(one[index] for index in prompts) / len(prompts) for one in (first, last))
+        if not after < before:
+            what = f"the mean loss of {len(prompts)} facts went from {before:.3g} to {after:.3g}"
+            raise EditFailedError(f"{what}; try a smaller lr", record)
         for index in prompts:
             outcomes[index] = {"loss_first": first[index], "loss_last": last[index]}
         updates = {layer.name: _plain(layer.update()) for layer in layers}
@@ -131,7 +137,8 @@ class Confined:
         reach = (keys * solution.G).sum(1)  # how much of a column's output its own key sees
         name = model.weight_name(layer)
         zero = torch.zeros(len(keys), model.weight(name).shape[0], device=model.device, requires_grad=True)
-        return _Layer(name, keys, solution, (1 / reach.clamp_min(1e-3))[:, None].float().to(model.device), zero)
+        scale = (1 / reach.clamp_min(1e-3))[:, None].float().to(model.device)
+        return _Layer(name, keys, solution, scale, zero, solution.G.float().to(model.device))
 
 
 def _plain(update: LowRank) -> LowRank:

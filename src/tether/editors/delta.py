@@ -269,9 +269,12 @@ def _bytes_of_a_step(model: EditableModel, group: Group, layer: int, hparams: La
 
 
 def merged(groups: Sequence[Group]) -> Group:
-    """One group of facts that share a δ; what each of them keeps is kept once."""
+    """One group of facts that share a δ; what each of them keeps is kept once, unless it is edited."""
     edited = tuple(phrasings for group in groups for phrasings in group.facts[: group.edited])
-    kept = dict.fromkeys(phrasings for group in groups for phrasings in group.facts[group.edited :])
+    asked = {contexts[0].asked for phrasings in edited for contexts in phrasings}
+    others = (phrasings for group in groups for phrasings in group.facts[group.edited :])
+    left = (tuple(contexts for contexts in phrasings if contexts[0].asked not in asked) for phrasings in others)
+    kept = dict.fromkeys(phrasings for phrasings in left if phrasings)
     return Group((*edited, *kept), groups[0].kl, edited=len(edited))
 
 

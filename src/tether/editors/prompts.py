@@ -21,7 +21,13 @@ def group_of(model: EditableModel, fact: Fact, context: Context) -> Group:
         return group
     kept: list[tuple[tuple[EncodedPrompt, ...], ...]] = []
     for other in context.history.of_subject(fact):
-        if other.asked[0] != fact.asked[0]:
+        prompts = [
+            prompt
+            for prompt, asked in zip((other.prompt, *other.phrasings), other.asked, strict=True)
+            if asked not in fact.asked
+        ]
+        if prompts:  # what the fact itself is edited for is no longer kept
+            other = other.model_copy(update={"prompt": prompts[0], "phrasings": tuple(prompts[1:])})
             kept += encode_contexts(model, other, context.prefixes[:_KEPT_PREFIXES]).facts
     return replace(group, facts=(*group.facts, *kept))
 

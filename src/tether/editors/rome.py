@@ -91,9 +91,16 @@ class Rome:
         # R-ROME also writes what lies between v₀ and the mean of the outputs W k + b that the forward saw: W k̄ + b.
         whole = self.variant == "r-rome"
         key, beside = (k_mean, values[0] - values.mean(0)) if whole else (k0, torch.zeros_like(values[0]))
+        solution = None
+        if each:  # δ for every phrasing at its own key, exactly: ΔW K = R with the least change in the same metric
+            key = torch.cat([key[None], run.keys[starts[1:]].cpu().double()])
+            solution = solve(key, metric.solve(key), weight=0, equality_ridge=_NEARLY_EQUAL)
         if len(group.facts) > 1:  # what is kept needs what the update really adds, at every prompt
-            reach = run.keys[:-1].cpu().double() @ u / (u @ key)
-            group = replace(group, reach=tuple(reach.tolist()), shift=beside.float())
+            seen = run.keys[:-1].cpu().double()
+            reach = seen @ u / (u @ key) if solution is None else seen @ solution.G.sum(0)
+            first_reach = reach if solution is None else seen @ solution.G[0]  # of what the first column adds beside δ
+            shift = beside * (first_reach / reach)[:, None] if each else beside
+            group = replace(group, reach=tuple(reach.tolist()), shift=shift.float())
         (found,) = optimise(model, [group], rows, run, run.values[:1], hparams, arithmetic=arithmetic)
         record = {**found.record(), "v0_norm": float(run.values[0].float().norm())}
         refused = why_not_edited(fact, found, hparams, record)
@@ -103,13 +110,11 @@ class Rome:
         # Update.
         v0, delta = run.values[0].cpu().double(), found.delta.cpu().double()
         residual = v0 + delta - values.mean(0) if whole else delta
-        update = LowRank((residual / (u @ key))[:, None].float(), u[None].float())
-        value = v0 + delta
-        if each:  # δ for every phrasing at its own key, exactly: ΔW K = R with the least change in the same metric
-            key = torch.cat([key[None], run.keys[starts[1:]].cpu().double()])
+        if solution is None:
+            value, update = v0 + delta, LowRank((residual / (u @ key))[:, None].float(), u[None].float())
+        else:
             value = run.values[starts].cpu().double() + delta
             R = torch.cat([residual[None], delta.expand(len(starts) - 1, -1)])
-            solution = solve(key, metric.solve(key), weight=0, equality_ridge=_NEARLY_EQUAL)
             update = LowRank(R.mT.float().contiguous(), solution.G.float())
         if not (torch.isfinite(update.A).all() and torch.isfinite(update.B).all()):
             raise EditFailedError(f"{fact.text!r} -> {fact.target_new!r}: the update is not finite", record)

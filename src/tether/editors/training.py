@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Batch, Context, EditFailedError, EditSkippedError, Proposal, reading_a_fact
 from tether.editors.keep import Keeper, KeepHparams, KeptTexts, seed_of
-from tether.facts.bystanders import bystander_subjects
 from tether.facts.chat import template
 from tether.facts.fact import Fact
 from tether.facts.tokens import EncodedPrompt, encode, padded, too_long
@@ -154,8 +153,6 @@ def encoded_prompts(model: EditableModel, fact: Fact, hparams: TrainingHparams) 
                    target=fact.target_new, join=fact.join, end=fact.end)
             for prompt in (fact.prompt, *fact.phrasings)
         ]  # fmt: skip
-        if hparams.keep:
-            bystander_subjects(fact, "keep", 1)
     problem = too_long(model.limit, fact.text, [prompt.ids for prompt in found])
     if problem:
         raise EditFailedError(problem)

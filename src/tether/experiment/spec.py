@@ -94,7 +94,7 @@ def _named(key: str) -> BeforeValidator:
 
 Name = Annotated[str, AfterValidator(_name)]
 FilePath = Annotated[str, AfterValidator(_path)]
-InlineSettings = FilePath | dict[str, Any]  # a file, or the settings themselves
+SettingsOrFile = FilePath | dict[str, Any]  # a file, or the settings themselves
 CorpusPath = Annotated[str, AfterValidator(_path_unless(SELF))]
 DataPath = Annotated[str, AfterValidator(_path_unless(HUB))]
 RestraintText = Annotated[str, AfterValidator(_restraint)]
@@ -126,7 +126,7 @@ class EditorSpec(_Strict):
 
     method: Method
     name: Annotated[str, AfterValidator(lambda text, info: _name(text or info.data.get("method", "unknown")))] = ""
-    settings: InlineSettings | None = None
+    settings: SettingsOrFile | None = None
     layers: tuple[int, ...] | None = None
     editor: FilePath | None = None
     batch_size: int = Field(default=1, ge=1)
@@ -170,7 +170,7 @@ class Override(_Strict):
     once: tuple[RestraintText, ...] | None = None
     every: tuple[EverySpec, ...] | None = None
     edits: Edits | None = None
-    settings: InlineSettings | None = None
+    settings: SettingsOrFile | None = None
     layers: tuple[int, ...] | None = None
     editor: FilePath | None = None
     batch_size: int | None = Field(default=None, ge=1)
@@ -336,7 +336,7 @@ def read_spec(source: str | Path) -> GridSpec:
     try:
         return GridSpec.model_validate(_expanded(content, str(source), ""), context={"base": base})
     except _UnsetError as error:
-        names = dict.fromkeys(re.findall(r"\$\{(\w+)\}", json.dumps(content)))
+        names = dict.fromkeys(re.findall(r"\$\{(\w+)\}", json.dumps(content, default=str)))
         missing = [name for name in names if name not in os.environ]
         raise BadSettingsError(f"{error}: set the environment variables {', '.join(missing)}") from None
     except ValidationError as error:

@@ -9,8 +9,10 @@ other half measures what they did, so that no bystander is measured that an edit
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
+from types import MappingProxyType
 from typing import Literal
 
 from tether.errors import BadFactError
@@ -20,18 +22,19 @@ from tether.facts.prompt import Turn, about
 Part = Literal["keep", "measure"]
 
 
-def kinds() -> dict[str, list[str]]:
+@cache
+def kinds() -> Mapping[str, tuple[str, ...]]:
     """The packaged subjects by kind: a company, a city, … All are real and known, and written for this project."""
-    found: dict[str, list[str]] = json.loads((resources.files("tether") / "data" / "subjects.json").read_text("utf-8"))
-    return found
+    found = json.loads((resources.files("tether") / "data" / "subjects.json").read_text("utf-8"))
+    return MappingProxyType({kind: tuple(names) for kind, names in found.items()})
 
 
 def bystander_subjects(fact: Fact, part: Part, number: int, *, kind: str | None = None) -> list[str]:
-    """At most `number` subjects of the fact's `kind` (or of `kind`, for a fact that has none; else of all kinds), in an
+    """At most `number` subjects of `kind` (None: the fact's own; where it has none, of all kinds), in an
     order that depends on the fact's relation alone: the facts of a relation share their bystanders. Never the fact's
     own subject. Raises BadFactError for a kind that is not in the list."""
     every = kinds()
-    wanted = fact.kind or kind
+    wanted = kind or fact.kind
     if wanted is not None and wanted not in every:
         raise BadFactError(f"kind {wanted!r} of {fact.subject!r}: choose from {', '.join(every)}, or leave it out")
     first = 0 if part == "keep" else 1

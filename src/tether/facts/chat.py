@@ -5,13 +5,14 @@ rendered(tokenizer, fact)       # the fact with plain text alone, as editors and
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import regex
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from tether.errors import BadFactError
+from tether.errors import BadFactError, first_line
 from tether.facts.fact import Fact
 from tether.facts.prompt import Turn, around_subject, as_prompt
 
@@ -32,12 +33,14 @@ def render(tokenizer: PreTrainedTokenizerFast, prompt: str | Turn) -> str:
     try:
         if system is None:
             return _applied(tokenizer, [user])
-        try:
-            return _applied(tokenizer, [{"role": "system", "content": system}, user])
-        except TemplateError:
-            return _applied(tokenizer, [{"role": "user", "content": f"{system}\n\n{prompt.user}"}])
-    except (TemplateError, ValueError) as error:
-        raise BadFactError(f"chat turn {prompt.user[:60]!r}: the model's chat template fails ({error})") from None
+        with suppress(TemplateError):
+            text = _applied(tokenizer, [{"role": "system", "content": system}, user])
+            if system in text:
+                return text
+        return _applied(tokenizer, [{"role": "user", "content": f"{system}\n\n{prompt.user}"}])
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        what = f"the model's chat template fails ({first_line(error)}); write the prompt as text"
+        raise BadFactError(f"chat turn {prompt.user[:60]!r}: {what}") from None
 
 
 def _applied(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> str:
@@ -49,8 +52,11 @@ def template(tokenizer: PreTrainedTokenizerFast, prompt: str | Turn) -> str:
     if isinstance(prompt, str):
         return prompt
     before, after = around_subject(prompt.user)
-    text = render(tokenizer, Turn(user=before + _SUBJECT + after, system=prompt.system))
-    return as_prompt(*text.split(_SUBJECT))
+    parts = render(tokenizer, Turn(user=before + _SUBJECT + after, system=prompt.system)).split(_SUBJECT)
+    if len(parts) != 2:
+        what = f"the model's chat template writes it {len(parts) - 1} times; write the prompt as text"
+        raise BadFactError(f"chat turn {prompt.user[:60]!r}: {what}")
+    return as_prompt(*parts)
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, fact: Fact) -> Fact:

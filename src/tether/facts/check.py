@@ -1,14 +1,15 @@
 """What is wrong with a list of facts, found before a minute is spent on editing."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
 from tether.errors import BadFactError
-from tether.facts.chat import render
+from tether.facts.bystanders import kinds
+from tether.facts.chat import render, rendered
 from tether.facts.fact import Fact
-from tether.facts.prompt import Turn
+from tether.facts.prompt import Turn, said_in
 from tether.facts.tokens import EncodedPrompt, brought, encode_fact, too_long
 
 
@@ -77,6 +78,7 @@ def check_encoded(
         if index in repeated:
             problems.append(repeated[index])
         problems += [found for found in phrasings[index] if isinstance(found, str) and found not in problems]
+        problems += [found for found in _unrendered(tokenizer, fact) if found not in problems]
         read = tuple(found for found in phrasings[index] if not isinstance(found, str))
         others = [where for where in places[fact.subject_key] if where != f"fact {index}"]
         notes = tuple(_notes(tokenizer, fact, others))
@@ -89,10 +91,16 @@ def _notes(tokenizer: PreTrainedTokenizerFast, fact: Fact, others: Sequence[str]
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         yield f"same subject as {', '.join(others[:3])}{more}: the edits share what the subject's last token says"
-    edited = {_key(str(prompt)) for prompt in fact.asked}
+    edited = [_asked(prompt) for prompt in fact.asked]
+    for prompt, key in zip(fact.asked, edited, strict=True):
+        if edited.count(key) > 1:
+            yield f"{said_in(prompt)!r} is more than one of the fact's phrasings: once is enough"
+            break
     for prompt in fact.paraphrases:
-        if _key(str(prompt)) in edited:
-            yield f"paraphrase {str(prompt)!r} is one the fact is edited for: measure it in other words"
+        if _asked(prompt) in edited:
+            yield f"paraphrase {said_in(prompt)!r} is one the fact is edited for: measure it in other words"
+    if fact.kind is not None and fact.kind not in kinds():
+        yield f"kind {fact.kind!r} is none of tether's list: its bystanders are of the likeliest kind"
     if isinstance(fact.prompt, Turn):
         return
     if start := brought(tokenizer, fact.text):
@@ -103,19 +111,28 @@ def _notes(tokenizer: PreTrainedTokenizerFast, fact: Fact, others: Sequence[str]
 
 
 def repeats(facts: Sequence[Fact], known: Iterable[Fact] = ()) -> Iterator[tuple[int, str]]:
-    """(index, problem) of every fact whose prompt one of `known` or an earlier one of the list has: a duplicate, or a
-    contradiction."""
-    earlier = {_key(str(fact.asked[0])): (f"known fact {i}", fact) for i, fact in enumerate(known)}
+    """(index, problem) of every fact that is edited for a prompt which one of `known` or an earlier one of the list is
+    edited for: a duplicate, or a contradiction."""
+    earlier: dict[Hashable, tuple[str, Fact]] = {}
+    for place, fact in enumerate(known):
+        earlier |= {_asked(prompt): (f"known fact {place}", fact) for prompt in fact.asked}
     for index, fact in enumerate(facts):
         here = f"fact {index}"
-        where, other = earlier.setdefault(_key(str(fact.asked[0])), (here, fact))
-        if where == here:
+        found = [(prompt, *earlier.setdefault(_asked(prompt), (here, fact))) for prompt in fact.asked]
+        again = next(((prompt, where, other) for prompt, where, other in found if where != here), None)
+        if again is None:
             continue
+        prompt, where, other = again
         if _key(other.target_new) == _key(fact.target_new):
-            yield index, f"{fact.text!r} is a duplicate of {where}: remove one of the two"
+            yield index, f"{said_in(prompt)!r} is a duplicate of {where}: remove one of the two"
         else:
             targets = f"whose target is {other.target_new!r} and not {fact.target_new!r}"
-            yield index, f"{fact.text!r} contradicts {where}, {targets}: keep one of the two"
+            yield index, f"{said_in(prompt)!r} contradicts {where}, {targets}: keep one of the two"
+
+
+def _asked(prompt: str | Turn) -> Hashable:
+    """What is the same for prompts that differ in case and spacing alone."""
+    return (_key(prompt),) if isinstance(prompt, str) else (_key(prompt.user), _key(prompt.system or ""))
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, fact: Fact, limit: int | None) -> EncodedPrompt | str:
@@ -125,6 +142,15 @@ def _encode(tokenizer: PreTrainedTokenizerFast, fact: Fact, limit: int | None) -
     except BadFactError as error:
         return str(error)
     return too_long(limit, fact.text, [found.ids]) or found
+
+
+def _unrendered(tokenizer: PreTrainedTokenizerFast, fact: Fact) -> list[str]:
+    """What is wrong with the chat turns of a fact."""
+    try:
+        rendered(tokenizer, fact)
+    except BadFactError as error:
+        return [str(error)]
+    return []
 
 
 def _phrasings(

@@ -64,8 +64,8 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
     locality: tuple[LocalityPrompt, ...] = ()
     portability: tuple[PortabilityPrompt, ...] = ()
     instances: _Texts = ()
-    relation: str | None = None
-    kind: str | None = None
+    relation: _Answer = None
+    kind: _Answer = None
     id: str | None = None
     join: str | None = None
     end: bool = False

@@ -4,19 +4,22 @@ A question of zsRE, WikiBigEdit or QAEdit is also asked as a chat turn and as "Q
 that stops before its answer, as CounterFact's, becomes a chat turn of the same words.
 """
 
+from transformers import PreTrainedTokenizerFast
+
+from tether.facts.chat import special_tokens
 from tether.facts.fact import Fact
 from tether.facts.prompt import Turn
 
-_QUESTION = ("?", "？", "؟", ";")  # the last is the Greek question mark
+_QUESTION = ("?", "？", "؟", "\u037e")  # the last is the Greek question mark
 
 
-def with_phrasings(fact: Fact, *, chat: bool) -> Fact:
-    """The fact itself where it has phrasings, or its prompt is a chat turn; else with those that the rule makes. `chat`
-    says whether the model has a chat template: without one no turn is made."""
+def with_phrasings(tokenizer: PreTrainedTokenizerFast, fact: Fact) -> Fact:
+    """The fact with the phrasings that the rule makes, chat turns where the model has a chat template; the fact itself
+    where it has phrasings, or its prompt is a chat turn or a rendered one."""
     prompt = fact.prompt
-    if fact.phrasings or isinstance(prompt, Turn):
+    if fact.phrasings or isinstance(prompt, Turn) or any(token in prompt for token in special_tokens(tokenizer)):
         return fact
-    made: list[str | Turn] = [Turn(user=prompt)] if chat else []
+    made: list[str | Turn] = [Turn(user=prompt)] if tokenizer.chat_template else []
     if prompt.endswith(_QUESTION):
         made.append(f"Question: {prompt}\nAnswer:")
     return fact.model_copy(update={"phrasings": tuple(made)})

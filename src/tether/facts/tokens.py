@@ -32,6 +32,11 @@ class EncodedPrompt:
     subject_last: int
     target_start: int
 
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The ids before the target."""
+        return self.ids[: self.target_start]
+
 
 @dataclass(frozen=True)
 class Continuation:

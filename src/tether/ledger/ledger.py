@@ -30,7 +30,7 @@ from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongMo
 from tether.export import LoraReport, Provenance, export_lora, export_merged, model_card
 from tether.facts.fact import Fact
 from tether.ledger.journal import ATTEMPTS, Event, Header, Journal, writing
-from tether.ledger.replay import Replay, Sums, by_file, check_counts, damaged, sound_factors
+from tether.ledger.replay import Replay, Sums, by_file, check_counts, check_ends, damaged, sound_factors
 from tether.models import EditableModel
 from tether.models import load as load_model
 from tether.storage.atomic import write_atomically
@@ -222,7 +222,9 @@ class Ledger:
         return [(edit, fact) for edit, fact in tried if edit not in undone]
 
     def _until(self, upto: int | None) -> Iterator[Event]:
-        check_counts(self.path, [] if upto is None else [upto], self.attempts)
+        counts = [] if upto is None else [upto]
+        check_counts(self.path, counts, self.attempts)
+        check_ends(self.path, counts, self.events if counts else ())
         for event in self.events:
             if upto is not None and event.kind in ATTEMPTS and event.edit is not None and event.edit > upto:
                 return
@@ -338,12 +340,12 @@ class Ledger:
                     why = "was undone already" if edit in self.undone else "is no live edit"
                     why = "is not undone" if kind == "redo" else why
                     raise BadSettingsError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
-            apart = sorted(self.together(edits) - set(edits))
-            if apart:
-                raise BadSettingsError(
-                    f"edit {min(edits)} shares one update with {', '.join(map(str, apart[:5]))}"
-                    f"{' …' if apart[5:] else ''}: {kind} all {len(apart) + len(set(edits))} of them"
-                )
+            for edit in sorted(edits):
+                apart = sorted(self.together([edit]) - set(edits))
+                if apart:
+                    others = f"{', '.join(map(str, apart[:5]))}{' …' if apart[5:] else ''}"
+                    every = len(self.together([edit]))
+                    raise BadSettingsError(f"edit {edit} shares one update with {others}: {kind} all {every} of them")
             return self._journal.append({"kind": kind, f"{kind}ne": tuple(sorted(set(edits)))})[0]
 
     def together(self, edits: Iterable[int]) -> set[int]:

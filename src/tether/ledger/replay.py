@@ -170,6 +170,7 @@ class Replay:
         are read as well. Raises BadSettingsError for a number beyond the ledger.
         """
         check_counts(self.path, at, self._attempts)
+        check_ends(self.path, at, self.events)
         running = {
             recorded: Sums(self.inputs, exact=exact and recorded) for recorded in {one is None for one in restraints}
         }
@@ -292,6 +293,18 @@ def solved(tensors: Mapping[str, Tensor], name: str, kept: Sequence[Event]) -> L
     if removed:
         A, B = A[:, columns], Solution(B.double(), tensors[f"{name}/H"].double()).without(removed).G.float()
     return LowRank(A, B)
+
+
+def check_ends(path: Path, counts: Iterable[int], events: Iterable[Event]) -> None:
+    """Raises BadSettingsError for a number of edits that lies inside a batch whose facts share one update."""
+    for event in events:
+        if event.shared and event.batch is not None and event.edit is not None:
+            before = event.edit - event.batch[0]
+            last = before + event.batch[1]
+            for count in counts:
+                if before < count < last:
+                    what = f"edits {before + 1} to {last} share one update"
+                    raise BadSettingsError(f"{count} edits: {what} in {path}; name {before} or {last}")
 
 
 def check_counts(path: Path, counts: Iterable[int], attempts: int) -> None:

@@ -54,6 +54,7 @@ class EditableModel:
         self.residual: dict[int, bool] = {}  # by layer, what `frozen_prefix.is_residual` measured
         self.keeps_keys: bool | None = None  # what `frozen_prefix.keeps_keys` measured
         self.kinds: dict[str, str] = {}  # by subject, what `kinds.likeliest_kind` found
+        self.kind_centres: Tensor | None = None  # what `kinds` holds subjects against
         self._originals: dict[str, Tensor] = {}
         self._updates: dict[str, Tensor] = {}
         self._fingerprints: dict[Hashable, str] = {}

@@ -23,20 +23,22 @@ _ROWS = 64  # of a forward
 
 
 def likeliest_kind(model: EditableModel, facts: Sequence[Fact]) -> list[str]:
-    """The kind of every fact's subject: the fact's own, else the one whose subjects' mean state is nearest, by the
-    cosine, after the mean of all kinds is taken from both. Of the model without the updates it carries. Deterministic:
-    a subject has one kind, whatever facts it is asked with. The model is not changed, and remembers what was found."""
-    unknown = list(dict.fromkeys(fact.subject for fact in facts if fact.kind is None))
+    """The kind of every fact's subject: the fact's own where it is one of `kinds()`, else the one whose subjects' mean
+    state is nearest, by the cosine, after the mean of all kinds is taken from both. Of the model without the updates it
+    carries. Deterministic: a subject has one kind, whatever facts it is asked with. The model is not changed, and
+    remembers what was found."""
+    unknown = list(dict.fromkeys(fact.subject for fact in facts if fact.kind not in kinds()))
     missing = [subject for subject in unknown if subject not in model.kinds]
     if missing:
         names = sorted(kinds())
         with model.unedited():
-            centres = _centres(model, names)
-            states = _states(model, missing)
+            if model.kind_centres is None:
+                model.kind_centres = _centres(model, names)
+            centres, states = model.kind_centres, _states(model, missing)
         middle = centres.mean(0)
         near = cosine_similarity((states - middle)[:, None], (centres - middle)[None], dim=-1)
         model.kinds |= {one: names[at] for one, at in zip(missing, near.argmax(1).tolist(), strict=True)}
-    return [fact.kind or model.kinds[fact.subject] for fact in facts]
+    return [fact.kind if fact.kind and fact.kind in kinds() else model.kinds[fact.subject] for fact in facts]
 
 
 def _centres(model: EditableModel, names: Sequence[str]) -> Float[Tensor, "k d"]:

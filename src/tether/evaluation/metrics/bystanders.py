@@ -86,7 +86,7 @@ def with_kinds(model: EditableModel, facts: Sequence[tuple[int, Fact]]) -> list[
     """The facts, each with a kind: its own, else what the unedited model takes its subject for."""
     kinds = likeliest_kind(model, [fact for _, fact in facts])
     return [
-        (edit, fact if fact.kind else fact.model_copy(update={"kind": kind}))
+        (edit, fact if fact.kind == kind else fact.model_copy(update={"kind": kind}))
         for (edit, fact), kind in zip(facts, kinds, strict=True)
     ]
 

@@ -147,6 +147,7 @@ def test_bystanders_are_of_the_same_kind_and_kept_apart() -> None:
     assert set(keep) | set(measure) == set(kinds()["river"]) and not set(keep) & set(measure)
     assert bystander_subjects(fact, "keep", 3) == keep[:3]
     assert bystander_subjects(fact.model_copy(update={"subject": keep[0].upper()}), "keep", 99) == keep[1:]
+    assert bystander_subjects(fact.model_copy(update={"subject": f"The {keep[0]}"}), "keep", 99) == keep[1:]
     asked = asked_of(fact, keep[:2])
     assert len(asked) == 8 and asked[0] == f"The depth of {keep[0]} is"
     assert asked[-1] == Turn(user=f"How deep is {keep[1]}?", system="Be brief.")

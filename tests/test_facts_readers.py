@@ -17,6 +17,8 @@ from pydantic import ValidationError
 
 from tether.errors import TetherError
 from tether.facts import FORMATS, BadRecord, Fact, LocalityPrompt, read_facts, scan_facts
+from tether.facts.bystanders import kinds
+from tether.facts.prompt import Turn, said_in
 
 OWN: dict[str, Any] = {"subject": "Oslo", "prompt": "{} is in the country of", "target_new": "Peru"}
 COUNTERFACT = {
@@ -320,12 +322,14 @@ def test_a_fact_is_frozen_and_has_an_identity() -> None:
 def test_demo_facts() -> None:
     facts = read_facts(Path(str(files("tether") / "data" / "demo_facts.jsonl")))
     assert len(facts) >= 44
-    assert all(f.target_true and len(f.paraphrases) == 2 and len(f.locality) == 3 for f in facts)
-    assert all(f.subject.removeprefix("The ") in p for f in facts for p in f.paraphrases)
+    assert all(f.target_true and len(f.paraphrases) == 3 and len(f.locality) == 3 for f in facts)
+    assert all(f.subject.removeprefix("The ") in said_in(p) for f in facts for p in f.paraphrases)
+    assert all(isinstance(f.phrasings[0], Turn) and isinstance(f.paraphrases[-1], Turn) for f in facts)
+    assert {f.kind for f in facts if f.kind} <= kinds().keys()
     assert all(p.target not in (None, f.target_new) for f in facts for p in f.locality)
-    asked = {f.text.casefold() for f in facts} | {p.casefold() for f in facts for p in f.paraphrases}
-    assert len(asked) == 3 * len(facts)
-    assert not any(p.prompt.casefold() in asked for f in facts for p in f.locality), "one edit is another's neighbour"
+    every = [said_in(p).casefold() for f in facts for p in (*f.asked, *f.paraphrases)]
+    assert len(set(every)) == len(every) == 5 * len(facts), "a held-out question is one that is edited for"
+    assert not any(said_in(p.prompt).casefold() in every for f in facts for p in f.locality), "an edit's neighbour"
 
 
 def data(name: str) -> Path:

@@ -16,9 +16,11 @@ from tether.editing.run import edit
 from tether.errors import BadSettingsError, TetherError
 from tether.evaluation import Results, Row, read
 from tether.experiment.results import StoredGrid
+from tether.facts import Fact
 from tether.ledger import Attempt, Ledger
 from tether.models import EditableModel
 from tether.report import write_grid_report, write_report
+from tether.report.exchanges import Exchange, exchanges, words_of
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -62,7 +64,9 @@ class Page(HTMLParser):
 
 
 def tiny_llama() -> EditableModel:
-    return EditableModel(*tiny.tiny_model("llama"))
+    model = EditableModel(*tiny.tiny_model("llama"))
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    return model
 
 
 NASTY = '<script>alert(1)</script> & $x$ "q"'
@@ -121,6 +125,53 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(tmp_path: Path) -> None:
     assert "disinformation" in "".join(page.texts)
 
 
+def answered(edits: int, restraint: str, edit: int, **more: object) -> dict[str, object]:
+    about = {"edits": edits, "restraint": restraint, "edit": edit, "kind": "generalization", "metric": "generate"}
+    return {**about, "prompt": f"{edit}?", "target": "Rome", "value": 0.0, "continuation": "Paris", **more}
+
+
+def test_the_questions_of_a_report_are_chosen_by_rule(tmp_path: Path) -> None:
+    results = some_results()
+    assert exchanges(results) is None  # results without answers have no such part
+    said = set(range(1, 13))
+    results.items = [
+        {"edits": 4, "restraint": "as recorded", "task": "perplexity"},
+        *(answered(0, "none", edit, continuation=NASTY) for edit in range(1, 16)),
+        *(answered(4, "log:1.2", edit) for edit in range(1, 16)),
+        *(answered(4, "as recorded", edit, value=edit in said) for edit in range(1, 16)),
+        answered(4, "as recorded", 1, kind="efficacy", prompt="first?"),
+        answered(4, "as recorded", 1, kind="locality", prompt="near?"),
+        answered(4, "as recorded", 2, metric="generate_chat", prompt="chat?", continuation="Rome", value=1.0),
+    ]
+    found = exchanges(results)
+    assert found is not None and (found.row.key, found.facts, found.said) == ((4, "as recorded"), 15, 12)
+    assert [one.edit for one in found.shown] == [1, 4, 7, 9, 12, 13, 14, 15]
+    assert found.shown[0] == Exchange(1, "1?", NASTY, "Paris", "Rome", True)
+    page = Page(write_report(results, tmp_path).read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert ["13", "13?", NASTY, "Paris", "Rome"] in page.rows
+    results.items = [answered(4, "as recorded", 2), answered(4, "as recorded", 2, metric="generate_chat", prompt="!")]
+    found = exchanges(results)
+    assert found is not None and [(one.asked, one.unedited) for one in found.shown] == [("!", None)]
+
+
+def test_the_words_of_a_user_are_found_in_a_rendered_turn() -> None:
+    fact = Fact(
+        subject="Rome",
+        prompt={"user": "Who rules {}?"},
+        target_new="Ann",
+        paraphrases=["Question: Who rules Rome?\nAnswer:", {"user": "Say: Who rules Rome? "}],
+    )
+    for prompt, words in (
+        ("user: Who rules Rome?\nassistant:", "Who rules Rome?"),
+        ("user: Say: Who rules Rome?\nassistant:", "Say: Who rules Rome?"),
+        ("Question: Who rules Rome?\nAnswer:", "Question: Who rules Rome?\nAnswer:"),
+        ("Something else", "Something else"),
+    ):
+        assert words_of(fact, prompt) == words
+    assert words_of(None, "user: Hi") == "user: Hi"
+
+
 def test_the_same_results_give_the_same_page_and_a_folder_gets_index_html(tmp_path: Path) -> None:
     first = write_report(some_results(), tmp_path / "a")
     assert first == tmp_path / "a" / "index.html"
@@ -166,10 +217,16 @@ def test_the_demo_leaves_ledger_results_and_report(demo, monkeypatch: pytest.Mon
     assert all(
         any(row[:1] == [str(i)] and fact.text in row for row in page.rows) for i, fact in enumerate(demo_facts(2), 1)
     )
-    lines = result.text.splitlines()[:4]
-    assert len(lines) == 4
-    assert len({len(line) for line in lines}) == 1
+    lines = result.text.splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1
     assert lines[3].startswith("2 edits, PRUNE log:1.2")
+    questions = [fact.paraphrases[-1].user for fact in demo_facts(2)]
+    assert [line for line in lines if line in questions] == questions, "the held-out questions end the output"
+    assert [one["asked"] for one in result.document["answers"]] == questions
+    assert lines[-1].split(":")[-1].strip() in ("said", "not said")
+    asked = [row for row in page.rows if row[1:2] and row[1] in questions]
+    assert [row[0] for row in asked] == ["1", "2"]
+    assert ["edit", "asked", "unedited model", "edited model, log:1.2", "new answer", "said"] in page.rows
 
 
 def test_an_interrupted_demo_goes_on_to_the_same_numbers(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

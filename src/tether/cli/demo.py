@@ -5,6 +5,7 @@ $ tether demo --limit 8 --out short-demo
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import typer
 
 from tether.cli.edit import progress_line
 from tether.cli.options import Answer, say
-from tether.cli.tables import count, number, table
+from tether.cli.tables import count, number, one_line, table
 from tether.editing.run import edit
 from tether.editors.corpus import Corpus
 from tether.editors.moments import moments
@@ -25,11 +26,13 @@ from tether.facts import Fact, read_facts
 from tether.ledger import ATTEMPTS, Ledger
 from tether.models import EditableModel, load
 from tether.report import write_report
+from tether.report.exchanges import Exchanges, exchanges, spread
 
 MODEL, METHOD, RESTRAINT, METRIC = "smollm2", "rome", "log:1.2", "match_all"
 SCORES = ("efficacy", "generalization", "locality")
 _CORPUS = "self:3840"  # one batch of sampled text
 _FACTS = 44  # of the 64 that come with the package: what a small machine edits and measures in some minutes
+_SHOWN = 3  # questions with their answers, of those in the report
 _STRIDE = 4  # edits between two looks at the spectrum
 
 
@@ -58,11 +61,12 @@ def run_demo(
 ) -> Answer:
     """Edit the demo's facts one after another, measure with and without PRUNE, and write the report.
 
-    `model` None loads the bundled one; a given one must be unedited, and carries afterwards what the ledger says, as
-    recorded: the edits under PRUNE. `out` gets `ledger/`, `results.json`, `index.html`; where it holds an interrupted
-    demo, that one goes on. `progress` is told lines: `moments 512/3840` (tokens), `1/44 edit …` (facts), or a stage.
-    The rows of the answer are of the unedited model, the edited one, and the edited one under PRUNE. Raises TetherError
-    where the ledger in `out` is not one of the demo's.
+    `model` None loads the bundled one; a given one must be unedited and have a chat template, and carries afterwards
+    what the ledger says, as recorded: the edits under PRUNE. `out` gets `ledger/`, `results.json`, `index.html`; where
+    it holds an interrupted demo, that one goes on. `progress` is told lines: `moments 512/3840` (tokens),
+    `1/44 edit …` (facts), or a stage. The rows of the answer are of the unedited model, the edited one, and the edited
+    one under PRUNE; its `answers` are some of the report's. Raises TetherError where the ledger in `out` is not one of
+    the demo's.
     """
     out = Path(out)
     facts = demo_facts(limit)
@@ -88,7 +92,7 @@ def run_demo(
     progress("evaluate")
     tries, live = ledger.attempts, len(ledger.live())
     results = evaluate_ledger(
-        ledger, model, facts, at=[0, tries], restraints=["none", RESTRAINT], metrics=("compare", "match"),
+        ledger, model, facts, at=[0, tries], restraints=["none", RESTRAINT], metrics=("compare", "match", "generate"),
         out=out / "results.json", resume=True,
     )  # fmt: skip
     _add_spectra(results, ledger, model, range(_STRIDE, tries, _STRIDE))
@@ -97,12 +101,14 @@ def run_demo(
     title = f"tether demo: {count(live, 'edit')} of {results.model} with {METHOD}"
     report = write_report(results, out / "index.html", ledger=ledger, title=title)
     failed, rows = sum(event.kind == "failed" for event in ledger.events), _rows(results, tries)
+    asked = exchanges(results, ledger)
     document = {
         "ledger": ledger.path, "results": out / "results.json", "report": report, "edits": live, "failed": failed,
-        "rows": rows,
+        "rows": rows, "answers": [asdict(one) for one in spread(asked.shown, _SHOWN)] if asked else [],
     }  # fmt: skip
     lines = [_table(rows), f"{count(live, 'edit')}, {failed} failed; scores: all target tokens, percent", ""]
-    return Answer(document, "\n".join([*lines, f"ledger  {ledger.path}", f"report  {report}"]))
+    lines += [f"ledger  {ledger.path}", f"report  {report}"]
+    return Answer(document, "\n".join([*lines, *(_answers(asked) if asked else ())]))
 
 
 def _add_spectra(results: Results, ledger: Ledger, model: EditableModel, at: Sequence[int]) -> None:
@@ -128,6 +134,17 @@ def _rows(results: Results, tries: int) -> list[dict[str, Any]]:
         scores = {kind: by_key[key].editing[METRIC][kind].value for kind in SCORES}
         rows.append({"name": name, "kappa": found.kappa, "perplexity_ratio": ratio, **scores})
     return rows
+
+
+def _answers(asked: Exchanges) -> list[str]:
+    """The first, the last and the middle one of the report's questions, with the answers."""
+    under = f"{count(asked.row.edits, 'edit')}, PRUNE {asked.row.restraint}"
+    lines = ["", f"{under}: {asked.said} of {asked.facts} facts are said. Of the questions in the report:"]
+    for one in spread(asked.shown, _SHOWN):
+        said = {"unedited": one.unedited or "", "edited": one.edited}
+        lines += ["", one_line(one.asked), *(f"  {who:10s}  {one_line(answer)}" for who, answer in said.items())]
+        lines.append(f"  {'new answer':10s}  {one.target_new}: {'said' if one.said else 'not said'}")
+    return lines
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

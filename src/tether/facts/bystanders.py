@@ -32,7 +32,7 @@ def kinds() -> Mapping[str, tuple[str, ...]]:
 def bystander_subjects(fact: Fact, part: Part, number: int, *, kind: str | None = None) -> list[str]:
     """At most `number` subjects of `kind` (None: the fact's own; where it has none, of all kinds), in an
     order that depends on the fact's relation alone: the facts of a relation share their bystanders. Never the fact's
-    own subject. Raises BadFactError for a kind that is not in the list."""
+    own subject, with or without "the". Raises BadFactError for a kind that is not in the list."""
     every = kinds()
     wanted = kind or fact.kind
     if wanted is not None and wanted not in every:
@@ -40,7 +40,8 @@ def bystander_subjects(fact: Fact, part: Part, number: int, *, kind: str | None 
     first = 0 if part == "keep" else 1
     chosen = [name for one in ([wanted] if wanted else sorted(every)) for name in every[one][first::2]]
     random.Random(f"{relation_of(fact)}/{part}").shuffle(chosen)
-    return [name for name in chosen if " ".join(name.split()).casefold() != fact.subject_key][:number]
+    own = fact.subject_key.removeprefix("the ")
+    return [name for name in chosen if name.casefold().removeprefix("the ") != own][:number]
 
 
 def relation_of(fact: Fact) -> str:

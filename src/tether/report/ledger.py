@@ -19,6 +19,7 @@ from tether.evaluation.results import AS_IT_IS, IN_CONTEXT, Number, Results, Row
 from tether.ledger import ATTEMPTS, Event, Ledger
 from tether.report.curves import UNEDITED, Point, estimate, gather, restraint_name
 from tether.report.drawing import GREEN, GREY, ORANGE, RED, Chart, Panel, Style, curve_chart, curve_styles, plot
+from tether.report.exchanges import exchanges
 from tether.report.page import Cell, Section, check_own, figure, n, note, plain, table, write_page
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def write_report(results: Results, to: str | Path, *, ledger: Ledger | None = No
                  "prompts about other subjects, answered as before (unchanged) or with the new answer (leak)."),
             _editing_table(results.rows),
         ]),
+        *_answers(results, ledger),
         Section("tasks", "What else the model can do", [
             figure(_abilities_chart(results.rows)),
             _abilities_table(results.rows),
@@ -102,6 +104,27 @@ def _number(number: Number | None) -> Cell:
         return n("–")
     neither = "" if number.neither is None else f", {number.neither} neither Yes nor No"
     return n(f"{number.value:.1f} ± {plain(number.stderr, '.1f')} (n {number.n}, {number.prompts} prompts{neither})")
+
+
+def _answers(results: Results, ledger: Ledger | None) -> list[Section]:
+    """Some questions, with the answers before the edits and after; nothing where no answers were kept."""
+    found = exchanges(results, ledger)
+    if found is None:
+        return []
+    restraint = restraint_name(found.row.restraint)
+    head = ["edit", "asked", "unedited model", f"edited model, {restraint}", "new answer", "said"]
+    lines: list[list[Cell]] = [
+        [n(one.edit), *((text, "long") for text in (one.asked, one.unedited or "–", one.edited)), one.target_new,
+         ("yes", "yes") if one.said else ("no", "no")]
+        for one in found.shown
+    ]  # fmt: skip
+    about = (
+        f"After {found.row.edits} edits, {restraint}, the answers to {found.said} of {found.facts} questions, one a "
+        "fact, say the new answer in their first sentence. Asked is a chat question that the fact was not edited for; "
+        "where none was measured, a paraphrase, else the edited prompt. The table is chosen by rule: of the facts that "
+        "are said five, of the others five, as far as there are, each evenly spread over the edits."
+    )
+    return [Section("answers", "What the model answers", [table(head, lines), note(about)])]
 
 
 def _abilities_table(rows: Sequence[Row]) -> str:

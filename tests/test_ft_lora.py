@@ -100,7 +100,7 @@ def test_every_phrasing_is_trained_and_the_model_stays(method: str, family: str,
     before, modules = bits(model), list(model.hf.modules())
     updates = updates_of(proposed(method, model, PHRASED[:1], epochs=12))
     assert same_bits(model, before) and list(map(id, model.hf.modules())) == list(map(id, modules))
-    rows = encoded_prompts(model, PHRASED[0], hparams(method))
+    rows = encoded_prompts(model, PHRASED[0])
     assert len(rows) == 3
     alone = [training.target_nll(model, [row]).item() for row in rows]
     assert training.target_nll(model, rows).tolist() == pytest.approx(alone, rel=1e-2)
@@ -113,7 +113,7 @@ def test_every_phrasing_is_trained_and_the_model_stays(method: str, family: str,
 
 
 def plain_rows(model: EditableModel, chosen: TrainingHparams) -> list[EncodedPrompt]:
-    return [row for fact in PHRASED for row in encoded_prompts(model, fact, chosen)]
+    return [row for fact in PHRASED for row in encoded_prompts(model, fact)]
 
 
 def plain_order(n: int, chosen: TrainingHparams) -> list[list[int]]:
@@ -188,7 +188,7 @@ def test_it_trains_on_what_the_model_carries(method: str) -> None:
         assert batch.proposal is None and all(isinstance(one, EditSkippedError) for one in batch.outcomes)
         second = updates_of(proposed(method, model, FACTS[1:3]))  # one that is said already is trained with the other
         with model.provisional(second):
-            losses = [training.target_nll(model, encoded_prompts(model, f, hparams(method))) for f in FACTS[1:3]]
+            losses = [training.target_nll(model, encoded_prompts(model, f)) for f in FACTS[1:3]]
     assert all(float(loss) < 3 for loss in losses)
 
 

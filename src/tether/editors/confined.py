@@ -88,7 +88,7 @@ class Confined:
         prompts: dict[int, list[EncodedPrompt]] = {}
         for index, fact in enumerate(facts):
             try:
-                prompts[index] = encoded_prompts(model, fact, hparams)
+                prompts[index] = encoded_prompts(model, fact)
             except EditFailedError as error:
                 outcomes[index] = error
         first = losses_of(model, prompts)

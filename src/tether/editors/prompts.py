@@ -7,7 +7,7 @@ from tether.editors.base import Context, EditFailedError, EditSkippedError, read
 from tether.editors.delta import Group, OptimisedDelta
 from tether.editors.settings import LatentHparams
 from tether.facts.fact import Fact
-from tether.facts.tokens import EncodedPrompt, encode, encode_fact, too_long
+from tether.facts.tokens import EncodedPrompt, encode, encode_asked, encode_fact, too_long
 from tether.models.editable import EditableModel
 
 _KEPT_PREFIXES = 2  # contexts of a fact edited before, beside its bare prompt
@@ -38,8 +38,7 @@ def encode_contexts(model: EditableModel, fact: Fact, prefixes: Sequence[str]) -
     tokenizer = model.tokenizer
     with reading_a_fact():
         prompts = tuple(encode_fact(tokenizer, fact, prefix) for prefix in ("", *prefixes))
-        others = (fact.model_copy(update={"prompt": phrasing}) for phrasing in fact.phrasings)
-        phrasings = (prompts, *((encode_fact(tokenizer, other),) for other in others))
+        phrasings = (prompts, *((prompt,) for prompt in encode_asked(tokenizer, fact)[1:]))
         group = Group((phrasings,), encode(tokenizer, "{} is a", fact.subject))
     problem = too_long(model.limit, fact.text, [prompt.ids for prompt in group])
     if problem:

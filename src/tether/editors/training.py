@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Batch, Context, EditFailedError, EditSkippedError, Proposal, reading_a_fact
 from tether.editors.keep import Keeper, KeepHparams, KeptTexts, seed_of
-from tether.facts.chat import template
 from tether.facts.fact import Fact
-from tether.facts.tokens import EncodedPrompt, encode, padded, too_long
+from tether.facts.tokens import EncodedPrompt, encode_asked, padded, too_long
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import head_logits, replaced_forward
 from tether.models.upper_blocks import final_hidden
@@ -76,7 +75,7 @@ class TrainingEditor(ABC):
         prompts: dict[int, list[EncodedPrompt]] = {}
         for index, fact in enumerate(facts):
             try:
-                prompts[index] = encoded_prompts(model, fact, hparams)
+                prompts[index] = encoded_prompts(model, fact)
             except EditFailedError as error:
                 outcomes[index] = error
         ordered = range(len(facts))
@@ -143,16 +142,11 @@ def train(
     return record
 
 
-def encoded_prompts(model: EditableModel, fact: Fact, hparams: TrainingHparams) -> list[EncodedPrompt]:
+def encoded_prompts(model: EditableModel, fact: Fact) -> list[EncodedPrompt]:
     """Every prompt the fact is edited for, with its target. Raises EditFailedError where one of them has no tokens for
     its subject or target, or is too long for the model."""
-    tokenizer = model.tokenizer
     with reading_a_fact():
-        found = [
-            encode(tokenizer, template(tokenizer, prompt), fact.subject,
-                   target=fact.target_new, join=fact.join, end=fact.end)
-            for prompt in (fact.prompt, *fact.phrasings)
-        ]  # fmt: skip
+        found = encode_asked(model.tokenizer, fact)
     problem = too_long(model.limit, fact.text, [prompt.ids for prompt in found])
     if problem:
         raise EditFailedError(problem)

@@ -113,6 +113,12 @@ def encode_fact(tokenizer: PreTrainedTokenizerFast, fact: Fact, prefix: str = ""
     return encode(tokenizer, prompt, fact.subject, prefix=prefix, target=fact.target_new, join=fact.join, end=fact.end)
 
 
+def encode_asked(tokenizer: PreTrainedTokenizerFast, fact: Fact) -> list[EncodedPrompt]:
+    """Every prompt that a fact is edited for, with its new target: its own first."""
+    others = (fact.model_copy(update={"prompt": phrasing}) for phrasing in fact.phrasings)
+    return [encode_fact(tokenizer, one) for one in (fact, *others)]
+
+
 def too_long(limit: int | None, text: str, ids: Iterable[Sequence[int]]) -> str | None:
     """What is wrong with a fact's `text` where the longest of its `ids` has more tokens than `limit`, the model's
     positions; None where they fit, or the model names no limit."""

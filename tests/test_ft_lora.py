@@ -112,7 +112,7 @@ def test_every_phrasing_is_trained_and_the_model_stays(method: str, family: str,
         assert update.rank == (min(update.shape) if method == "ft" else 4)
 
 
-def plain_rows(model: EditableModel, chosen: TrainingHparams) -> list[EncodedPrompt]:
+def plain_rows(model: EditableModel) -> list[EncodedPrompt]:
     return [row for fact in PHRASED for row in encoded_prompts(model, fact)]
 
 
@@ -141,7 +141,7 @@ def test_ft_is_plain_training(family: str) -> None:
     names = [model.weight_name(layer) for layer in (1, 2)]
     weights = [hf.get_parameter(name).requires_grad_(True) for name in names]
     optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.1)
-    rows = plain_rows(model, chosen)
+    rows = plain_rows(model)
     for part in plain_order(len(rows), chosen):
         logits = [hf(torch.tensor([rows[i].ids])).logits[0] for i in part]
         optimizer.zero_grad()
@@ -166,7 +166,7 @@ def test_lora_is_plain_training_of_two_factors(family: str) -> None:
         drawn = (2 * torch.rand(4, q, generator=generator) - 1) / q**0.5
         factors[name] = torch.zeros(p, 4, requires_grad=True), drawn.requires_grad_(True)
     optimizer = torch.optim.AdamW([one for pair in factors.values() for one in pair], lr=1e-3, weight_decay=0)
-    rows = plain_rows(model, chosen)
+    rows = plain_rows(model)
     head = model.hf.get_output_embeddings()
     for part in plain_order(len(rows), chosen):
         now = {name: LowRank(2 * B, A) for name, (B, A) in factors.items()}
@@ -237,9 +237,9 @@ def test_facts_that_fail_are_named(method: str) -> None:
     alone = proposed(method, model, FACTS[:2])
     for name, update in updates_of(batch).items():
         assert torch.equal(update.to_dense(), updates_of(alone)[name].to_dense())
-    strange = FACTS[0].model_copy(update={"kind": "colour"})
+    strange = FACTS[0].model_copy(update={"kind": "colour"})  # no kind of the list: the likeliest one serves
     kept = proposed(method, model, [strange, FACTS[1]], keep=1.0, epochs=1)
-    assert isinstance(kept.outcomes[0], EditFailedError) and "colour" in str(kept.outcomes[0])
+    assert all(isinstance(outcome, dict) for outcome in kept.outcomes)
 
 
 @pytest.mark.parametrize("method", METHODS)

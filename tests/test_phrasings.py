@@ -199,8 +199,7 @@ def test_what_is_edited_is_no_longer_kept(tmp_path: Path) -> None:
     assert kept[0].asked == encode_fact(model.tokenizer, old).asked
     again = FACTS[0].model_copy(update={"target_new": "Oslo"})  # in one batch: edits the very prompt that `new` keeps
     both = merged([group, group_of(model, again, found)])
-    assert both.edited == 2 and len(both.facts) == 3
-    assert [contexts[0].asked for contexts in both.facts[2]] == [encode_contexts(model, new, ()).phrasings[0][0].asked]
+    assert both.edited == len(both.facts) == 2, "each edits what the other one would keep"
 
 
 @pytest.mark.parametrize("family", LAYOUTS)

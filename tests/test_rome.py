@@ -46,7 +46,7 @@ def prepared(model: EditableModel, layer: int) -> tuple[Group, AlignedPrompts, P
         encode(model.tokenizer, FACT.prompt, FACT.subject, prefix=prefix, target=FACT.target_new)
         for prefix in ("", *PREFIXES)
     )
-    prompts = Group((contexts,), encode(model.tokenizer, "{} is a", FACT.subject))
+    prompts = Group(((contexts,),), encode(model.tokenizer, "{} is a", FACT.subject))
     rows = align(prompts, model.device)
     return prompts, rows, full_forward(model, rows, layer)
 

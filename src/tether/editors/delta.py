@@ -30,14 +30,14 @@ class Group(Sequence[EncodedPrompt]):
     the prompt of the KL term. As a sequence: all contexts in order, then the KL prompt.
 
     What the update adds at a context's subject is (δ + `shift`) times its `reach`, as far as its key lies along the new
-    one. Without them it is δ, as the papers have it.
+    one; `shift` is one for all, or one a context. Without them it is δ, as the papers have it.
     """
 
     facts: tuple[tuple[tuple[EncodedPrompt, ...], ...], ...]
     kl: EncodedPrompt
     edited: int = 1
     reach: tuple[float, ...] | None = None
-    shift: Float[Tensor, " p"] | None = None
+    shift: Float[Tensor, "*n p"] | None = None
 
     def __len__(self) -> int:
         return sum(len(contexts) for phrasings in self.facts for contexts in phrasings) + 1
@@ -112,7 +112,7 @@ class Objective:
             kl.append((stop - 1, 0 if kl_position == "subject" else len(last.ids) - 1 - last.subject_last))
             reach += [*(group.reach or [1.0] * (len(group) - 1)), 1.0]
             if group.shift is not None:
-                shifts += [group.shift.expand(len(group) - 1, -1), torch.zeros(1, len(group.shift))]
+                shifts += [group.shift.expand(len(group) - 1, -1), torch.zeros(1, group.shift.shape[-1])]
         facts = [index for index, prompts in enumerate(groups) for _ in prompts]
         return cls(
             torch.tensor(facts, device=device),

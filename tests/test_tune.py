@@ -101,4 +101,4 @@ def test_settings_that_the_method_lacks_are_not_varied(tmp_path: Path) -> None:
         (["v_rate"], "vary v_rate: choose from"),
     ]:
         with pytest.raises(TetherError, match=words):
-            tether.tune(editable("llama"), FACTS[:2], corpus=text(tmp_path), vary=[vary])
+            tether.tune(editable("llama"), FACTS[:2], corpus=text(tmp_path), vary=vary)

@@ -92,8 +92,8 @@ def run_demo(
     progress("evaluate")
     tries, live = ledger.attempts, len(ledger.live())
     results = evaluate_ledger(
-        ledger, model, facts, at=[0, tries], restraints=["none", RESTRAINT], metrics=("compare", "match", "generate", "generate_chat"),
-        out=out / "results.json", resume=True,
+        ledger, model, facts, at=[0, tries], restraints=["none", RESTRAINT],
+        metrics=("compare", "match", "generate", "generate_chat"), out=out / "results.json", resume=True,
     )  # fmt: skip
     _add_spectra(results, ledger, model, range(_STRIDE, tries, _STRIDE))
     write(results, out / "results.json")

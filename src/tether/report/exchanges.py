@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tether.evaluation.results import Results, Row, RowKey
+from tether.evaluation.results import IN_CONTEXT, Results, Row, RowKey
 from tether.evaluation.statistics.mean import Record
 from tether.facts.fact import Fact
 from tether.facts.prompt import said_in
@@ -56,7 +56,8 @@ def exchanges(results: Results, ledger: Ledger | None = None) -> Exchanges | Non
     items = [item for item in results.items if item.get("metric") in _METRICS and item.get("kind") in _KINDS
              and isinstance(item.get("continuation"), str)]  # fmt: skip
     answered = {_row(item) for item in items}
-    rows = [row for row in results.rows if row.edits and row.key in answered]
+    edited = [row for row in results.rows if row.edits and row.restraint != IN_CONTEXT]
+    rows = [row for row in edited if row.key in answered]
     if not rows:
         return None
     row = max(reversed(rows), key=lambda row: (row.edits, bool(row.spectrum)))  # of equal ones the last

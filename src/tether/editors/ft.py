@@ -8,6 +8,7 @@ AdamW, breadth first over mini-batches of all facts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tether.algebra.lowrank import LowRank
-from tether.editors.base import Method
+from tether.editors.base import Context, Method
 from tether.editors.training import Trainable, TrainingEditor, TrainingHparams, twin
+from tether.facts.fact import Fact
+from tether.facts.tokens import EncodedPrompt
 from tether.models.editable import EditableModel
 
 
@@ -38,11 +41,13 @@ class Ft(TrainingEditor):
     """Trains the weights themselves, in float32; the forward reads them in the model's dtype, as the ledger writes
     them."""
 
-    def trainable(self, model: EditableModel, hparams: FtHparams, seed: int) -> Trainable:
+    def trainable(
+        self, model: EditableModel, facts: Sequence[Fact], rows: Sequence[EncodedPrompt], context: Context, seed: int
+    ) -> Trainable:
         starts: dict[str, Tensor] = {}
         trained: dict[str, Tensor] = {}
         forwards = {}
-        for name in self.weights(model, hparams):
+        for name in self.weights(model, context.hparams):
             carried, original = model.update(name), model.original(name)
             starts[name] = original if carried is None else original + carried.to(original)
             trained[name] = starts[name].clone().requires_grad_(True)

@@ -9,6 +9,7 @@ nothing to take back after an error.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,9 +17,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tether.algebra.lowrank import LowRank
-from tether.editors.base import Method
+from tether.editors.base import Context, Method
 from tether.editors.training import Trainable, TrainingEditor, TrainingHparams, twin
 from tether.errors import MissingExtraError
+from tether.facts.fact import Fact
+from tether.facts.tokens import EncodedPrompt
 from tether.models.editable import EditableModel
 
 
@@ -44,7 +47,10 @@ class Lora(TrainingEditor):
         _peft()
         return super().weights(model, hparams)
 
-    def trainable(self, model: EditableModel, hparams: LoraHparams, seed: int) -> Trainable:
+    def trainable(
+        self, model: EditableModel, facts: Sequence[Fact], rows: Sequence[EncodedPrompt], context: Context, seed: int
+    ) -> Trainable:
+        hparams: LoraHparams = context.hparams
         names = self.weights(model, hparams)
         modules = {str(place): model.hf.get_submodule(name.removesuffix(".weight")) for place, name in enumerate(names)}
         config = _peft().LoraConfig(

@@ -1,4 +1,4 @@
-"""What `ft` and `lora` share: gradient steps on every prompt that the facts of a batch are edited for.
+"""What `ft`, `lora` and `confined` share: gradient steps on every prompt that the facts of a batch are edited for.
 
 Breadth first: an epoch passes over the prompts of all facts, in mini-batches of a new order. A step's loss is the mean
 over its prompts of NLL(o*)/|o*|, plus the keep term (`tether.editors.keep`). The model's weights are never written:
@@ -46,30 +46,37 @@ class TrainingHparams(KeepHparams, ABC):
 @dataclass(frozen=True)
 class Trainable:
     """What a method trains: `parameters` (float32 leaves), the forward of every module that they stand in for, and
-    what they come to as updates (p×q, float32, without gradient)."""
+    what they come to as updates (p×q, float32, without gradient).
+
+    Where the facts can be undone one by one, `vectors` hold the keys and H of every weight, and each fact has a column
+    for every prompt it is edited for. None: the facts share the update.
+    """
 
     parameters: Sequence[Tensor]
     forwards: Mapping[nn.Module, Callable[..., Any]]
     updates: Callable[[], dict[str, LowRank]]
+    vectors: dict[str, Tensor] | None = None
 
 
 class TrainingEditor(ABC):
-    """An editor that trains on a batch of facts, which then share one update."""
+    """An editor that trains on a batch of facts."""
 
     def __init__(self) -> None:
         self._texts = KeptTexts()
 
     @abstractmethod
-    def trainable(self, model: EditableModel, hparams: Any, seed: int) -> Trainable:
-        """What is trained, at its start, where the model is as it was. Changes nothing of the model."""
+    def trainable(
+        self, model: EditableModel, facts: Sequence[Fact], rows: Sequence[EncodedPrompt], context: Context, seed: int
+    ) -> Trainable:
+        """What is trained for `facts` and all their prompts, at its start. Changes nothing of the model."""
 
     def weights(self, model: EditableModel, hparams: TrainingHparams) -> list[str]:
         return [model.weight_name(layer) for layer in hparams.layers]
 
     def propose_batch(self, model: EditableModel, facts: Sequence[Fact], context: Context) -> Batch:
-        """One update of every weight for all facts together (`whole`). A fact whose text fails is left out. A fact that
-        the model says already is trained with the others; where all are, all are skipped. Raises EditFailedError where
-        the loss does not fall, or is not finite."""
+        """One update of every weight for all facts together. A fact whose text fails is left out. A fact that the model
+        says already is trained with the others; where all are, all are skipped. Raises EditFailedError where the loss
+        does not fall, or is not finite."""
         hparams: TrainingHparams = context.hparams
         outcomes: dict[int, dict[str, float] | EditFailedError] = {}
         prompts: dict[int, list[EncodedPrompt]] = {}
@@ -92,11 +99,11 @@ class TrainingEditor(ABC):
         edited = [facts[index] for index in prompts]
         seed = seed_of(edited)
         keeper = Keeper(model, edited, hparams, seed, texts=self._texts.of(model, hparams)) if hparams.keep else None
-        trainable = self.trainable(model, hparams, seed)
+        rows = [prompt for each in prompts.values() for prompt in each]
+        trainable = self.trainable(model, edited, rows, context, seed)
         with torch.enable_grad(), ExitStack() as stack:
             for module, forward in trainable.forwards.items():
                 stack.enter_context(replaced_forward(module, forward))
-            rows = [prompt for each in prompts.values() for prompt in each]
             record = train(model, rows, trainable.parameters, hparams, seed, keeper)
             last = losses_of(model, prompts)
         before, after = sum(first.values()) / len(first), sum(last.values()) / len(last)
@@ -105,7 +112,11 @@ class TrainingEditor(ABC):
             raise EditFailedError(f"{what}; try a smaller lr", record)
         for index in prompts:
             outcomes[index] = {"loss_first": first[index], "loss_last": last[index]}
-        return Batch(Proposal(trainable.updates(), record=record), [outcomes[index] for index in ordered], whole=True)
+        found = [outcomes[index] for index in ordered]
+        if trainable.vectors is None:
+            return Batch(Proposal(trainable.updates(), record=record), found, whole=True)
+        columns = [len(each) for each in prompts.values()]
+        return Batch(Proposal(trainable.updates(), trainable.vectors, record), found, columns)
 
 
 def train(

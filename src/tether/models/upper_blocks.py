@@ -7,8 +7,7 @@ with entered_at(model, entry, first, as_tuple):           # any number of times
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -30,23 +29,12 @@ def final_hidden(
     differentiable in the factors: A (B x) is added where W x is made, no p×q matrix and no gradient of one is formed
     (in a model below float32, W + AB is therefore not rounded). Rows are padded on the right."""
 
-    with adding(model, updates or {}):
+    def add(update: LowRank, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + (args[0].float() @ update.B.mT @ update.A.mT).to(output.dtype)
+
+    given = {model.hf.get_submodule(name.removesuffix(".weight")): u for name, u in (updates or {}).items()}
+    with hooks(*(module.register_forward_hook(partial(add, u.to(model.device))) for module, u in given.items())):
         return model.base(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-
-
-@contextmanager
-def adding(model: EditableModel, updates: Mapping[str, LowRank | Callable[[], LowRank]]) -> Iterator[None]:
-    """Every forward of the model inside the block has `updates` on top of its weights, as in `final_hidden`. One that
-    is a function is asked at every forward."""
-
-    def add(given: LowRank | Callable[[], LowRank], _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        update = given if isinstance(given, LowRank) else given()
-        A, B = update.A.to(output.device), update.B.to(output.device)
-        return output + (args[0].float() @ B.mT @ A.mT).to(output.dtype)
-
-    modules = {model.hf.get_submodule(name.removesuffix(".weight")): given for name, given in updates.items()}
-    with hooks(*(module.register_forward_hook(partial(add, given)) for module, given in modules.items())):
-        yield
 
 
 class UpperCopy:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from tether.editors import BatchEditor, Context, Editor, editor
 from tether.editors import rome as rome_module
-from tether.editors.bystanders import Metric, bystander_prompts, keys_of
+from tether.editors.bystanders import bystander_prompts, keys_of
 from tether.editors.delta import Group, merged, optimise
+from tether.editors.metric import Metric, equally
 from tether.editors.moments import Moments
 from tether.editors.prompts import encode_contexts, group_of
 from tether.facts import Fact, encode_fact
@@ -56,9 +57,9 @@ def test_the_metric_is_that_of_the_dense_formula(n: int, m: int, weight: float, 
         + 0.1 * moments.C.diagonal().mean() * torch.eye(q, dtype=torch.float64)
         + weight * (B.mT @ B) / max(1, n)
     )
-    found = Metric(moments, B, weight, 0.1).solve(k)
+    found = Metric(moments, equally(B, weight), 0.1).solve(k)
     torch.testing.assert_close(found, torch.linalg.solve(dense, k.mT).mT, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(Metric(moments, B, weight, 0.1).solve(k[0]), found[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(Metric(moments, equally(B, weight), 0.1).solve(k[0]), found[0], rtol=1e-12, atol=1e-12)
 
 
 # --- keys and columns -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ EMMET asks for ΔW K = R exactly, with the least change in the metric of C: the 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
@@ -22,8 +22,9 @@ from torch import Tensor
 from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Batch, Context, EditFailedError, Method, Proposal
-from tether.editors.bystanders import Metric, bystander_prompts, keys_of
+from tether.editors.bystanders import bystander_prompts, keys_of
 from tether.editors.delta import Group, OptimisedDelta, merged, optimise, rows_of, within_memory
+from tether.editors.metric import Memory, remembered
 from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
 from tether.errors import TetherError, WrongModelError
@@ -64,6 +65,7 @@ class Memit:
     """`equality` false: MEMIT, whose λ weighs old against new. True: EMMET, ΔW K = R."""
 
     equality: bool
+    _memory: Memory = field(default_factory=Memory, repr=False)
 
     def weights(self, model: EditableModel, hparams: MemitHparams) -> list[str]:
         for layer in hparams.layers:
@@ -114,9 +116,9 @@ class Memit:
             R = (Z - H_last) / (len(hparams.layers) - position)
             if hparams.phrasing_keys == "mean":
                 K, R = (torch.stack([part.mean(0) for part in one.split(columns)]) for one in (K, R))
-            metric = Metric(context.moments[layer], others[layer], hparams.bystander_weight, hparams.moments_ridge)
+            metric = self._memory.metric(name, context, layer, others[layer])
             X = metric.solve(K)
-            ridge = hparams.equality_ridge if self.equality else None
+            ridge = hparams.equality_ridge if self.equality and not hparams.history else None
             try:
                 solution = solve(K, X, weight=hparams.mom2_update_weight, equality_ridge=ridge)
             except TetherError as error:
@@ -126,6 +128,8 @@ class Memit:
                 raise EditFailedError(f"the update of {len(edited)} facts at layer {layer} is not finite")
             updates[name] = update.to(model.device)
             vectors |= {f"{name}/K": K.float(), f"{name}/H": solution.H.float()}
+            if hparams.history:
+                vectors |= remembered(model, name, K, R, context, layer)
         if hparams.phrasing_keys == "mean":
             Z, columns = torch.stack([part.mean(0) for part in Z.split(columns)]), [1] * len(columns)
         vectors[f"{name}/V"] = Z.float()

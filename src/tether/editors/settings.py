@@ -5,9 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tether.editors.base import Method
 from tether.editors.registry import EDITORS
@@ -76,8 +76,15 @@ class LatentHparams(Hparams):
     )
     bystanders: int = Field(default=0, ge=0, description="other subjects a phrasing whose keys must not move")
     bystander_weight: float = Field(default=1, ge=0, description="weight of their E[b bᵀ] beside C")
+    history: bool = Field(default=False, description="whether a solve carries the keys of the live edits before it")
     drop_above: float | None = Field(default=None, description="leave out facts whose final loss is above this")
     frozen_prefix: bool = Field(default=True, description="false: whole forwards, the reference")
+
+    @model_validator(mode="after")
+    def _one_memory(self) -> Self:
+        if self.history and self.bystanders:
+            raise ValueError("history true asks for bystanders 0: one sum of all solves has one metric to start from")
+        return self
 
 
 def settings_for(

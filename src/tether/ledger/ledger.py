@@ -284,7 +284,10 @@ class Ledger:
         files; with `keep` for several passes, which read them once. The model, which is not checked, is for restraints
         that ask for W₀ or the moments."""
         read = self.reader() if keep else self.tensors
-        return Replay(self.path, self.header, self.events, frozenset(self.live_numbers()), read, model)
+        counting, anew = frozenset(self.live_numbers()), 0
+        if self.header.settings.get("history"):
+            anew = max((event.number for event in self.events if event.undone or event.redone), default=0)
+        return Replay(self.path, self.header, self.events, counting, read, model, anew)
 
     def sums(
         self, upto: int | None = None, restrain: Restrain = None, *, exact: bool = True,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tether.algebra.joint_solve import Solution
 from tether.algebra.lowrank import LowRank
+from tether.algebra.ridge import ridge_sum
 from tether.constraints.base import Constraint, Data, Weight, constrained, parse
 from tether.editors.moments import cached_moments
 from tether.errors import BadLedgerError, BadSettingsError, TetherError, first_line
@@ -140,7 +141,11 @@ class State:
 @dataclass(frozen=True)
 class Replay:
     """The events of the ledger at `path`, whose edits `counting` are in the sums. `read` gives the tensors of an edit's
-    factors file; a pass over the events reads every file once. Of `model` restraints may ask for W₀ and the moments."""
+    factors file; a pass over the events reads every file once. Of `model` restraints may ask for W₀ and the moments.
+
+    Updates are added as they were made. But of edits whose solves carried the earlier keys (the setting `history`), an
+    undo or redo changes what the others add: those among the first `anew` events are solved anew, without the undone
+    ones (`tether.algebra.ridge`). Between restraints what is added is the difference of two such solutions."""
 
     path: Path
     header: Header
@@ -148,10 +153,12 @@ class Replay:
     counting: Set[int]
     read: Callable[[Event], Mapping[str, Tensor]]
     model: EditableModel | None = None
+    anew: int = 0
 
     def without(self, edits: Set[int]) -> Replay:
         """As after the undo of these edits."""
-        return replace(self, counting=self.counting - edits)
+        anew = len(self.events) if self.header.settings.get("history") else 0
+        return replace(self, counting=self.counting - edits, anew=anew)
 
     def sums(
         self, upto: int | None = None, restraint: Constraint | None = None, *, exact: bool = True, check: bool = False
@@ -175,10 +182,14 @@ class Replay:
             recorded: Sums(self.inputs, exact=exact and recorded) for recorded in {one is None for one in restraints}
         }
         batch: list[Event] = []  # of the last edit looked at
+        added = seen = 0  # of the edits that are solved anew: the last in `running`, the last looked at
 
         def after(edits: int) -> Iterator[State]:
             inside = batch and (batch[-1].edit or 0) > edits  # of a batch that is not added yet
-            partial = self._updates(batch, edits) if inside else {}
+            if seen > added:
+                partial = self._between(added, min(seen, edits))
+            else:
+                partial = self._updates(batch, edits) if inside else {}
             for restraint in restraints:
                 sums = copy.copy(running[restraint is None])
                 sums.add(partial)
@@ -193,7 +204,16 @@ class Replay:
                     yield from after(waiting.pop())
                 if not waiting:
                     return
-            if event.kind == "edit":
+            if seen > added and (event.number > self.anew or event.restrain is not None):
+                updates = self._between(added, seen)
+                for sums in running.values():
+                    sums.add(updates)
+                added = seen
+            if event.kind == "edit" and event.number <= self.anew:
+                seen = event.edit or 0
+                if check:
+                    self.read(event)
+            elif event.kind == "edit":
                 batch = self._batches[event.factors or ""]
                 if event is batch[-1]:
                     updates = self._updates(batch)
@@ -214,7 +234,8 @@ class Replay:
             batch = self._batches[event.factors or ""] if event.kind == "edit" else []
             counting = [one for one in batch if one.edit in self.counting]
             if counting and event is batch[-1]:
-                sums.add(self._updates(batch))
+                anew = event.number <= self.anew
+                sums.add(self._between((batch[0].edit or 0) - 1, event.edit or 0) if anew else self._updates(batch))
                 yield counting, sums
             elif event.restrain is not None:
                 sums.restrain(parse(event.restrain))
@@ -256,6 +277,28 @@ class Replay:
     @property
     def _attempts(self) -> int:
         return sum(event.kind in ATTEMPTS for event in self.events)
+
+    def _between(self, first: int, last: int) -> dict[str, LowRank]:
+        """What the edits after `first`, up to `last`, add to the solution of those before, by the weights they have."""
+        found = {}
+        for name, (edits, K, X, D) in self._solves.items():
+            parts = [ridge_sum(K[edits <= at], X[edits <= at], D[edits <= at]) for at in (first, last)]
+            found[name] = parts[1] if parts[0].rank == 0 else LowRank.sum([parts[1], -parts[0]])
+        return found
+
+    @cached_property
+    def _solves(self) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """For every weight the edits that count and are solved anew, a row a key: their numbers, K, X, D."""
+        rows: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in self.header.weights}
+        for event in self.events[: self.anew]:
+            if event.kind == "edit" and event.edit in self.counting:
+                tensors = self.read(event)
+                with sound_factors(self.path, event):
+                    for name in rows:
+                        of_edit = tuple(tensors[f"{name}/{kind}"][event.part] for kind in "KXD")
+                        rows[name].append((torch.full((len(of_edit[0]),), event.edit or 0), *of_edit))
+        stacked = {name: [torch.cat(one) for one in zip(*parts, strict=True)] for name, parts in rows.items()}
+        return {name: (edits, K, X, D) for name, (edits, K, X, D) in stacked.items()}
 
     def _updates(self, batch: Sequence[Event], upto: int | None = None) -> dict[str, LowRank]:
         """The updates of one factors file (its edits are `batch`) for those that count, numbered at most `upto`."""

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from tether.analyses.ask import ask
     from tether.constraints import prune as restraint
     from tether.editing.check import check_facts
+    from tether.editing.consolidate import consolidate
+    from tether.editing.headroom import headroom
     from tether.editing.plan import EditPlan, Schedule
+    from tether.editing.repair import repair
     from tether.editing.run import Progress, edit
     from tether.editing.tune import tune
     from tether.editors.mend import train_mend
@@ -36,7 +39,10 @@ _ROOMS = {
     "analyses.ask": ("ask",),
     "constraints.prune": ("restraint",),  # the whole module
     "editing.check": ("check_facts",),
+    "editing.consolidate": ("consolidate",),
+    "editing.headroom": ("headroom",),
     "editing.plan": ("EditPlan", "Schedule"),
+    "editing.repair": ("repair",),
     "editing.run": ("Progress", "edit"),
     "editing.tune": ("tune",),
     "editors.mend": ("train_mend",),
@@ -51,8 +57,9 @@ _ROOMS = {
 
 __all__ = [
     "EditPlan", "EditableModel", "Fact", "Ledger", "LocalityPrompt", "LowRank", "Measurement", "Progress", "Schedule",
-    "TetherError", "__version__", "ask", "check_facts", "compare", "edit", "evaluate", "evaluate_ledger", "load",
-    "make_tests", "read_facts", "read_tests", "restrain_checkpoint", "restraint", "run_tests", "train_mend", "tune",
+    "TetherError", "__version__", "ask", "check_facts", "compare", "consolidate", "edit", "evaluate", "evaluate_ledger",
+    "headroom", "load", "make_tests", "read_facts", "read_tests", "repair", "restrain_checkpoint", "restraint",
+    "run_tests", "train_mend", "tune",
 ]  # fmt: skip
 
 

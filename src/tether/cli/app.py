@@ -26,9 +26,9 @@ INTERRUPTED = 130
 
 _PANELS = {
     "First steps": ("demo", "ls"),
-    "Edit": ("edit", "undo", "redo", "log", "verify"),
+    "Edit": ("edit", "undo", "redo", "consolidate", "repair", "log", "verify"),
     "Ask": ("ask", "test"),
-    "Measure": ("evaluate", "compare", "spectrum", "bound", "report", "grid"),
+    "Measure": ("evaluate", "compare", "spectrum", "headroom", "bound", "report", "grid"),
     "Take away": ("export", "restrain"),
     "Prepare": ("check", "moments", "tune", "train-mend"),
 }

@@ -130,7 +130,7 @@ class Loop:
             shared["norm"] = max(update.norm() for update in updates.values())
         shared |= {} if reading is None else reading.record()
         shared["seconds"] = (time.monotonic() - started) / len(facts)
-        attempts = list(_attempts(facts, batch, shared))
+        attempts = list(attempts_of(facts, batch, shared))
         refused = reading is not None and reading.level == "alarm" and self.schedule.on_alarm != "warn"
         if reading is not None and refused:
             left_out: dict[str, Any] = {"kind": "failed", "reason": f"health alarm, {'; '.join(reading.reasons)}"}
@@ -226,7 +226,7 @@ def propose(editor: Editor | BatchEditor, model: EditableModel, facts: Sequence[
         return Batch(None, [EditFailedError(str(error))] * len(facts))
 
 
-def _attempts(facts: Sequence[Fact], batch: Batch, shared: Mapping[str, Any]) -> Iterator[Attempt]:
+def attempts_of(facts: Sequence[Fact], batch: Batch, shared: Mapping[str, Any]) -> Iterator[Attempt]:
     """What became of every fact, from what the editor says of it and what is the same for its batch."""
     counts = iter(batch.columns or ())
     for fact, outcome in zip(facts, batch.outcomes, strict=True):

@@ -60,6 +60,16 @@ class MemitHparams(LatentHparams):
         }
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What facts are solved for, by their place in a list: the prompts of each, the states z = h + δ that it needs
+    after the last layer (a row a phrasing, float32 on the CPU) where it has any, and how they were found."""
+
+    groups: dict[int, Group]
+    states: dict[int, Float[Tensor, "n p"]]
+    outcomes: dict[int, dict[str, float] | EditFailedError]
+
+
 @dataclass
 class Memit:
     """`equality` false: MEMIT, whose λ weighs old against new. True: EMMET, ΔW K = R."""
@@ -79,31 +89,37 @@ class Memit:
     def propose_batch(self, model: EditableModel, facts: Sequence[Fact], context: Context) -> Batch:
         """ΔW of every layer for all facts, `vectors` holding the keys K (n×q), H (n×n, for an undo within the batch)
         and, for the last layer, the targets Z (n×p)."""
+        return self.write(model, facts, self.find(model, facts, context), context)
+
+    def find(self, model: EditableModel, facts: Sequence[Fact], context: Context) -> Targets:
+        """z of every fact, optimised on the model as it is. Changes nothing."""
         hparams: MemitHparams = context.hparams
-        outcomes: dict[int, dict[str, float] | EditFailedError] = {}
-        groups: dict[int, Group] = {}
+        found = Targets({}, {}, {})
         for index, fact in enumerate(facts):
             try:
-                groups[index] = group_of(model, fact, context)
+                found.groups[index] = group_of(model, fact, context)
             except EditFailedError as error:
-                outcomes[index] = error
-
-        # z of every fact, against the model before the batch.
-        targets: dict[int, Tensor] = {}  # n×p: a row for every phrasing
-        for index, z, found in self._targets(model, facts, groups, context):
-            record = {**found.record(), "v0_norm": float((z[0] - found.delta.cpu()).norm())}
-            refused = why_not_edited(facts[index], found, hparams, record)
-            outcomes[index] = refused or record
+                found.outcomes[index] = error
+        for index, z, delta in self._targets(model, facts, found.groups, context):
+            record = {**delta.record(), "v0_norm": float((z[0] - delta.delta.cpu()).norm())}
+            refused = why_not_edited(facts[index], delta, hparams, record)
+            found.outcomes[index] = refused or record
             if refused is None:
-                targets[index] = z
-        edited = sorted(targets)
-        ordered = [outcomes[index] for index in range(len(facts))]
+                found.states[index] = z
+        return found
+
+    def write(self, model: EditableModel, facts: Sequence[Fact], targets: Targets, context: Context) -> Batch:
+        """The batch of facts whose targets are known: ΔW of every layer, solved on the model as it is. Raises
+        EditFailedError where they cannot be solved together."""
+        hparams: MemitHparams = context.hparams
+        edited = sorted(targets.states)
+        ordered = [targets.outcomes[index] for index in range(len(facts))]
         if not edited:
             return Batch(None, ordered)
-        Z = torch.cat([targets[index] for index in edited]).double()
+        Z = torch.cat([targets.states[index] for index in edited]).double()
 
         # The layers in ascending order, each seeing those below edited.
-        kept = [groups[index] for index in edited]
+        kept = [targets.groups[index] for index in edited]
         updates: dict[str, LowRank] = {}
         vectors: dict[str, Tensor] = {}
         columns = [len(group.phrasings) for group in kept]

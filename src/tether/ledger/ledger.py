@@ -286,7 +286,8 @@ class Ledger:
         read = self.reader() if keep else self.tensors
         counting, anew = frozenset(self.live_numbers()), 0
         if self.header.settings.get("history"):
-            anew = max((event.number for event in self.events if event.undone or event.redone), default=0)
+            marked = [event for event in self.events if event.undone or event.redone]
+            anew = marked[-1].number - (marked[-1].kind in ATTEMPTS) if marked else 0
         return Replay(self.path, self.header, self.events, counting, read, model, anew)
 
     def sums(
@@ -326,11 +327,13 @@ class Ledger:
 
     def undo(self, *edits: int) -> Event:
         """Take edits out, by number: from now on the ledger is what it would be without them in the sum, later
-        restraints recomputed. Later edits are *not* computed anew. Nothing is deleted; needs no model."""
+        restraints recomputed. Later edits are *not* computed anew. Nothing is deleted; needs no model. Where the last
+        of the edits goes that a consolidation or a repair made, those that they stood for are taken in again."""
         return self._mark("undo", edits)
 
     def redo(self, *edits: int) -> Event:
-        """Take undone edits in again, by number: the ledger is what it would be had they never been undone."""
+        """Take undone edits in again, by number: the ledger is what it would be had they never been undone. Edits that
+        stand for others (of a consolidation or a repair) take these out again."""
         return self._mark("redo", edits)
 
     def _mark(self, kind: Literal["undo", "redo"], edits: Sequence[int]) -> Event:
@@ -349,7 +352,23 @@ class Ledger:
                     others = f"{', '.join(map(str, apart[:5]))}{' …' if apart[5:] else ''}"
                     every = len(self.together([edit]))
                     raise BadSettingsError(f"edit {edit} shares one update with {others}: {kind} all {every} of them")
-            return self._journal.append({"kind": kind, f"{kind}ne": tuple(sorted(set(edits)))})[0]
+            changes = {f"{kind}ne": tuple(sorted(set(edits)))}
+            other = self._stood_for(set(edits), again=kind == "undo")
+            if other:
+                changes["redone" if kind == "undo" else "undone"] = tuple(sorted(other))
+            return self._journal.append({"kind": kind, **changes})[0]
+
+    def _stood_for(self, edits: set[int], *, again: bool) -> set[int]:
+        """What a change of `edits` means for the edits that they replaced: which are taken in again, now that none of
+        those that replaced them is left, or out again, now that one is back."""
+        found, now = set[int](), self.undone
+        for event in self.events:
+            if event.kind in ATTEMPTS and event.undone and event.edit is not None:
+                size = 1 if event.batch is None else event.batch[1]
+                new = {e.edit for e in self.events if e.kind == "edit" and e.edit and 0 <= e.edit - event.edit < size}
+                if edits & new and new <= now | edits:
+                    found |= set(event.undone) & now if again else set(event.undone) - now
+        return found
 
     def together(self, edits: Iterable[int]) -> set[int]:
         """These edits, and all that share one update with any of them."""
@@ -435,10 +454,12 @@ class Ledger:
             yield
 
     def append(
-        self, attempts: Sequence[Attempt], updates: dict[str, LowRank], vectors: dict[str, Tensor]
-    ) -> list[Event]:
+        self, attempts: Sequence[Attempt], updates: dict[str, LowRank], vectors: dict[str, Tensor], *,
+        replacing: Iterable[int] = (),
+    ) -> list[Event]:  # fmt: skip
         """What became of one fact, or of the facts of one solve: factors first (temporary name, fsync, rename), then a
-        line each (fsync), all of them or none. `updates` and `vectors` are of the edited ones. Needs `writing`."""
+        line each (fsync), all of them or none. `updates` and `vectors` are of the edited ones. The live edits
+        `replacing` are undone by the same lines: the new ones stand for them. Needs `writing`."""
         file, kept = _factors_file(self.attempts + 1), {}
         if any(attempt.kind == "edit" for attempt in attempts):
             tensors = {f"{name}/A": one.A for name, one in updates.items()} | vectors
@@ -459,6 +480,8 @@ class Ledger:
                 line |= {"column": column, "columns": attempt.columns if attempt.columns > 1 else None}
                 column += attempt.columns
             lines.append(line)
+        if replacing:
+            lines[0]["undone"] = tuple(sorted(replacing))
         return self._journal.append(*lines)
 
     def append_restraint(self, restraint: Constraint, record: dict[str, Any], reason: str | None = None) -> Event:

@@ -297,7 +297,7 @@ class Replay:
                     for name in rows:
                         of_edit = tuple(tensors[f"{name}/{kind}"][event.part] for kind in "KXD")
                         rows[name].append((torch.full((len(of_edit[0]),), event.edit or 0), *of_edit))
-        stacked = {name: [torch.cat(one) for one in zip(*parts, strict=True)] for name, parts in rows.items()}
+        stacked = {name: [torch.cat(one) for one in zip(*parts, strict=True)] for name, parts in rows.items() if parts}
         return {name: (edits, K, X, D) for name, (edits, K, X, D) in stacked.items()}
 
     def _updates(self, batch: Sequence[Event], upto: int | None = None) -> dict[str, LowRank]:

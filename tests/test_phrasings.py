@@ -232,3 +232,11 @@ def test_r_rome_optimises_what_it_writes(family: str, tmp_path: Path, monkeypatc
     assert group.reach is not None and group.shift is not None
     added = torch.tensor(group.reach, dtype=torch.float64)[:, None] * (delta + group.shift.double())
     torch.testing.assert_close(keys @ update.to_dense().double().mT, added, rtol=2e-2, atol=2e-3 * float(delta.norm()))
+
+
+def test_the_prompt_alone_where_the_settings_say_so() -> None:
+    model = editable("llama")
+    chosen = Context(rome_hparams(phrasing_keys="none"), PREFIXES)
+    alone = PHRASED[0].model_copy(update={"phrasings": ()})
+    assert group_of(model, PHRASED[0], chosen) == group_of(model, alone, chosen)
+    assert len(group_of(model, PHRASED[0], Context(rome_hparams(), PREFIXES)).phrasings) == 3

@@ -16,6 +16,8 @@ _KEPT_PREFIXES = 2  # contexts of a fact edited before, beside its bare prompt
 def group_of(model: EditableModel, fact: Fact, context: Context) -> Group:
     """The prompts of a fact, and those of the facts edited before about the same subject, unless the settings leave
     them alone. Raises EditFailedError as `encode_contexts`."""
+    if context.hparams.phrasing_keys == "none":
+        fact = fact.model_copy(update={"phrasings": ()})
     group = encode_contexts(model, fact, context.prefixes)
     if context.hparams.same_subject == "apart":
         return group

@@ -71,8 +71,8 @@ class LatentHparams(Hparams):
     same_subject: Literal["together", "apart"] = Field(
         default="together", description="facts edited before of the same subject: kept by the loss, or left alone"
     )
-    phrasing_keys: Literal["each", "mean"] = Field(
-        default="each", description="a fact's phrasings: a key and a column each, or their mean alone"
+    phrasing_keys: Literal["each", "mean", "none"] = Field(
+        default="each", description="a fact's phrasings: a key and a column each, their mean alone, or the prompt alone"
     )
     bystanders: int = Field(default=0, ge=0, description="other subjects a phrasing whose keys must not move")
     bystander_weight: float = Field(default=1, ge=0, description="weight of their E[b bᵀ] beside C")

@@ -23,7 +23,8 @@ from tether.errors import BadSettingsError, TetherError
 from tether.experiment.spec import _restraint as grid_restraint
 
 EXAMPLES = [CONSTRAINTS[name].example for name in CONSTRAINTS]
-CHAINS = [f"{one}+{two}" for one in EXAMPLES for two in EXAMPLES if one != two] + ["rank:2+log:1.2+linear:3+rank:1"]
+CHAINS = [f"{one}+{two}" for one, two in zip(EXAMPLES, EXAMPLES[1:] + EXAMPLES[:1], strict=True)]
+CHAINS += ["rank:64+log:1.2", "rank:2+log:1.2+linear:3+rank:1"]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

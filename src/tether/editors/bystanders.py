@@ -28,26 +28,34 @@ _TOKENS = 4096  # of a forward
 
 @dataclass(frozen=True)
 class Metric:
-    """C of a layer with the keys of bystanders (n×q, float64 on the CPU) in it, each with the share `weight`/n."""
+    """C of a layer with the keys of bystanders (n×q, float64 on the CPU) in it, each with the share `weight`/n. With
+    `null_space`, a threshold, C is its mean diagonal on its null space, and infinite elsewhere."""
 
     moments: Moments
     keys: Float[Tensor, "n q"]
     weight: float
     ridge: float
+    null_space: float | None = None
 
     def solve(self, k: Float[Tensor, "*m q"]) -> Float[Tensor, "*m q"]:
         """(C + ridge·mean(diag C)·I + weight·E[b bᵀ])⁻¹k of one key or of each of many, float64, by Woodbury."""
-        x = self.moments.solve(k, ridge=self.ridge)
+        x = self._alone(k)
         if not (len(self.keys) and self.weight):
             return x
         if not self.keys.isfinite().all():
             raise EditFailedError(f"{len(self.keys)} keys of bystanders are not all finite: the model is damaged")
-        if len(self.keys) > self.keys.shape[1]:
+        if len(self.keys) > self.keys.shape[1] and self.null_space is None:
             flat = k.cpu().double().reshape(-1, k.shape[-1])
             return torch.cholesky_solve(flat.mT, self._dense).mT.reshape(k.shape)
         solved, factor = self._solved
         inner = x.reshape(-1, x.shape[-1]) @ self.keys.mT
         return x - (torch.cholesky_solve(inner.mT, factor).mT @ solved).reshape(x.shape)
+
+    def _alone(self, k: Tensor) -> Tensor:
+        """The same without the bystanders."""
+        if self.null_space is None:
+            return self.moments.solve(k, ridge=self.ridge)
+        return self.moments.project(k, threshold=self.null_space)
 
     @cached_property
     def _dense(self) -> Tensor:
@@ -59,7 +67,7 @@ class Metric:
     @cached_property
     def _solved(self) -> tuple[Tensor, Tensor]:
         """C⁻¹B as rows, and the Cholesky factor of n/weight·I + BᵀC⁻¹B."""
-        solved = self.moments.solve(self.keys, ridge=self.ridge)
+        solved = self._alone(self.keys)
         gram = self.keys @ solved.mT
         gram = (gram + gram.mT) / 2
         gram.diagonal().add_(len(self.keys) / self.weight)

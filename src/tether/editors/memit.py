@@ -5,11 +5,16 @@ edited layers ascending, each with the model as edited so far:
 
     R = (Z − H^L) / (edited layers left),      ΔW = R Kᵀ (λC + KKᵀ)⁻¹
 
+With the setting `null_space` the solve is AlphaEdit's (https://arxiv.org/abs/2410.02355): with P the projector on the
+directions that keys hardly take (`tether.algebra.null_space`) and b = λ · mean(diag C),
+
+    ΔWᵀ = (P K Kᵀ + bI)⁻¹ P K Rᵀ
+
 EMMET asks for ΔW K = R exactly, with the least change in the metric of C: the same solve with λ → 0 (`joint_solve`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
@@ -26,6 +31,7 @@ from tether.editors.bystanders import Metric, bystander_prompts, keys_of
 from tether.editors.delta import Group, OptimisedDelta, merged, optimise, rows_of, within_memory
 from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
+from tether.editors.target_norm import TargetNorm, rescaled
 from tether.errors import TetherError, WrongModelError
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
@@ -43,6 +49,9 @@ class MemitHparams(LatentHparams):
     layers: tuple[int, ...] = Field(min_length=1, description="the edited layers, ascending; δ is added after the last")
     mom2_update_weight: float = Field(gt=0, description="λ: the weight of what the model knew")
     equality_ridge: float = Field(default=1e-6, ge=0, description="EMMET: share of the mean of diag(KᵀC⁻¹K)")
+    null_space: float | None = Field(
+        default=None, gt=0, description="AlphaEdit: solve where eigenvalues of C are below this share of their mean"
+    )
     memory_gb: float = Field(default=0.5, gt=0, description="what the steps for δ of a micro-batch may keep")
 
     @classmethod
@@ -64,6 +73,7 @@ class Memit:
     """`equality` false: MEMIT, whose λ weighs old against new. True: EMMET, ΔW K = R."""
 
     equality: bool
+    _norm: TargetNorm = field(default_factory=TargetNorm, repr=False)
 
     def weights(self, model: EditableModel, hparams: MemitHparams) -> list[str]:
         for layer in hparams.layers:
@@ -114,8 +124,7 @@ class Memit:
             R = (Z - H_last) / (len(hparams.layers) - position)
             if hparams.phrasing_keys == "mean":
                 K, R = (torch.stack([part.mean(0) for part in one.split(columns)]) for one in (K, R))
-            metric = Metric(context.moments[layer], others[layer], hparams.bystander_weight, hparams.moments_ridge)
-            X = metric.solve(K)
+            X = self._metric(context, layer, others[layer]).solve(K)
             ridge = hparams.equality_ridge if self.equality else None
             try:
                 solution = solve(K, X, weight=hparams.mom2_update_weight, equality_ridge=ridge)
@@ -146,6 +155,7 @@ class Memit:
             together.setdefault(index if apart else facts[index].subject_key, []).append(index)
         indices = list(together.values())
         members = [merged([groups[index] for index in each]) for each in indices]
+        norm = self._norm.of(model, hparams, of_block=True)
         for batch in within_memory(model, members, layer, hparams, hparams.memory_gb):
             chosen = [members[i] for i in batch]
             rows = align([prompt for group in chosen for prompt in group], model.device)
@@ -159,16 +169,25 @@ class Memit:
                 starts = iter(group.starts())
                 for index in indices[i]:
                     bare = [first + start for start in islice(starts, len(groups[index].phrasings))]
-                    yield index, (run.hidden[bare, 0].float() + one.delta).cpu(), one
+                    deltas = rescaled(run.values[bare].float(), one.delta, norm)
+                    added = one if norm is None else replace(one, delta=deltas[0])
+                    yield index, (run.hidden[bare, 0].float() + deltas).cpu(), added
 
     @staticmethod
-    def _reached(group: Group, keys: Float[Tensor, "n q"], context: Context) -> Group:
+    def _metric(context: Context, layer: int, others: Float[Tensor, "m q"]) -> Metric:
+        """What the keys of a layer are solved in."""
+        hparams: MemitHparams = context.hparams
+        weight, ridge = hparams.bystander_weight, hparams.moments_ridge
+        return Metric(context.moments[layer], others, weight, ridge, hparams.null_space)
+
+    @classmethod
+    def _reached(cls, group: Group, keys: Float[Tensor, "n q"], context: Context) -> Group:
         """The group with how far the solve for its facts reaches the kept ones, in the metric of the moments."""
         if len(group.facts) == group.edited:
             return group
         keys = keys.cpu().double()
         key = keys[group.starts()].mean(0)
-        u = context.moments[context.hparams.layers[-1]].solve(key, ridge=context.hparams.moments_ridge)
+        u = cls._metric(context, context.hparams.layers[-1], keys[:0]).solve(key)
         reach = keys[group.contexts : len(group) - 1] @ u / (u @ key)
         return replace(group, reach=(*[1.0] * group.contexts, *reach.tolist()))
 

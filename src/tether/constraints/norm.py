@@ -20,7 +20,9 @@ _SLACK = 1e-6  # a sum that was scaled to the limit in float32 is not scaled aga
 
 @dataclass(frozen=True)
 class Norm(Constraint):
-    """Written `norm:0.1`: Σ · min(1, 0.1·‖W₀‖_F / ‖Σ‖_F). The state is the limit, 0.1·‖W₀‖_F."""
+    """Σ · min(1, x·‖W₀‖/‖Σ‖), Frobenius norms.
+
+    Written `norm:0.1` for x = 0.1. The state is the limit, x·‖W₀‖."""
 
     name: ClassVar[str] = "norm"
     example: ClassVar[str] = "norm:0.1"

@@ -21,10 +21,9 @@ from tether.errors import BadSettingsError
 
 @dataclass(frozen=True)
 class NullSpace(Constraint):
-    """Written `null_space:0.5`: Σ·P, P the projector on the eigenvectors of C = E[kkᵀ] whose eigenvalue is below 0.5
-    times the mean one.
+    """Σ·P, P the projector on the eigenvectors of C = E[kkᵀ] with small eigenvalues.
 
-    The threshold is a share, so that it means the same for every model (AlphaEdit's is 0.02 itself): at most that share
+    Written `null_space:0.5`: below 0.5 times the mean eigenvalue. The threshold is a share, so that it means the same for every model (AlphaEdit's is 0.02 itself): at most that share
     of the keys' energy passes P. The state is the basis U (q×r), P = UUᵀ. Raises BadSettingsError where no eigenvalue
     lies below."""
 

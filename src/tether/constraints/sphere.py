@@ -19,10 +19,10 @@ from tether.errors import BadSettingsError
 
 @dataclass(frozen=True)
 class Sphere(Constraint):
-    """Written `sphere:0.5,0.5` (share η, strength s): Σ(I − s·UUᵀ), U the first eigenvectors of ŴᵀŴ whose eigenvalues
-    make up more than the share η of all of them, Ŵ being W₀ with rows of norm 1.
+    """Σ(I − s·UUᵀ), U the main directions of the rows of W₀.
 
-    The state is U (q×r). Costs one singular value decomposition of W₀, O(p·q·min(p, q))."""
+    Written `sphere:0.5,0.5`, share η and strength s. U are the first eigenvectors of ŴᵀŴ whose eigenvalues make up more
+    than the share η of all of them, Ŵ being W₀ with rows of norm 1. The state is U (q×r). Costs one singular value decomposition of W₀, O(p·q·min(p, q))."""
 
     name: ClassVar[str] = "sphere"
     example: ClassVar[str] = "sphere:0.5,0.5"

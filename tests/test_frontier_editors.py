@@ -209,8 +209,9 @@ def test_memit_scales_the_projections_share_of_its_target(family: str) -> None:
     share = plain - run.hidden[:, 0] + run.values
     expected = run.hidden[:, 0] - run.values + 3 * share / share.norm(dim=1, keepdim=True)
     torch.testing.assert_close(Z, expected, rtol=1e-4, atol=1e-4)
-    record = batches[1].outcomes[0]
-    assert isinstance(record, dict)
+    before, record = (batch.outcomes[0] for batch in batches)
+    assert isinstance(record, dict) and record["target_norm"] == 3
+    assert isinstance(before, dict) and "target_norm" not in before
     assert record["v0_norm"] == pytest.approx(float(run.hidden[0, 0].norm()), rel=1e-4)
 
 

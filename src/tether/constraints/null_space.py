@@ -23,9 +23,9 @@ from tether.errors import BadSettingsError
 class NullSpace(Constraint):
     """Σ·P, P the projector on the eigenvectors of C = E[kkᵀ] with small eigenvalues.
 
-    Written `null_space:0.5`: below 0.5 times the mean eigenvalue. The threshold is a share, so that it means the same for every model (AlphaEdit's is 0.02 itself): at most that share
-    of the keys' energy passes P. The state is the basis U (q×r), P = UUᵀ. Raises BadSettingsError where no eigenvalue
-    lies below."""
+    Written `null_space:0.5`: below 0.5 times the mean eigenvalue. The threshold is a share, so that it means the same
+    for every model (AlphaEdit's is 0.02 itself): at most that share of the keys' energy passes P. The state is the
+    basis U (q×r), P = UUᵀ. Raises BadSettingsError where no eigenvalue lies below."""
 
     name: ClassVar[str] = "null_space"
     example: ClassVar[str] = "null_space:0.5"

@@ -22,9 +22,9 @@ from tether.errors import BadSettingsError
 class Rect(Constraint):
     """The entries of Σ with the largest |Σ/W₀| stay, the others become zero.
 
-    Written `rect:40`: 40 % stay. Entries as large as the smallest that stays, stay too; where W₀ is zero, the relative change is infinite. The state
-    is W₀. A masked sum has no small factors: the result has min(p, q) columns, exact in float32, and costs p·q numbers
-    and dense decompositions from then on. A singular value can grow.
+    Written `rect:40`: 40 % stay. Entries as large as the smallest that stays, stay too; where W₀ is zero, the relative
+    change is infinite. The state is W₀. A masked sum has no small factors: the result has min(p, q) columns, exact in
+    float32, and costs p·q numbers and dense decompositions from then on. A singular value can grow.
     """
 
     name: ClassVar[str] = "rect"

@@ -22,7 +22,8 @@ class Sphere(Constraint):
     """Σ(I − s·UUᵀ), U the main directions of the rows of W₀.
 
     Written `sphere:0.5,0.5`, share η and strength s. U are the first eigenvectors of ŴᵀŴ whose eigenvalues make up more
-    than the share η of all of them, Ŵ being W₀ with rows of norm 1. The state is U (q×r). Costs one singular value decomposition of W₀, O(p·q·min(p, q))."""
+    than the share η of all of them, Ŵ being W₀ with rows of norm 1. The state is U (q×r). Costs one singular value
+    decomposition of W₀, O(p·q·min(p, q))."""
 
     name: ClassVar[str] = "sphere"
     example: ClassVar[str] = "sphere:0.5,0.5"

@@ -100,6 +100,8 @@ class Memit:
         targets: dict[int, Tensor] = {}  # n×p: a row for every phrasing
         for index, z, found in self._targets(model, facts, groups, context):
             record = {**found.record(), "v0_norm": float((z[0] - found.delta.cpu()).norm())}
+            norm = self._norm.of(model, hparams, of_block=True)
+            record |= {} if norm is None else {"target_norm": norm}
             refused = why_not_edited(facts[index], found, hparams, record)
             outcomes[index] = refused or record
             if refused is None:

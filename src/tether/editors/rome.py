@@ -105,8 +105,10 @@ class Rome:
             group = replace(group, reach=tuple(reach.tolist()), shift=shift.float())
         (found,) = optimise(model, [group], rows, run, run.values[:1], hparams, arithmetic=arithmetic)
         at = run.values[starts].cpu().double()  # v₀ of every phrasing
-        deltas = rescaled(at, found.delta.cpu().double(), self._norm.of(model, hparams, of_block=False))
+        norm = self._norm.of(model, hparams, of_block=False)
+        deltas = rescaled(at, found.delta.cpu().double(), norm)
         record = {**replace(found, delta=deltas[0].float()).record(), "v0_norm": float(run.values[0].float().norm())}
+        record |= {} if norm is None else {"target_norm": norm}
         refused = why_not_edited(fact, found, hparams, record)
         if refused is not None:
             raise refused

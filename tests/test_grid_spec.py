@@ -316,6 +316,14 @@ def test_the_documents_example_and_keys(tmp_path: Path) -> None:
             assert f"`{name}`" in page or f"{name}," in page or f"{name}}}" in page or f"{name}:" in page, name
 
 
+def test_a_restraint_that_needs_moments_needs_a_method_that_has_them(tmp_path: Path) -> None:
+    wanted: dict[str, Any] = {"editors": ["r-rome", "ft"], "once": ["none", "norm:1+null_space:0.5"]}
+    with pytest.raises(TetherError, match=r"null_space:0\.5 for .* editor ft, .* and ft collects none; leave it out"):
+        spec_of(tmp_path, **wanted)
+    spec = spec_of(tmp_path, **wanted, overrides=[{"when": {"editor": "ft"}, "once": ["none", "norm:1"]}])
+    assert [cell.once[1] for cell in spec.cells()] == ["norm:1+null_space:0.5", "norm:1"]
+
+
 def test_settings_stand_in_the_grid(tmp_path: Path) -> None:
     """A file of settings, or the settings themselves: both go into the plan, and what differs gives another run."""
 

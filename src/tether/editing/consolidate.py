@@ -23,7 +23,7 @@ from tether.editors import Batch, Context, EditFailedError, Editor, Proposal
 from tether.editors import editor as editor_of
 from tether.editors.base import NoHistory
 from tether.editors.memit import Memit, Targets
-from tether.editors.metric import Metric
+from tether.editors.metric import of_model
 from tether.editors.prompts import group_of
 from tether.errors import BadSettingsError
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
@@ -214,8 +214,7 @@ class _Single:
         if not given:
             return Batch(None, self.outcomes)
         K, D = (torch.cat(rows) for rows in zip(*given, strict=True))
-        moments, hparams = self.context.moments[self.layer], self.context.hparams
-        X = moments.solve(K, ridge=hparams.moments_ridge)
+        X = of_model(self.context, self.layer).solve(K)
         solution = solve(K, X, weight=strength)
         update = LowRank(D.mT.float().contiguous(), solution.G.float())
         vectors = {"K": K, "H": solution.H, "X": X / strength, "D": D}
@@ -345,10 +344,10 @@ def _condition(
     edits = [event for event in events if event.kind == "edit" and event.fact is not None]
     rows = [event for event in edits for _ in range(event.columns or 1)]
     tensors = ledger.tensors(edits[0])
-    for layer, moments in context.moments.items():
+    for layer in context.moments:
         name = model.weight_name(layer)
         K = torch.atleast_2d(tensors[f"{name}/K"]).double()
-        gram = K @ Metric(moments, K[:0], context.hparams.moments_ridge).solve(K).mT
+        gram = K @ of_model(context, layer).solve(K).mT
         size = gram.diagonal().clamp_min(0).sqrt()
         values = torch.linalg.eigvalsh((gram + gram.mT) / 2) + strength
         condition[name] = float(values[-1] / values[0])

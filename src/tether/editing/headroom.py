@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tether.editing.prepare import recorded_moments, recorded_settings
+from tether.editors.base import Context
 from tether.editors.bystanders import keys_of
-from tether.editors.metric import Metric
+from tether.editors.metric import Metric, of_model
 from tether.errors import BadFactError, BadSettingsError
 from tether.evaluation.statistics.mean import Number, cluster_mean
 from tether.facts.bystanders import bystander_subjects, relation_of
@@ -124,11 +125,8 @@ def headroom(
         raise BadSettingsError(f"{ledger.path} {why}: headroom is measured on keys")
     hparams = recorded_settings(header)
     weight = float(getattr(hparams, "mom2_update_weight", 0) or 0)
-    ridge = float(getattr(hparams, "moments_ridge", 0))
-    spans = {
-        name: _Span.of(torch.cat(stacked[name]), Metric(moments[layers[name]], moments[layers[name]].C[:0], ridge))
-        for name in names
-    }
+    context = Context(hparams, moments=moments)
+    spans = {name: _Span.of(torch.cat(stacked[name]), of_model(context, layers[name])) for name in names}
     last, place_of = names[-1], torch.tensor(rows)
     update = ledger.sums(upto, restrain, model=model).of[last].factors.to_dense().double()
     with model.unedited():

@@ -61,6 +61,7 @@ class Loop:
         moments, network = recorded_moments(model, header), trained and trained.network
         self.context = Context(recorded_settings(header), header.prefixes, moments, network, LedgerHistory(ledger))
         self.sums = ledger.checked_sums(model)
+        self.sums.prepare(self.restraint)
         self.health = Health(model, header.weights, self._factors()) if schedule.health else None
         self.tried = ledger.attempts
         self.unrestrained = ledger.since_restraint

@@ -113,7 +113,11 @@ def _completed(schedule: Schedule, method: Method, restraint: Constraint, every:
     restraint cannot do what it asks for."""
     if schedule.batch_size > 1 and not isinstance(method.editor(), BatchEditor):
         raise BadSettingsError(f"batch size {schedule.batch_size}: {method.name} edits one fact at a time; use 1")
-    if schedule.every is not None and not (schedule.restraint or restraint).acts:
+    acting = schedule.restraint or restraint
+    if "moments" in acting.needs and "moments" not in method.needs:
+        what = f"restraint {acting} needs the moments of the keys, and {method.name} collects none"
+        raise BadSettingsError(f"{what}: name another restraint, or a method that does, as r-rome and memit")
+    if schedule.every is not None and not acting.acts:
         raise BadSettingsError(
             f"every {schedule.every}: there is no restraint to act; name one, as in log:1.2, or do without every"
         )

@@ -5,6 +5,11 @@ edited layers ascending, each with the model as edited so far:
 
     R = (Z − H^L) / (edited layers left),      ΔW = R Kᵀ (λC + KKᵀ)⁻¹
 
+With the setting `null_space` the solve is AlphaEdit's (https://arxiv.org/abs/2410.02355): with P the projector on the
+directions that keys hardly take (`tether.algebra.null_space`) and b = λ · mean(diag C),
+
+    ΔWᵀ = (P K Kᵀ + bI)⁻¹ P K Rᵀ
+
 EMMET asks for ΔW K = R exactly, with the least change in the metric of C: the same solve with λ → 0 (`joint_solve`).
 """
 
@@ -24,9 +29,10 @@ from tether.algebra.lowrank import LowRank
 from tether.editors.base import Batch, Context, EditFailedError, Method, Proposal
 from tether.editors.bystanders import bystander_prompts, keys_of
 from tether.editors.delta import Group, OptimisedDelta, merged, optimise, rows_of, within_memory
-from tether.editors.metric import Memory, remembered
+from tether.editors.metric import Memory, of_model, remembered
 from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
+from tether.editors.target_norm import TargetNorm, rescaled
 from tether.errors import TetherError, WrongModelError
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
@@ -44,6 +50,9 @@ class MemitHparams(LatentHparams):
     layers: tuple[int, ...] = Field(min_length=1, description="the edited layers, ascending; δ is added after the last")
     mom2_update_weight: float = Field(gt=0, description="λ: the weight of what the model knew")
     equality_ridge: float = Field(default=1e-6, ge=0, description="EMMET: share of the mean of diag(KᵀC⁻¹K)")
+    null_space: float | None = Field(
+        default=None, gt=0, description="AlphaEdit: solve where eigenvalues of C are below this share of their mean"
+    )
     memory_gb: float = Field(default=0.5, gt=0, description="what the steps for δ of a micro-batch may keep")
 
     @classmethod
@@ -76,6 +85,7 @@ class Memit:
 
     equality: bool
     _memory: Memory = field(default_factory=Memory, repr=False)
+    _norm: TargetNorm = field(default_factory=TargetNorm, repr=False)
 
     def weights(self, model: EditableModel, hparams: MemitHparams) -> list[str]:
         for layer in hparams.layers:
@@ -102,6 +112,8 @@ class Memit:
                 found.outcomes[index] = error
         for index, z, delta in self._targets(model, facts, found.groups, context):
             record = {**delta.record(), "v0_norm": float((z[0] - delta.delta.cpu()).norm())}
+            norm = self._norm.of(model, hparams, of_block=True)
+            record |= {} if norm is None else {"target_norm": norm}
             refused = why_not_edited(facts[index], delta, hparams, record)
             found.outcomes[index] = refused or record
             if refused is None:
@@ -166,6 +178,7 @@ class Memit:
             together.setdefault(index if apart else facts[index].subject_key, []).append(index)
         indices = list(together.values())
         members = [merged([groups[index] for index in each]) for each in indices]
+        norm = self._norm.of(model, hparams, of_block=True)
         for batch in within_memory(model, members, layer, hparams, hparams.memory_gb):
             chosen = [members[i] for i in batch]
             rows = align([prompt for group in chosen for prompt in group], model.device)
@@ -179,7 +192,9 @@ class Memit:
                 starts = iter(group.starts())
                 for index in indices[i]:
                     bare = [first + start for start in islice(starts, len(groups[index].phrasings))]
-                    yield index, (run.hidden[bare, 0].float() + one.delta).cpu(), one
+                    deltas = rescaled(run.values[bare].float(), one.delta, norm)
+                    added = one if norm is None else replace(one, delta=deltas[0])
+                    yield index, (run.hidden[bare, 0].float() + deltas).cpu(), added
 
     @staticmethod
     def _reached(group: Group, keys: Float[Tensor, "n q"], context: Context) -> Group:
@@ -188,7 +203,7 @@ class Memit:
             return group
         keys = keys.cpu().double()
         key = keys[group.starts()].mean(0)
-        u = context.moments[context.hparams.layers[-1]].solve(key, ridge=context.hparams.moments_ridge)
+        u = of_model(context, context.hparams.layers[-1]).solve(key)
         reach = keys[group.contexts : len(group) - 1] @ u / (u @ key)
         return replace(group, reach=(*[1.0] * group.contexts, *reach.tolist()))
 

@@ -54,7 +54,7 @@ def why_not_edited(
 ) -> EditFailedError | None:
     """Why an optimised fact is not edited: the model says it already, or its loss did not fall; None for a good one."""
     losses = found.losses
-    if len(losses) == 1 and losses[0] < hparams.loss_threshold:
+    if len(losses) == 1 and (losses[0] < hparams.loss_threshold or found.said):
         return EditSkippedError(f"the model already says {fact.text!r} -> {fact.target_new!r}", record)
     if not losses[-1] < losses[0]:
         return EditFailedError(

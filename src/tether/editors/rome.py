@@ -19,6 +19,7 @@ from tether.editors.delta import optimise
 from tether.editors.metric import Memory, remembered
 from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
+from tether.editors.target_norm import TargetNorm, rescaled
 from tether.errors import BadSettingsError
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
@@ -64,6 +65,7 @@ class Rome:
     variant: Literal["rome", "r-rome"]
     _upper: UpperCopy = field(default_factory=UpperCopy, repr=False)
     _memory: Memory = field(default_factory=Memory, repr=False)
+    _norm: TargetNorm = field(default_factory=TargetNorm, repr=False)
 
     def weights(self, model: EditableModel, hparams: RomeHparams) -> list[str]:
         if hparams.history and self.variant == "rome":
@@ -114,19 +116,23 @@ class Rome:
             shift = beside * (first_reach / reach)[:, None] if each else beside
             group = replace(group, reach=tuple(reach.tolist()), shift=shift.float())
         (found,) = optimise(model, [group], rows, run, run.values[:1], hparams, arithmetic=arithmetic)
-        record = {**found.record(), "v0_norm": float(run.values[0].float().norm())}
+        at = run.values[starts].cpu().double()  # v₀ of every phrasing
+        norm = self._norm.of(model, hparams, of_block=False)
+        deltas = rescaled(at, found.delta.cpu().double(), norm)
+        record = {**replace(found, delta=deltas[0].float()).record(), "v0_norm": float(run.values[0].float().norm())}
+        record |= {} if norm is None else {"target_norm": norm}
         refused = why_not_edited(fact, found, hparams, record)
         if refused is not None:
             raise refused
 
         # Update.
-        v0, delta = run.values[0].cpu().double(), found.delta.cpu().double()
+        v0, delta = at[0], deltas[0]
         residual = v0 + delta - values.mean(0) if whole else delta
         if solution is None:
             value, update = v0 + delta, LowRank((residual / (u @ key))[:, None].float(), u[None].float())
         else:
-            value = run.values[starts[: len(key)]].cpu().double() + delta
-            R = torch.cat([residual[None], delta.expand(len(key) - 1, -1)])
+            value = (at + deltas)[: len(key)]
+            R = torch.cat([residual[None], deltas[1 : len(key)]])
             update = LowRank(R.mT.float().contiguous(), solution.G.float())
         if not (torch.isfinite(update.A).all() and torch.isfinite(update.B).all()):
             raise EditFailedError(f"{fact.text!r} -> {fact.target_new!r}: the update is not finite", record)

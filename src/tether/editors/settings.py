@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -66,6 +66,12 @@ class LatentHparams(Hparams):
     kl_factor: float = Field(ge=0, description="factor of KL(P_δ ‖ P₀)")
     kl_position: Literal["subject", "end"] = "subject"
     loss_threshold: float = Field(default=0.05, ge=0, description="stop below this total loss")
+    most_probable: int = Field(
+        default=0, ge=0, description="stop at the n-th evaluation that finds the target the most probable; 0: off"
+    )
+    target_norm: Annotated[float, Field(gt=0)] | Literal["nas"] | None = Field(
+        default=None, description="NAS: v* is scaled to this norm; nas: to that of a pilot"
+    )
     prefixes: tuple[PrefixLength, ...] = Field(description="generated contexts beside the bare prompt")
     moments_ridge: float = Field(default=0, ge=0, description="share of the mean of diag(C) added to C; the paper: 0")
     same_subject: Literal["together", "apart"] = Field(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -92,9 +93,12 @@ class Sum:
             return Sum(found.factors.compacted(), exact)
         return found
 
-    def restrained(self, weight: Weight, data: Data, restraint: Constraint) -> Sum:
-        """F(Σ); this very sum where the restraint changes nothing."""
-        factors = constrained(self.factors, weight, data, restraint)
+    def restrained(self, restraint: Constraint, first: Callable[[], Any]) -> Sum:
+        """F(Σ), from the restraint's `first` state, asked for only where there are updates; this very sum where the
+        restraint changes nothing."""
+        if not (restraint.acts and self.rank):
+            return self
+        factors = constrained(self.factors, restraint, first())
         if factors is self.factors:
             return self
         return Sum(factors, None if self.exact is None else Dense(factors.to_dense()))
@@ -103,10 +107,10 @@ class Sum:
 class Sums:
     """The sums of every edited weight; `m` is σ_max of W₀ by weight name, `inputs` what a restraint may read of each.
     `exact` false keeps factors alone, for a sum that no live run had. No sum and no dict of them is ever changed:
-    `copy.copy` gives Sums that go their own way."""
+    `copy.copy` gives Sums that go their own way, with the same first states of restraints, each computed once."""
 
     def __init__(self, inputs: Mapping[str, tuple[Weight, Data]], *, exact: bool = True) -> None:
-        self._inputs = inputs
+        self._first = cache(lambda restraint, name: restraint.init(*inputs[name]))
         self.m = {name: weight.sigma_max for name, (weight, _) in inputs.items()}
         self.of = {
             name: Sum(LowRank.zeros(*weight.shape), Dense(torch.zeros(*weight.shape)) if exact else None)
@@ -116,12 +120,21 @@ class Sums:
     def add(self, updates: Mapping[str, LowRank]) -> None:
         self.of = {name: held.add(updates[name]) if name in updates else held for name, held in self.of.items()}
 
+    def prepare(self, restraint: Constraint) -> None:
+        """Compute the restraint's first states now, so that what it lacks is said before the work. Raises TetherError
+        where W₀ or moments are not at hand, or the restraint does not fit them."""
+        for name in self.of if restraint.acts else ():
+            self._first(restraint, name)
+
     def restrain(self, restraint: Constraint) -> None:
-        self.of = {name: held.restrained(*self._inputs[name], restraint) for name, held in self.of.items()}
+        self.of = {name: self._restrained(name, held, restraint) for name, held in self.of.items()}
 
     def restrains(self, restraint: Constraint) -> bool:
         """Whether the restraint would change any of the sums."""
-        return any(held.restrained(*self._inputs[name], restraint) is not held for name, held in self.of.items())
+        return any(self._restrained(name, held, restraint) is not held for name, held in self.of.items())
+
+    def _restrained(self, name: str, held: Sum, restraint: Constraint) -> Sum:
+        return held.restrained(restraint, lambda: self._first(restraint, name))
 
     def show(self, model: EditableModel) -> None:
         """Make the model carry the sums: round(W₀ + Σ); a weight without updates gets its original bits."""
@@ -174,7 +187,8 @@ class Replay:
 
         None replays the journal with its restraints; another restraint is applied once to the sum of the edits.
         `exact` false: no dense sum with the bits of a live run is kept. `check`: the files of edits that do not count
-        are read as well. Raises BadSettingsError for a number beyond the ledger.
+        are read as well. Raises BadSettingsError for a number beyond the ledger, and TetherError, before any state,
+        where a restraint asks for what is not at hand.
         """
         check_counts(self.path, at, self._attempts)
         check_ends(self.path, at, self.events)
@@ -197,6 +211,9 @@ class Replay:
                     sums.restrain(restraint)
                 yield State(edits, restraint, sums)
 
+        for restraint in restraints:
+            if restraint is not None and max(at, default=0):
+                running[False].prepare(restraint)
         waiting = sorted(set(at), reverse=True)
         for event in self.events:
             if event.kind in ATTEMPTS and event.edit is not None:

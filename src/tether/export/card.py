@@ -15,7 +15,7 @@ from tether.facts.fact import Fact
 class Provenance:
     """Where an exported model comes from: what its card and its manifest say. `facts` are (edit number, fact) of the
     edits that count, `weights` the names of the changed weights; `restraint` is its written form; `head` the hash of
-    the journal's last line."""
+    the journal's last line, `ledger` the name of its folder, `upto` the last edit that was asked for (None: all)."""
 
     base_model: str
     method: str
@@ -26,11 +26,19 @@ class Provenance:
     versions: Mapping[str, str]
     fingerprint: str = ""
     head: str = ""
+    ledger: str = ""
+    upto: int | None = None
 
     def manifest(self) -> dict[str, Any]:
-        """For tether.json: of the facts, the numbers of the edits alone."""
-        fields = {**vars(self), "edits": [edit for edit, _ in self.facts], "journal": self.head}
-        return {name: value for name, value in fields.items() if name not in ("facts", "head")}
+        """For manifest.json, less what `write_manifest` adds."""
+        said = [{"edit": edit, **fact.model_dump(mode="json", exclude_defaults=True)} for edit, fact in self.facts]
+        return {
+            "ledger": {"head": self.head, "name": self.ledger} if self.head else None,
+            "restraint": self.restraint, "upto": self.upto,
+            "base": {"model": self.base_model, "sha256": self.fingerprint},
+            "method": self.method, "settings": dict(self.settings), "weights": list(self.weights),
+            "versions": dict(self.versions), "facts": said,
+        }  # fmt: skip
 
 
 def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, library: str = "transformers") -> str:

@@ -400,6 +400,7 @@ class Ledger:
             restraint=self._restraint_in_words(upto) if restrain is None else str(parse(restrain)),
             facts=[(e.edit, e.fact) for e in self.live(upto) if e.edit is not None and e.fact is not None],
             weights=list(header.weights), head=self.head, versions=header.versions,
+            ledger=self.path.resolve().name, upto=upto,
         )  # fmt: skip
         sums = self.sums(upto, restrain, model=model)
         if as_ == "lora":

@@ -4,11 +4,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tether.data import misuse
 from tether.facts.fact import Fact
+from tether.models.load import without_place
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Provenance:
         return {
             "ledger": {"head": self.head, "name": self.ledger} if self.head else None,
             "restraint": self.restraint, "upto": self.upto,
-            "base": {"model": self.base_model, "sha256": self.fingerprint},
+            "base": {"model": without_place(self.base_model), "sha256": self.fingerprint},
             "method": self.method, "settings": dict(self.settings), "weights": list(self.weights),
             "versions": dict(self.versions), "facts": said,
         }  # fmt: skip
@@ -47,9 +47,7 @@ def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, l
     `details` are further sections, title -> Markdown: one called "Measurements" stands in place of the sentence that
     nothing was measured. A local path in `base_model` is cut to its last part. `library` is "transformers" or "peft".
     """
-    facts, base = about.facts, about.base_model
-    if Path(base).is_absolute() or Path(base).exists():
-        base = Path(base).name
+    facts, base = about.facts, without_place(about.base_model)
     sections = {
         "Measurements": "Not measured here: neither whether each edit took, nor what else changed. "
         "`tether evaluate` measures both.",

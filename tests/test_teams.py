@@ -15,7 +15,7 @@ from edits import run
 from torch import Tensor
 
 import tether
-from tether.errors import BadSettingsError, MissingExtraError, WrongModelError
+from tether.errors import BadLedgerError, BadSettingsError, MissingExtraError, WrongModelError
 from tether.facts.fact import Fact
 from tether.ledger import Ledger
 from tether.models import EditableModel
@@ -157,6 +157,12 @@ def test_what_cannot_be_merged_is_said_and_leaves_nothing(team: Team, tmp_path: 
     assert equal(applied(whole, team.family), bits(team.batch.apply(editable(team.family), restrain="log:2")))
     with pytest.raises(BadSettingsError, match="not an empty folder"):
         tether.merge(team.batch, some, tmp_path / "c", restrain="log:2")
+    for file in (some.path / "factors").iterdir():
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    (tmp_path / "more").mkdir()
+    with pytest.raises(BadLedgerError, match=r"event 1 .* was changed"):
+        tether.merge(Ledger.open(some.path), team.batch, tmp_path / "more" / "e", restrain="log:2")
+    assert not list((tmp_path / "more").iterdir())
 
 
 def test_merge_and_pick_as_commands(team: Team, tmp_path: Path) -> None:

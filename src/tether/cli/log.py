@@ -48,7 +48,9 @@ def log(
 
 
 def _origin(ledger: Ledger) -> str:
-    sources = [f"{len(one.edits)} edits of {one.name} at {one.head[:12]}" for one in ledger.header.sources or ()]
+    sources = [
+        f"{count(len(one.edits), 'edit')} of {one.name} at {one.head[:12]}" for one in ledger.header.sources or ()
+    ]
     return printable(f"      {'; '.join([str(ledger.header.origin), *sources])}")
 
 
@@ -107,7 +109,10 @@ def _parts(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"κ {_number(record['kappa'], '.1f')}"
     if "health" in record:
         yield record["health"]
-    yield f"{record['seconds']:.1f} s"
+    if "error" in record:
+        yield f"relative error {_number(record['error'], '.1e')}"
+    if "seconds" in record:
+        yield f"{record['seconds']:.1f} s"
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

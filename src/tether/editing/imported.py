@@ -5,7 +5,7 @@ ledger = tether.import_checkpoint(tether.load("base"), tether.load("edited"), "i
 """
 
 import logging
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,40 +43,50 @@ def import_checkpoint(
         raise BadSettingsError(f"rank {rank}: an update has a rank of at least 1; give none to keep all")
     if base.edited:
         raise WrongModelError("the base carries edits: a new ledger starts from the unedited model (load it again)")
-    started, source = time.monotonic(), without_place(edited.id)
-    updates, others = low_rank_differences(base, edited)
-    updates = {name: update for name, update in updates.items() if update.rank}
-    if others and not skip_others:
-        names = f"{', '.join(others[:5])}{' …' if others[5:] else ''}"
-        raise WrongModelError(
-            f"{len(others)} parameters that are no weight of a linear layer differ ({names}), which a ledger cannot "
-            "hold: leave them as in the base by --skip-others (skip_others=True)"
-        )
-    if not updates:
-        raise WrongModelError(f"{edited.id} has the linear weights of {base.id}: there is nothing to import")
-    seconds = (time.monotonic() - started) / len(updates)
-    weights, attempts = {}, {}
-    for name, update in updates.items():
-        weights[name] = WeightRecord(shape=update.shape, sigma_max=large_singular_values.largest(base.weight(name)))
-        updates[name] = kept = update if rank is None or rank >= update.rank else update.truncate(rank)
-        record = {"rank": kept.rank, "error": _error(base, edited, name, kept), "norm": kept.norm(), "seconds": seconds}
-        attempts[name] = Attempt("edit", None, record, f"{name} of {source}, rank {kept.rank}")
-        logger.info("%s: rank %d, relative error %.2e", name, kept.rank, record["error"])
-    settings: dict[str, Any] = {"edited": source, "rank": rank, "skipped": others}
-    header = Header(
-        created=now(), model=base.id, fingerprint=base.fingerprint(list(weights)),
-        dtype=str(base.dtype).removeprefix("torch."), weights=weights,
-        method=IMPORT, settings=settings, settings_origin="the import", prefixes=(), moments={}, corpus={}, seed=0,
-        threads=torch.get_num_threads(), restrain="none", every=None, anatomy=told_anatomy(base), joint="rule",
-        checkpoint=base.fingerprint(), origin=f"import: the difference of {source} to the model",
-        versions=versions(),
-    )  # fmt: skip
+    source = without_place(edited.id)
     with new_folder(out) as folder:
-        ledger = Ledger.create(folder, header)
+        updates, others = _differing(base, edited, skip_others)
+        weights = {
+            name: WeightRecord(shape=update.shape, sigma_max=large_singular_values.largest(base.weight(name)))
+            for name, update in updates.items()
+        }
+        settings = {"edited": source, "rank": rank, "skipped": others}
+        ledger = Ledger.create(folder, _header(base, source, weights, settings))
         with ledger.writing():
-            for name, attempt in attempts.items():
-                ledger.append([attempt], {name: updates[name]}, {})
+            for name, update in updates.items():
+                kept = update if rank is None or rank >= update.rank else update.truncate(rank)
+                error = _error(base, edited, name, kept)
+                record = {"rank": kept.rank, "error": error, "norm": kept.norm()}
+                ledger.append(
+                    [Attempt("edit", None, record, f"{name} of {source}, rank {kept.rank}")], {name: kept}, {}
+                )
+                logger.info("%s: rank %d, relative error %.2e", name, kept.rank, error)
     return Ledger.open(out)
+
+
+def _differing(
+    base: EditableModel, edited: EditableModel, skip_others: bool
+) -> tuple[dict[str, LowRank], Sequence[str]]:
+    """The updates by weight name, none of them zero, and the other parameters that differ."""
+    updates, others = low_rank_differences(base, edited)
+    if others and not skip_others:
+        names = f"{', '.join(others[:5])}{f' and {len(others) - 5} more' if others[5:] else ''}"
+        rule = "a ledger holds weights of linear layers alone; leave what is none as in the base by --skip-others"
+        raise WrongModelError(f"{edited.id} differs from {base.id} in {names}: {rule} (skip_others=True)")
+    found = {name: update for name, update in updates.items() if update.rank}
+    if not found:
+        raise WrongModelError(f"{edited.id} has the linear weights of {base.id}: there is nothing to import")
+    return found, others
+
+
+def _header(base: EditableModel, source: str, weights: dict[str, WeightRecord], settings: dict[str, Any]) -> Header:
+    return Header(
+        created=now(), model=base.id, fingerprint=base.fingerprint(list(weights)),
+        dtype=str(base.dtype).removeprefix("torch."), weights=weights, method=IMPORT, settings=settings,
+        settings_origin="the import", prefixes=(), moments={}, corpus={}, seed=0, threads=torch.get_num_threads(),
+        restrain="none", every=None, anatomy=told_anatomy(base), joint="rule", checkpoint=base.fingerprint(),
+        origin=f"import: the difference of {source} to the model", versions=versions(),
+    )  # fmt: skip
 
 
 def _error(base: EditableModel, edited: EditableModel, name: str, kept: LowRank) -> float:

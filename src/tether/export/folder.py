@@ -25,7 +25,7 @@ def new_folder(to: str | Path) -> Iterator[Path]:
     to = Path(to).absolute()
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise BadSettingsError(
-            f"{to} exists and is not an empty folder: exports never overwrite; give another destination"
+            f"{to} exists and is not an empty folder: nothing is overwritten; give another destination"
         )
     temporary = to.with_name(f".{to.name}.{uuid4().hex[:8]}.partial")
     try:

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from command import answer, run
+from hub import hub
 from tiny import save, tiny_model
 
+import tether
+from tether.errors import TetherError
 from tether.ledger import Ledger
 from tether.models import load
 
@@ -67,10 +70,58 @@ def test_export_both_ways_and_restrain(place: Path) -> None:
     assert not torch.allclose(adapted, plain, atol=1e-3)
     answer(place, "export", "ledger", "--to", "as-it-is", "--as", "merged")
     recorded = "log:1.2 after edit 4"
-    assert json.loads((place / "as-it-is" / "tether.json").read_text())["restraint"] == recorded
+    assert json.loads((place / "as-it-is" / "manifest.json").read_text())["restraint"] == recorded
     assert f"Restraint on the sum of the updates: {recorded}." in (place / "as-it-is" / "README.md").read_text()
     report = answer(place, "restrain", "--base", "model", "--edited", "merged", "--out", "restrained")
     assert [m["name"] for m in report["matrices"]] == ["model.layers.1.mlp.down_proj.weight"]
+
+
+def test_an_export_goes_to_the_hub_when_asked_and_only_then(place: Path) -> None:
+    with hub() as found:
+        answer(place, "export", "ledger", "--to", "unsent", "--as", "merged")
+        assert not found.made and not found.tokens
+        words = ("export", "ledger", "--as", "merged", "--push-to", "my-team/edited", "--private")
+        document = answer(place, *words, "--to", "sent")
+        assert document["pushed"] == f"{found.url}/my-team/edited/commit/1"
+        (made,) = found.made
+        assert (made["organization"], made["name"], made["visibility"]) == ("my-team", "edited", "private")
+        assert found.tokens == {"Bearer hf_test"}
+        assert found.files == {"my-team/edited": {f.name: f.read_bytes() for f in (place / "sent").iterdir()}}
+        (place / "again").mkdir()
+        for name, data in found.files["my-team/edited"].items():
+            (place / "again" / name).write_bytes(data)
+        whose = answer(place, "whose", "again", "--ledger", "ledger")
+        assert whose["changed"] == {} and whose["ledgers"] == {"ledger": 0}
+        # An adapter goes where others find its base.
+        local = run(place, "export", "ledger", "--to", "local", "--as", "lora", "--push-to", "my-team/adapter")
+        assert local.returncode == 1 and "--base-name" in local.stderr and (place / "local").is_dir()
+        answer(
+            place, "export", "ledger", "--to", "named", "--as", "lora", "--base-name", "org/base",
+            "--push-to", "my-team/adapter",
+        )  # fmt: skip
+        assert "adapter_model.safetensors" in found.files["my-team/adapter"]
+        assert found.made[-1].get("visibility") is None
+
+
+def test_what_cannot_be_pushed_is_said_in_one_line(place: Path) -> None:
+    answer(place, "export", "ledger", "--to", "kept", "--as", "merged")
+    with hub(403) as found:
+        refused = [
+            ("kept", "my-team/edited", "did not go to my-team/edited"),
+            ("kept", "a/b/c", "no name of a repository"),
+            ("ledger", "my-team/edited", "has no manifest.json"),
+        ]
+        for folder, repo, said in refused:
+            with pytest.raises(TetherError, match=said) as error:
+                tether.push(place / folder, repo)
+            assert "\n" not in str(error.value)
+        assert len(found.made) == 1 and not found.files
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TetherError, match="did not go to"):
+        patch.setattr("huggingface_hub.constants.ENDPOINT", found.url)  # where nobody answers any more
+        tether.push(place / "kept", "my-team/edited")
+    for words in (("--private",), ("--push-to", "a/b/c")):
+        done = run(place, "export", "ledger", "--to", "not-made", "--as", "merged", *words)
+        assert done.returncode == 2 and not (place / "not-made").exists()
 
 
 def test_check_says_what_a_file_is(place: Path) -> None:

@@ -109,7 +109,7 @@ def test_adapter_config_names_every_weight_and_scales_by_one(tmp_path: Path) -> 
     modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "lora").iterdir()}
     (tmp_path / "plain").touch()
     assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}
-    assert json.loads((tmp_path / "lora/tether.json").read_text()) == {"method": "rome"}
+    assert json.loads((tmp_path / "lora/manifest.json").read_text())["method"] == "rome"
 
 
 def test_a_given_rank_truncates_and_the_report_says_what_was_lost(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_merged_folder_is_an_ordinary_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "to").mkdir()
     export_merged(model, tmp_path / "to", "the card", {"method": "memit", "settings": {"layers": [1]}})
     files = {path.name for path in (tmp_path / "to").iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "tether.json"} <= files
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "manifest.json"} <= files
     assert (tmp_path / "to/README.md").read_text() == "the card"
     assert AutoTokenizer.from_pretrained(tmp_path / "to")("Paris").input_ids == model.tokenizer("Paris").input_ids
     with model.unedited():

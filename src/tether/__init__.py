@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tether.editing.check import check_facts
     from tether.editing.consolidate import consolidate
     from tether.editing.headroom import headroom
+    from tether.editing.imported import import_checkpoint
     from tether.editing.plan import EditPlan, Schedule
     from tether.editing.repair import repair
     from tether.editing.run import Progress, edit
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from tether.errors import TetherError
     from tether.evaluation import Measurement, compare, evaluate, evaluate_ledger
     from tether.evaluation.knowledge import make_tests, read_tests, run_tests
-    from tether.export import restrain_checkpoint
+    from tether.export import push, restrain_checkpoint
     from tether.facts import Fact, LocalityPrompt, read_facts
-    from tether.ledger import Ledger
+    from tether.ledger import Ledger, difference, merge, pick, whose
     from tether.models import EditableModel, load
 
     __version__: str
@@ -41,6 +42,7 @@ _ROOMS = {
     "editing.check": ("check_facts",),
     "editing.consolidate": ("consolidate",),
     "editing.headroom": ("headroom",),
+    "editing.imported": ("import_checkpoint",),
     "editing.plan": ("EditPlan", "Schedule"),
     "editing.repair": ("repair",),
     "editing.run": ("Progress", "edit"),
@@ -49,17 +51,17 @@ _ROOMS = {
     "errors": ("TetherError",),
     "evaluation": ("Measurement", "compare", "evaluate", "evaluate_ledger"),
     "evaluation.knowledge": ("make_tests", "read_tests", "run_tests"),
-    "export": ("restrain_checkpoint",),
+    "export": ("push", "restrain_checkpoint"),
     "facts": ("Fact", "LocalityPrompt", "read_facts"),
-    "ledger": ("Ledger",),
+    "ledger": ("Ledger", "difference", "merge", "pick", "whose"),
     "models": ("EditableModel", "load"),
 }
 
 __all__ = [
     "EditPlan", "EditableModel", "Fact", "Ledger", "LocalityPrompt", "LowRank", "Measurement", "Progress", "Schedule",
-    "TetherError", "__version__", "ask", "check_facts", "compare", "consolidate", "edit", "evaluate", "evaluate_ledger",
-    "headroom", "load", "make_tests", "read_facts", "read_tests", "repair", "restrain_checkpoint", "restraint",
-    "run_tests", "train_mend", "tune",
+    "TetherError", "__version__", "ask", "check_facts", "compare", "consolidate", "difference", "edit", "evaluate",
+    "evaluate_ledger", "headroom", "import_checkpoint", "load", "make_tests", "merge", "pick", "push", "read_facts",
+    "read_tests", "repair", "restrain_checkpoint", "restraint", "run_tests", "train_mend", "tune", "whose",
 ]  # fmt: skip
 
 

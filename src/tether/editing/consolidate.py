@@ -103,6 +103,9 @@ def consolidate(
     ledger.check_model(model)
     with ledger.writing():
         live = [(event.edit, event.fact) for event in ledger.live() if event.edit is not None and event.fact]
+        other = next((event.edit for event in ledger.live() if event.fact is None), None)
+        if other is not None:
+            raise BadSettingsError(f"edit {other} of {ledger.path} has no fact to solve for again: undo it first")
         if not live:
             raise BadSettingsError(f"{ledger.path} has no live edit to consolidate")
         hparams = recorded_settings(ledger.header)

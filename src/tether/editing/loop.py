@@ -193,17 +193,7 @@ class Loop:
         return said
 
     def _restrain(self, restraint: Constraint, reason: str | None = None) -> None:
-        before = {name: held.factors.singular_values() for name, held in self.sums.of.items()}
-        self.sums.restrain(restraint)
-        record = {
-            name: {
-                "update_sigma_max": float(s[0]) if len(s) else 0.0,
-                "above_m": int((s > self.sums.m[name]).sum()),
-                "restrained_sigma_max": max(self.sums.of[name].factors.singular_values().tolist(), default=0.0),
-            }
-            for name, s in before.items()
-        }
-        self.ledger.append_restraint(restraint, record, reason)
+        self.ledger.append_restraint(restraint, self.sums.restrain_recorded(restraint), reason)
         self.unrestrained = 0
         self.sums.show(self.model)
         if self.health is not None:

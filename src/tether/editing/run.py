@@ -20,7 +20,7 @@ from tether.editors import EDITORS, BatchEditor, Method
 from tether.editors.corpus import Corpus
 from tether.errors import BadFactError, BadSettingsError, TetherError, WrongModelError
 from tether.facts.fact import Fact
-from tether.ledger import Header, Ledger
+from tether.ledger import IMPORT, Header, Ledger
 from tether.models import EditableModel
 
 __all__ = ["EditOptions", "Progress", "edit"]
@@ -128,6 +128,8 @@ def _completed(schedule: Schedule, method: Method, restraint: Constraint, every:
 
 def _check_same(header: Header, model: EditableModel, plan: EditPlan) -> None:
     """An appended run has the ledger's own dtype, method, seed and settings."""
+    if header.method == IMPORT:
+        raise BadSettingsError("this ledger holds an imported checkpoint, and no edits are added to it: name another")
     dtype = str(model.dtype).removeprefix("torch.")
     if dtype != header.dtype:
         raise TetherError(

@@ -5,8 +5,10 @@ from tether.export.checkpoint import restrain_checkpoint
 from tether.export.difference import Difference, export_difference
 from tether.export.folder import export_merged
 from tether.export.lora import LoraReport, export_lora
+from tether.export.manifest import Manifest, read_manifest
+from tether.export.push import push
 
 __all__ = [
-    "Difference", "LoraReport", "Provenance", "export_difference", "export_lora", "export_merged", "model_card",
-    "restrain_checkpoint",
+    "Difference", "LoraReport", "Manifest", "Provenance", "export_difference", "export_lora", "export_merged",
+    "model_card", "push", "read_manifest", "restrain_checkpoint",
 ]  # fmt: skip

@@ -4,18 +4,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tether.data import misuse
 from tether.facts.fact import Fact
+from tether.models.load import without_place
 
 
 @dataclass(frozen=True)
 class Provenance:
     """Where an exported model comes from: what its card and its manifest say. `facts` are (edit number, fact) of the
     edits that count, `weights` the names of the changed weights; `restraint` is its written form; `head` the hash of
-    the journal's last line."""
+    the journal's last line, `ledger` the name of its folder, `upto` the last edit that was asked for (None: all)."""
 
     base_model: str
     method: str
@@ -26,11 +26,19 @@ class Provenance:
     versions: Mapping[str, str]
     fingerprint: str = ""
     head: str = ""
+    ledger: str = ""
+    upto: int | None = None
 
     def manifest(self) -> dict[str, Any]:
-        """For tether.json: of the facts, the numbers of the edits alone."""
-        fields = {**vars(self), "edits": [edit for edit, _ in self.facts], "journal": self.head}
-        return {name: value for name, value in fields.items() if name not in ("facts", "head")}
+        """For manifest.json, less what `write_manifest` adds."""
+        said = [{"edit": edit, **fact.model_dump(mode="json", exclude_defaults=True)} for edit, fact in self.facts]
+        return {
+            "ledger": {"head": self.head, "name": self.ledger} if self.head else None,
+            "restraint": self.restraint, "upto": self.upto,
+            "base": {"model": without_place(self.base_model), "sha256": self.fingerprint},
+            "method": self.method, "settings": dict(self.settings), "weights": list(self.weights),
+            "versions": dict(self.versions), "facts": said,
+        }  # fmt: skip
 
 
 def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, library: str = "transformers") -> str:
@@ -39,9 +47,7 @@ def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, l
     `details` are further sections, title -> Markdown: one called "Measurements" stands in place of the sentence that
     nothing was measured. A local path in `base_model` is cut to its last part. `library` is "transformers" or "peft".
     """
-    facts, base = about.facts, about.base_model
-    if Path(base).is_absolute() or Path(base).exists():
-        base = Path(base).name
+    facts, base = about.facts, without_place(about.base_model)
     sections = {
         "Measurements": "Not measured here: neither whether each edit took, nor what else changed. "
         "`tether evaluate` measures both.",

@@ -19,7 +19,8 @@ from tether.constraints.base import Constraint, Data, Weight, constrained, parse
 from tether.constraints.prune import Restraint
 from tether.errors import BadSettingsError, WrongModelError
 from tether.export import card
-from tether.export.folder import CARD, MANIFEST, new_folder, write_card_and_manifest
+from tether.export.folder import CARD, new_folder, write_card_and_manifest
+from tether.export.manifest import MANIFEST
 from tether.models.checkpoint_files import Stored, same_bytes, stored_tensors
 from tether.storage.versions import versions
 
@@ -81,10 +82,10 @@ def restrain_checkpoint(
     of singular values (rank, rect, norm, sphere) W̄ = A + F(D), where F changes D. A head that B alone stores is
     compared with A's embeddings. Everything else is B's byte for byte: tensors that differ from A's by rounding alone,
     and every file beside the tensors, less a `.git`. A symbolic link in B is copied as the file it leads to, which
-    must lie in B (or in the `blobs` of a hub cache that B is a snapshot of). B's own README.md and tether.json are kept
-    as README.edited.md and tether.edited.json. Base and edited may be sharded differently; `out` has the shards of
-    `edited`. Memory: a few copies of the largest matrix in float32, on `device`, and for some matrices the float64 Gram
-    matrix of their smaller side. Neither input is changed, and `out` appears whole or not at all.
+    must lie in B (or in the `blobs` of a hub cache that B is a snapshot of). B's own README.md and manifest.json are
+    kept as README.edited.md and manifest.edited.json. Base and edited may be sharded differently; `out` has the shards
+    of `edited`. Memory: a few copies of the largest matrix in float32, on `device`, and for some matrices the float64
+    Gram matrix of their smaller side. Neither input is changed, and `out` appears whole or not at all.
 
     Raises WrongModelError for a folder without safetensors, quantised weights, two checkpoints that share no matrix, a
     matrix that is not finite and a link that leads out of B, BadSettingsError for an `out` that has something in it or
@@ -299,7 +300,9 @@ def _write_card_and_manifest(folder: Path, base: Path, edited: Path, report: Che
     method = "the edited checkpoint's own, with its differences to the base restrained"
     weights = [matrix.name for matrix in report.matrices]
     about = card.Provenance(names["base"], method, {}, report.restraint, [], weights, versions())
-    manifest = {"kind": "restrained checkpoint", **names, **report.to_dict(), "versions": versions()}
+    manifest = {
+        **about.manifest(), **report.to_dict(), "kind": "restrained checkpoint", "edited": names["edited"],
+    }  # fmt: skip
     write_card_and_manifest(folder, card.model_card(about, details=details), manifest)
 
 

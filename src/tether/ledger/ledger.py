@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -33,7 +33,11 @@ from tether.ledger.journal import ATTEMPTS, Event, Header, Journal, writing
 from tether.ledger.replay import Replay, Sums, by_file, check_counts, check_ends, damaged, sound_factors
 from tether.models import EditableModel
 from tether.models import load as load_model
+from tether.models.load import wrapped
 from tether.storage.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +49,11 @@ Restrain = str | Constraint | None  # None: as recorded
 @dataclass(frozen=True)
 class Attempt:
     """What became of one fact of a batch: `edit`, `failed` or `skipped`, with the reason, what was measured, and how
-    many columns of the batch's update are the fact's own (0: the facts share it)."""
+    many columns of the batch's update are the fact's own (0: the facts share it). Of an imported update there is no
+    fact, and the reason says what it is."""
 
     kind: Literal["edit", "failed", "skipped"]
-    fact: Fact
+    fact: Fact | None
     record: dict[str, Any]
     reason: str | None = None
     columns: int = 1
@@ -162,9 +167,9 @@ class Ledger:
                 )
         return report
 
-    def continues(self, head: str) -> bool:
-        """Whether `head`, in full, is the hash of one of the journal's lines, or of ledger.json before the first."""
-        return self._journal.after(head) is not None
+    def events_after(self, head: str) -> int | None:
+        """How many events followed since `head`, in full, was the head; None where it never was."""
+        return self._journal.after(head)
 
     def _check_no_lines_missing(self) -> None:
         orphans = {f"factors/{file.name}" for file in (self.path / "factors").glob("*.safetensors")}
@@ -276,6 +281,16 @@ class Ledger:
             return kept[event.factors]
 
         return read
+
+    def summary(self) -> str:
+        """The ledger on one line."""
+        kinds, edits = Counter(event.kind for event in self.events), len(self.live())
+        said = [f"{edits} edit{'' if edits == 1 else 's'}"]
+        counts = {"undone": len(self.undone), "failed": kinds["failed"], "skipped": kinds["skipped"]}
+        said += [f"{number} {what}" for what, number in counts.items() if number]
+        header = self.header
+        how = f"{header.method} on {header.model}; restraint {self.restraint_in_words()}"
+        return f"{', '.join(said)}; {how}; head {self.head[:12]}"
 
     # --- what follows from it -----------------------------------------------------------------------------------
 
@@ -419,9 +434,10 @@ class Ledger:
         about = Provenance(
             base_model=self.name_of(model), fingerprint=header.fingerprint, method=header.method,
             settings=header.settings,
-            restraint=self._restraint_in_words(upto) if restrain is None else str(parse(restrain)),
+            restraint=self.restraint_in_words(upto) if restrain is None else str(parse(restrain)),
             facts=[(e.edit, e.fact) for e in self.live(upto) if e.edit is not None and e.fact is not None],
             weights=list(header.weights), head=self.head, versions=header.versions,
+            ledger=self.path.resolve().name, upto=upto,
         )  # fmt: skip
         sums = self.sums(upto, restrain, model=model)
         if as_ == "lora":
@@ -434,7 +450,25 @@ class Ledger:
             export_merged(model, to, model_card(about), about.manifest())
         return None
 
-    def _restraint_in_words(self, upto: int | None) -> str:
+    def as_peft(
+        self, model: EditableModel | None = None, *, restrain: Restrain = None, upto: int | None = None
+    ) -> PeftModel:
+        """The edits as an adapter in memory, on the unedited model, to be switched off and on:
+
+            edited = ledger.as_peft(model)
+            with edited.disable_adapter():      # the unedited model, bit for bit
+                ...
+
+        `upto` and `restrain` as for `export`. It shares every weight with `model` but the edited ones, of which it has
+        copies of W₀; `model` is not changed, whatever it carries, and later changes of its edits do not show here. In a
+        dtype below float32 the adapter is added without the rounding that edited weights have. Raises MissingExtraError
+        without peft, TetherError where every update is zero."""
+        model = self.model_or_load(model)
+        with TemporaryDirectory(prefix="tether-") as folder:
+            self.export(model, Path(folder) / "adapter", as_="lora", restrain=restrain, upto=upto)
+            return wrapped(model.unedited_copy(*self.header.weights), Path(folder) / "adapter").eval()
+
+    def restraint_in_words(self, upto: int | None = None) -> str:
         """The restraints that a replay of the journal applies: `log:1.2 after edit 10, 20`."""
         after: dict[str, list[str]] = {}
         edit = 0

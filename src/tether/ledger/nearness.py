@@ -77,7 +77,7 @@ class Nearness:
             rows = torch.tensor([place for place, K in pairs for _ in range(len(K))])
             self._keys[name] = _Keys(K, rows, solve, solve(K))
         self.metric: Literal["C", "plain"] | None = None if not found else "plain" if moments is None else "C"
-        kept = "no live edit" if not self._edits else f"{ledger.header.method} keeps no keys of its edits"
+        kept = "no live edit" if not ledger.live(upto) else f"{ledger.header.method} keeps no keys of its edits"
         self.words = {
             "C": "near: cosine of keys in the metric of C, the ledger's moments",
             "plain": "near: plain cosine of keys, since the cache holds no moments of the ledger",

@@ -129,6 +129,20 @@ class Sums:
     def restrain(self, restraint: Constraint) -> None:
         self.of = {name: self._restrained(name, held, restraint) for name, held in self.of.items()}
 
+    def restrain_recorded(self, restraint: Constraint) -> dict[str, Any]:
+        """`restrain`; returns what a journal says of it, by weight: the largest σ̂ before, how many were above m, the
+        largest after."""
+        before = {name: held.factors.singular_values() for name, held in self.of.items()}
+        self.restrain(restraint)
+        return {
+            name: {
+                "update_sigma_max": float(s[0]) if len(s) else 0.0,
+                "above_m": int((s > self.m[name]).sum()),
+                "restrained_sigma_max": max(self.of[name].factors.singular_values().tolist(), default=0.0),
+            }
+            for name, s in before.items()
+        }
+
     def restrains(self, restraint: Constraint) -> bool:
         """Whether the restraint would change any of the sums."""
         return any(self._restrained(name, held, restraint) is not held for name, held in self.of.items())
@@ -348,11 +362,39 @@ def solved(tensors: Mapping[str, Tensor], name: str, kept: Sequence[Event]) -> L
     """The update of a weight by the edits `kept` of one factors file. Of facts edited in one solve, the solution of the
     same residuals without the others' keys."""
     A, B = tensors[f"{name}/A"], tensors[f"{name}/B"]
-    columns = [column for event in kept for column in range(A.shape[1])[event.part]]
-    removed = sorted(set(range(A.shape[1])) - set(columns))
+    columns, removed = _columns(A, kept)
     if removed:
-        A, B = A[:, columns], Solution(B.double(), tensors[f"{name}/H"].double()).without(removed).G.float()
+        A, B = A[:, columns], _solution(tensors, name).without(removed).G.float()
     return LowRank(A, B)
+
+
+def part_of(
+    tensors: Mapping[str, Tensor], names: Iterable[str], kept: Sequence[Event]
+) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+    """The updates by the edits `kept` of one factors file, and what their editor kept of them ("<weight>/K", …): all
+    that a file of theirs alone holds. Of all edits of the file, its own tensors."""
+    updates, vectors = {}, {}
+    for name in names:
+        if f"{name}/A" not in tensors:
+            continue
+        updates[name] = solved(tensors, name, kept)
+        columns, removed = _columns(tensors[f"{name}/A"], kept)
+        for kind in ("K", "V", "H"):
+            if (held := tensors.get(f"{name}/{kind}")) is not None:
+                if removed and kind == "H":
+                    held = _solution(tensors, name).without(removed).H.float()
+                vectors[f"{name}/{kind}"] = held[columns] if removed and kind != "H" else held
+    return updates, vectors
+
+
+def _columns(A: Tensor, kept: Sequence[Event]) -> tuple[list[int], list[int]]:
+    """The columns of A of the edits `kept`, and those of the others."""
+    columns = [column for event in kept for column in range(A.shape[1])[event.part]]
+    return columns, sorted(set(range(A.shape[1])) - set(columns))
+
+
+def _solution(tensors: Mapping[str, Tensor], name: str) -> Solution:
+    return Solution(tensors[f"{name}/B"].double(), tensors[f"{name}/H"].double())
 
 
 def check_ends(path: Path, counts: Iterable[int], events: Iterable[Event]) -> None:

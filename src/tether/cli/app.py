@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 _PANELS = {
     "First steps": ("demo", "ls"),
-    "Edit": ("edit", "undo", "redo", "log", "verify"),
+    "Edit": ("edit", "live", "undo", "redo", "log", "verify"),
     "Ask": ("ask", "test"),
     "Measure": ("evaluate", "compare", "spectrum", "bound", "report", "grid"),
     "Take away": ("export", "restrain"),

@@ -1,4 +1,4 @@
-"""Writes docs/images/live from a ledger: `python docs/make_live_images.py LEDGER PROMPT`. Needs the extra `browser`, and
+"""Writes docs/images/live from a ledger: `python docs/make_live_images.py LEDGER QUESTION`. Needs the extra `browser`, and
 a chromium. The pictures of docs/guide/live.md are of the demo's ledger."""
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ def take(page: Page, prompt: str) -> None:
     """Every view, with something on it, at every size, light and dark."""
     page.set_default_timeout(120_000)
     page.fill("[name=prompt]", prompt)
+    page.click("text=Chat turn")
     page.click("button:text-is('Ask')")
-    page.wait_for_selector(".answer mark")
+    page.wait_for_selector("button:text-is('Stop')[disabled]", state="detached")
+    page.wait_for_selector("button:text-is('Stop')[disabled]")
     page.click("nav >> text=Edit")
     for name, text in (("subject", "Louvre"), ("fact-prompt", "The {} is located in the city of"), ("target", "Rome")):
         page.fill(f"[name={name}]", text)
@@ -37,8 +39,6 @@ def take(page: Page, prompt: str) -> None:
     page.click("nav >> text=Health")
     page.locator("#view-health [name=restraint]").select_option("log")
     page.wait_for_selector("text=word for word")
-    page.click("text=Measure along the edits")
-    page.wait_for_selector("button:has-text('Measure along'):not([disabled])")
     page.click("nav >> text=Ledger")
     page.click("#view-ledger >> text='Verify' >> nth=-1")
     page.wait_for_selector("text=whole:")

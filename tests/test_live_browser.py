@@ -59,7 +59,8 @@ def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: s
     fact = reciter().facts[0]
     with playwright.sync_playwright() as run:
         browser = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1366, "height": 768})
+        context = browser.new_context(viewport={"width": 1366, "height": 768})
+        page = context.new_page()
         page.set_default_timeout(30_000)
         wrong: list[str] = []
         page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
@@ -122,6 +123,7 @@ def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: s
 
         # by keyboard: the first stop skips to the view, the next are its links
         page.goto(f"{address}#ask")
+        page.reload()
         page.wait_for_selector("#view-ask:visible")
         stops = []
         for _ in range(3):
@@ -131,7 +133,7 @@ def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: s
 
         # a second tab sees the same; undo there, and here the answer is the old one
         page.set_viewport_size({"width": 1366, "height": 768})
-        other = page.context.new_page()
+        other = context.new_page()
         other.goto(f"{address}#ledger")
         other.click("[aria-label='Undo edit 1']")
         other.wait_for_selector("text=undid 1")

@@ -14,7 +14,7 @@ export function ask() {
   const stop = h("button", { type: "button", disabled: true }, "Stop");
   const behind = h("div", { hidden: true }, field("System prompt", system, "optional"));
   const answers = Object.fromEntries(["unedited", "edited"].map((who) => [who, h("p", { class: "answer", tabindex: 0, "aria-label": `Answer of the ${who} model` })]));
-  const under = h("p", { class: "note" });
+  const under = h("span", { class: "note" });
   const next = h("div", { class: "next" }, nextTokens([]));
   const near = h("div", { class: "near" }, h("p", { class: "note" }, "Ask something to see which edits it comes near."));
   let running = null, shown = false;
@@ -103,7 +103,7 @@ export function ask() {
         h("div", { class: "grow" }, field("Take", picks)), h("div", {}, field("Tokens at most", tokens)), go, stop)),
     h("div", { class: "columns" },
       h("section", { class: "card" }, h("h3", {}, h("span", { class: "key before" }), "Unedited model"), answers.unedited),
-      h("section", { class: "card" }, h("h3", {}, h("span", { class: "key after" }), "Edited model"), answers.edited, under)),
+      h("section", { class: "card" }, h("h3", {}, h("span", { class: "key after" }), "Edited model", under), answers.edited)),
     h("div", { class: "columns" },
       h("section", { class: "card" }, h("h3", {}, "What comes next"), next),
       h("section", { class: "card" }, h("h3", {}, "Edits that the prompt comes near"), near)),

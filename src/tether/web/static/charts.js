@@ -101,8 +101,8 @@ export function singularValues(weight) {
   });
   parts.push(s("line", { class: "axis", x1: left, x2: W - right, y1: Y(0), y2: Y(0) }),
     s("line", { class: "limit", x1: left, x2: W - right, y1: Y(m), y2: Y(m) }),
-    s("text", { x: W - right, y: Y(m) - 4, "text-anchor": "end" }, `m = ${plain(m)}, σ_max of the unedited weight`),
     s("text", { x: (left + W - right) / 2, y: H - 6, "text-anchor": "middle" }, `i-th singular value σ̂ of the update (the ${n} largest)`));
-  return [h("p", { class: "legend" }, h("span", {}, h("span", { class: "key before" }), "no restraint"), h("span", {}, h("span", { class: "key after" }), "restrained")),
+  return [h("p", { class: "legend" }, h("span", {}, h("span", { class: "key before" }), "no restraint"), h("span", {}, h("span", { class: "key after" }), "restrained"),
+    h("span", {}, h("span", { class: "key over" }), `m = ${plain(m)}, σ_max of the unedited weight`)),
     s("svg", { class: "chart", viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `Singular values of the update: the largest is ${plain(values[0])}, restrained ${plain(after[0])}, m is ${plain(m)}` }, parts)];
 }

@@ -1,5 +1,5 @@
-"""Writes docs/images/live from a ledger: `python docs/make_live_images.py LEDGER QUESTION`. Needs the extra `browser`, and
-a chromium. The pictures of docs/guide/live.md are of the demo's ledger."""
+"""Writes docs/images/live from a ledger: `python docs/make_live_images.py LEDGER QUESTION`. Needs the extra `browser`,
+and a chromium. The pictures of docs/guide/live.md are of the ledger that `tether demo` makes."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ export function health() {
   const quick = h("div", { "aria-live": "polite" }), charts = h("div", { class: "charts" }), prompt = h("p", { class: "note" });
   const measure = h("button", { type: "button" }, "Measure along the edits");
   const weights = h("select", { "aria-label": "Weight" });
-  let points = [], found = null, events = [];
+  let points = [], found = null, events = [], measured = null; // measured: what the quick scores shown are of
 
   const number = (name, value, note) => h("div", {}, h("span", { class: "note" }, name), h("span", { class: "big" }, value), h("span", { class: "note" }, note));
 
@@ -43,14 +43,16 @@ export function health() {
   const scores = latest(async () => {
     if (shared.view !== "health" || !shared.state?.made) return;
     const words = inWords();
-    quick.replaceChildren(...blank("measuring"), h("p", { class: "note" }, words));
+    if (words !== measured) quick.replaceChildren(...blank("measuring"), h("p", { class: "note" }, words));
     try {
       const one = await post("scores", asked());
       kept(one);
+      measured = words;
       quick.replaceChildren(h("div", { class: "facts-of" },
         number("facts said", `${one.said} of ${one.of}`, "word for word, greedily"),
         number("perplexity", `× ${one.perplexity_ratio.toFixed(3)}`, "of the unedited model's")), h("p", { class: "note" }, words));
     } catch (error) {
+      measured = null;
       quick.replaceChildren(...blank("not measured"), h("p", { class: "note" }, error.message));
     }
   });
@@ -78,12 +80,12 @@ export function health() {
     const by = new Map();
     for (const point of points) by.set(point.restraint, [...(by.get(point.restraint) ?? []), point]);
     const colours = ["blue", "green", "orange", "purple", "red"];
-    const measured = (name, of) => [...by].map(([restraint, some], i) => ({ name: restraint, colour: colours[i % 5], points: some.map((p) => [p.edits, of(p)]) }));
+    const scored = (name, of) => [...by].map(([restraint, some], i) => ({ name: restraint, colour: colours[i % 5], points: some.map((p) => [p.edits, of(p)]) }));
     charts.replaceChildren(
       curves({ title: "κ, the condition number of the edited weight", xs, log: true, series: [{ name: "κ", colour: "blue", points: curve("kappa") }], limits: one?.kappa ? [[one.kappa, `unedited ${plain(one.kappa)}`]] : [] }),
       curves({ title: "σ_max of the weight, σ̂ of the update, against m", xs, from: 0, series: [{ name: "σ_max", colour: "blue", points: curve("sigma_max") }, { name: "σ̂", colour: "orange", points: curve("update_sigma_max") }], limits: one ? [[one.m, `m = ${plain(one.m)}`]] : [] }),
-      curves({ title: "Perplexity, × the unedited model's", xs, series: [{ name: "while editing", colour: "grey", dots: true, points: curve("perplexity_ratio") }, ...measured("perplexity", (p) => p.perplexity_ratio)] }),
-      curves({ title: "Facts said, percent", xs, from: 0, series: measured("said", (p) => (p.of ? (100 * p.said) / p.of : NaN)) }));
+      curves({ title: "Perplexity, × the unedited model's", xs, series: [{ name: "while editing", colour: "grey", dots: true, points: curve("perplexity_ratio") }, ...scored("perplexity", (p) => p.perplexity_ratio)] }),
+      curves({ title: "Facts said, percent", xs, from: 0, series: scored("said", (p) => (p.of ? (100 * p.said) / p.of : NaN)) }));
   }
 
   async function reload() {
@@ -98,7 +100,7 @@ export function health() {
   weights.hidden = true;
   on("chosen", preview);
   on("settled", scores);
-  on("head", () => { points = []; reload(); });
+  on("head", () => { points = []; measured = null; reload(); });
   on("view", reload);
   const none = h("p", { class: "card" }, "No edit yet. What the ledger records of every edit is drawn here.");
   const body = h("div", { class: "stack" },

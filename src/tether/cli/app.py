@@ -27,7 +27,7 @@ INTERRUPTED = 130
 
 _PANELS = {
     "First steps": ("demo", "ls"),
-    "Edit": ("edit", "undo", "redo", "consolidate", "repair", "log", "verify", "merge", "pick", "import"),
+    "Edit": ("edit", "live", "undo", "redo", "consolidate", "repair", "log", "verify", "merge", "pick", "import"),
     "Ask": ("ask", "test"),
     "Measure": ("evaluate", "compare", "spectrum", "headroom", "bound", "report", "grid"),
     "Take away": ("export", "whose", "restrain"),

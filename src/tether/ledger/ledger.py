@@ -192,6 +192,10 @@ class Ledger:
         self._journal.reload()
         self._last_read = (None, {})
 
+    def refresh(self) -> None:
+        """`reload`, where another process has written since."""
+        self._journal.refresh()
+
     @property
     def head(self) -> str:
         """sha256 of the journal's last line."""

@@ -67,7 +67,7 @@ def test_export_both_ways_and_restrain(place: Path) -> None:
     assert not torch.allclose(adapted, plain, atol=1e-3)
     answer(place, "export", "ledger", "--to", "as-it-is", "--as", "merged")
     recorded = "log:1.2 after edit 4"
-    assert json.loads((place / "as-it-is" / "tether.json").read_text())["restraint"] == recorded
+    assert json.loads((place / "as-it-is" / "manifest.json").read_text())["restraint"] == recorded
     assert f"Restraint on the sum of the updates: {recorded}." in (place / "as-it-is" / "README.md").read_text()
     report = answer(place, "restrain", "--base", "model", "--edited", "merged", "--out", "restrained")
     assert [m["name"] for m in report["matrices"]] == ["model.layers.1.mlp.down_proj.weight"]

@@ -144,7 +144,7 @@ def test_restrained_checkpoint_equals_the_dense_formula(tmp_path: Path, text: st
         assert torch.equal(out[name], B[name])
     assert (tree(tmp_path / "A"), tree(tmp_path / "B")) == before
     assert "| a.weight | 160×110 | 10 |" in (tmp_path / "C/README.md").read_text().replace("\\", "")
-    manifest = json.loads((tmp_path / "C/tether.json").read_text())
+    manifest = json.loads((tmp_path / "C/manifest.json").read_text())
     assert manifest["restraint"] == text and manifest["base"] == "A" and len(manifest["matrices"]) == 3
 
 
@@ -186,7 +186,7 @@ def test_any_sharding_on_each_side_and_every_other_file(tmp_path: Path) -> None:
     theirs, ours = tree(tmp_path / "B"), tree(tmp_path / "C")
     assert ours.pop("README.edited.md") == theirs.pop("README.md") == b"theirs"
     assert {k for k in ours if ours[k] != theirs.get(k)} == {
-        "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "README.md", "tether.json",
+        "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "README.md", "manifest.json",
     }  # fmt: skip
     write(tmp_path / "A1", A)
     write(tmp_path / "B1", B)
@@ -202,8 +202,8 @@ def test_where_nothing_exceeds_m_every_byte_is_the_edited_checkpoints(tmp_path: 
     write(tmp_path / "B", {k: B[k] for k in list(B)[:2]}, {k: B[k] for k in list(B)[2:]})
     report = restrain_checkpoint(tmp_path / "A", tmp_path / "B", tmp_path / "C")
     ours = tree(tmp_path / "C")
-    assert {"README.md", "tether.json"} == ours.keys() - tree(tmp_path / "B").keys()
-    assert {k: v for k, v in ours.items() if k not in ("README.md", "tether.json")} == tree(tmp_path / "B")
+    assert {"README.md", "manifest.json"} == ours.keys() - tree(tmp_path / "B").keys()
+    assert {k: v for k, v in ours.items() if k not in ("README.md", "manifest.json")} == tree(tmp_path / "B")
     rows = {x.name: x for x in report.matrices}
     assert not report.restrained
     assert rows["b.weight"].update_sigma_max is None  # its Frobenius norm settles it

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from tether.facts.fact import Fact
 class Provenance:
     """Where an exported model comes from: what its card and its manifest say. `facts` are (edit number, fact) of the
     edits that count, `weights` the names of the changed weights; `restraint` is its written form; `head` the hash of
-    the journal's last line."""
+    the journal's last line. Of the unedited model: `fingerprint` is the sha256 of the edited weights, `checkpoint` that
+    of all, `model_type` and `layers` are what engines ask of an adapter's base."""
 
     base_model: str
     method: str
@@ -26,18 +27,23 @@ class Provenance:
     versions: Mapping[str, str]
     fingerprint: str = ""
     head: str = ""
+    checkpoint: str = ""
+    model_type: str = ""
+    layers: int | None = None
 
-    def manifest(self) -> dict[str, Any]:
-        """For tether.json: of the facts, the numbers of the edits alone."""
-        fields = {**vars(self), "edits": [edit for edit, _ in self.facts], "journal": self.head}
-        return {name: value for name, value in fields.items() if name not in ("facts", "head")}
+    def manifest(self, adapter: Any = None) -> dict[str, Any]:
+        """For manifest.json; `adapter` is the report of what an adapter holds."""
+        facts = [{"edit": edit, **fact.model_dump(exclude_defaults=True)} for edit, fact in self.facts]
+        held = {} if adapter is None else {"adapter": asdict(adapter)}
+        return {**vars(self), "facts": facts, **held}
 
 
 def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, library: str = "transformers") -> str:
     """Markdown with YAML front matter.
 
     `details` are further sections, title -> Markdown: one called "Measurements" stands in place of the sentence that
-    nothing was measured. A local path in `base_model` is cut to its last part. `library` is "transformers" or "peft".
+    nothing was measured. A local path in `base_model` is cut to its last part. `library` is
+    "transformers", "peft", "mlx" or "gguf".
     """
     facts, base = about.facts, about.base_model
     if Path(base).is_absolute() or Path(base).exists():
@@ -48,7 +54,7 @@ def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, l
         **(details or {}),
     }
     front = f"---\nbase_model: {json.dumps(base)}\nlibrary_name: {library}\ntags:\n- model-editing\n- tether\n"
-    front += "- lora\n---" if library == "peft" else "---"
+    front += "---" if details is None or "Adapter" not in details else "- lora\n---"
     body = [f"# {escape(base)}, edited"]
     if facts:
         head = ("edit", "subject", "prompt", "new answer", "answer before")

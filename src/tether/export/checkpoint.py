@@ -78,10 +78,10 @@ def restrain_checkpoint(
     values above m, W̄ = B − Σ_{σ̂>m} (σ̂ − F(σ̂)) û v̂ᵀ (eqs. 4-6), cast to B's dtype. A head that B alone stores is
     compared with A's embeddings. Everything else is B's byte for byte: tensors that differ from A's by rounding alone,
     and every file beside the tensors, less a `.git`. A symbolic link in B is copied as the file it leads to, which
-    must lie in B (or in the `blobs` of a hub cache that B is a snapshot of). B's own README.md and tether.json are kept
-    as README.edited.md and tether.edited.json. Base and edited may be sharded differently; `out` has the shards of
-    `edited`. Memory: a few copies of the largest matrix in float32, on `device`, and for some matrices the float64 Gram
-    matrix of their smaller side. Neither input is changed, and `out` appears whole or not at all.
+    must lie in B (or in the `blobs` of a hub cache that B is a snapshot of). B's own README.md and manifest.json are
+    kept as README.edited.md and manifest.edited.json. Base and edited may be sharded differently; `out` has the
+    shards of `edited`. Memory: a few copies of the largest matrix in float32, on `device`, and for some matrices
+    the float64 Gram matrix of their smaller side. Neither input is changed, and `out` appears whole or not at all.
 
     Raises WrongModelError for a folder without safetensors, quantised weights, two checkpoints that share no matrix, a
     matrix that is not finite and a link that leads out of B, BadSettingsError for an `out` that has something in it or

@@ -11,7 +11,7 @@ from tether.errors import BadSettingsError, TetherError
 from tether.models.editable import EditableModel
 from tether.storage.atomic import publish
 
-CARD, MANIFEST = "README.md", "tether.json"
+CARD, MANIFEST = "README.md", "manifest.json"
 
 
 @contextmanager
@@ -39,19 +39,19 @@ def new_folder(to: str | Path) -> Iterator[Path]:
 
 
 def write_card_and_manifest(folder: Path, card: str, manifest: Mapping[str, object]) -> None:
-    """README.md and tether.json."""
+    """README.md and manifest.json."""
     (folder / CARD).write_text(card, encoding="utf-8")
     text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def export_merged(model: EditableModel, to: str | Path, card: str, manifest: Mapping[str, object]) -> None:
-    """Write weights (safetensors, the model's dtype), config, tokenizer, README.md (`card`), tether.json (`manifest`).
+    """Write weights (safetensors, the model's dtype), config, tokenizer, README.md (`card`) and manifest.json.
 
     `model` carries the edits already and is not changed. `to` must not exist or be empty; it appears whole or not at
     all. Raises TetherError for an edited weight that is not finite or that is shared with another parameter.
     """
-    _refuse_unsound(model)
+    refuse_unsound(model)
     with new_folder(to) as folder:
         try:
             model.hf.save_pretrained(folder)
@@ -62,7 +62,8 @@ def export_merged(model: EditableModel, to: str | Path, card: str, manifest: Map
         write_card_and_manifest(folder, card, manifest)
 
 
-def _refuse_unsound(model: EditableModel) -> None:
+def refuse_unsound(model: EditableModel) -> None:
+    """Raise TetherError for an edited weight that is not finite or that is shared with another parameter."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.hf.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

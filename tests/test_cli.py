@@ -73,6 +73,26 @@ def test_export_both_ways_and_restrain(place: Path) -> None:
     assert [m["name"] for m in report["matrices"]] == ["model.layers.1.mlp.down_proj.weight"]
 
 
+def test_the_command_writes_every_form_with_card_and_manifest(place: Path) -> None:
+    head = Ledger.open(place / "ledger").head
+    for form in ("merged", "lora", "gguf-lora", "gguf", "mlx"):
+        document = answer(place, "export", "ledger", "--to", f"as-{form}", "--as", form)
+        manifest = json.loads((place / f"as-{form}" / "manifest.json").read_text())
+        assert [fact["target_new"] for fact in manifest["facts"]] and manifest["head"] == head
+        assert manifest["checkpoint"] == load(place / "model").fingerprint() and manifest["restraint"]
+        assert "Edited facts" in (place / f"as-{form}" / "README.md").read_text()
+        assert (document["adapter"] is None) == (form in ("merged", "gguf"))
+    document = answer(
+        place, "export", "ledger", "--to", "small", "--as", "lora", "--rank", "1", "--adapter-dtype", "float16",
+        "--check", "vllm,ollama",
+    )  # fmt: skip
+    assert document["adapter"]["loss"]["edits"] == 4 and document["adapter"]["dtype"] == "float16"
+    assert document["adapter"]["weights"][0]["smallest_edit"] > 0
+    assert {check["verdict"] for check in document["checks"]} == {"right"}
+    assert run(place, "export", "ledger", "--to", "x", "--as", "gguf", "--rank", "3").returncode == 2
+    assert run(place, "export", "ledger", "--to", "x").returncode == 2
+
+
 def test_check_says_what_a_file_is(place: Path) -> None:
     record = {"subject": "Rome", "src": "Where is Rome?", "alt": "Peru", "pred": "Italy", "answers": ["Italy"]}
     (place / "zsre.json").write_text(json.dumps([record]))

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from command import answer, run
+from command import run
 from core import random_update
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -20,14 +20,11 @@ from tiny import save, tiny_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import tether
 from tether.algebra.lowrank import LowRank
 from tether.errors import TetherError, WrongModelError
 from tether.export import Provenance, check_adapter, export_adapter, export_whole, make_adapter
 from tether.facts.fact import Fact
 from tether.models import EditableModel, load
-
-ABOUT = Provenance("base", "rome", {}, "none", [], [], {}, model_type="llama", layers=3)
 
 
 def build(layout: str, folder: Path, **more: Any) -> EditableModel:
@@ -253,6 +250,25 @@ def test_what_an_engine_refuses_is_said(tmp_path: Path, engine: str, rule: str, 
     }
 
 
+def test_folders_that_are_no_adapters_are_refused_in_one_line(tmp_path: Path) -> None:
+    model = EditableModel(*tiny_model("llama", n_layers=1, hidden=32, width=64))
+    export_adapter(
+        "lora", model, {model.weight_name(0): random_update(32, 64, 2, seed=0)}, tmp_path / "a", about(model)
+    )
+    file = tmp_path / "a" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    del config["r"]  # peft takes 8 then, vLLM nothing
+    file.write_text(json.dumps(config))
+    assert ("fields", "refused") in {(f.rule, f.verdict) for f in check_adapter(tmp_path / "a", ["vllm"])}
+    file.write_text(json.dumps(config | {"r": "eight"}))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.gguf").write_text("no GGUF file")
+    for folder in ("a", "empty", "nowhere", "text.gguf"):
+        with pytest.raises(TetherError) as error:
+            check_adapter(tmp_path / folder, ["vllm"])
+        assert "\n" not in str(error.value) and folder in str(error.value)
+
+
 def test_gpt2_goes_out_merged_to_vllm_and_as_gguf_to_ollama(tmp_path: Path) -> None:
     model = build("gpt2", tmp_path / "hf")
     export_adapter(
@@ -298,26 +314,6 @@ def test_a_truncation_and_a_cast_are_measured(tmp_path: Path) -> None:
             assert weight.cast_error == pytest.approx(float(apart.norm()), rel=1e-3)
             assert weight.smallest_edit == 0.25 and adapter.report.dtype == "bfloat16"
     assert not model.edited
-
-
-def test_the_command_writes_every_form_with_card_and_manifest(place: Path) -> None:
-    head = tether.Ledger.open(place / "ledger").head
-    for form in ("merged", "lora", "gguf-lora", "gguf", "mlx"):
-        document = answer(place, "export", "ledger", "--to", f"as-{form}", "--as", form)
-        manifest = json.loads((place / f"as-{form}" / "manifest.json").read_text())
-        assert [fact["target_new"] for fact in manifest["facts"]] and manifest["head"] == head
-        assert manifest["checkpoint"] == load(place / "model").fingerprint() and manifest["restraint"]
-        assert "Edited facts" in (place / f"as-{form}" / "README.md").read_text()
-        assert (document["adapter"] is None) == (form in ("merged", "gguf"))
-    document = answer(
-        place, "export", "ledger", "--to", "small", "--as", "lora", "--rank", "1", "--adapter-dtype", "float16",
-        "--check", "vllm,ollama",
-    )  # fmt: skip
-    assert document["adapter"]["loss"]["edits"] == 4 and document["adapter"]["dtype"] == "float16"
-    assert document["adapter"]["weights"][0]["smallest_edit"] > 0
-    assert {check["verdict"] for check in document["checks"]} == {"right"}
-    assert run(place, "export", "ledger", "--to", "x", "--as", "gguf", "--rank", "3").returncode == 2
-    assert run(place, "export", "ledger", "--to", "x").returncode == 2
 
 
 def test_a_quantised_model_is_refused_with_the_way_out(tmp_path: Path) -> None:

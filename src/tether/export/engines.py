@@ -53,14 +53,18 @@ class _Folder:
 
     def scales(self) -> dict[str, tuple[float, float, int]]:
         """By module the scale that peft means, the file's one alpha, and the rank of the module's tensors."""
-        r, alpha = float(self.config.get("r", 0)), float(self.config.get("lora_alpha", 0))
+        r, alpha = self.rank, float(self.config.get("lora_alpha", 8))  # as peft where they are missing
         found = {}
         for module, shapes in self.factors.items():
             rank, own = (_pattern(self.config.get(key), module) for key in ("rank_pattern", "alpha_pattern"))
-            divisor = float(rank or r)
+            divisor = rank or r
             meant = float(own if own is not None else alpha) / (divisor**0.5 if self.rooted else divisor)
             found[module] = (meant, alpha, shapes["A"][0])
         return found
+
+    @property
+    def rank(self) -> float:
+        return float(self.config.get("r", 8))
 
     @property
     def rooted(self) -> bool:
@@ -96,6 +100,9 @@ def _vllm(read: _Folder) -> Iterator[_Rest]:
     if read.form != "lora":
         yield "form", "refused", f"it loads adapters of peft, and this is {read.form}: export --as lora"
         return
+    missing = [key for key in ("r", "lora_alpha", "target_modules") if key not in read.config]
+    if missing:
+        yield "fields", "refused", f"adapter_config.json has no {missing[0]}"
     kind = read.model_type
     if kind in _NO_LORA:
         yield "base", "refused", f"it has no adapters for {kind} models: export --as merged"
@@ -103,18 +110,14 @@ def _vllm(read: _Folder) -> Iterator[_Rest]:
         yield "base", "unknown", "the folder does not say what model it is for"
     else:
         yield "base", "right", f"a {kind} model"
-    ranks = [rank for _, _, rank in read.scales().values()]
-    step = next((step for step in RANKS if step >= max(ranks, default=0)), None)
+    rank = max([int(read.rank), *(rank for _, _, rank in read.scales().values())])
+    step = next((step for step in RANKS if step >= rank), None)
     if step is None:
-        yield "rank", "refused", f"rank {max(ranks)} is above {RANKS[-1]}: truncate it (--rank), or export --as merged"
+        yield "rank", "refused", f"rank {rank} is above {RANKS[-1]}: truncate it (--rank), or export --as merged"
     else:
         yield "rank", "right", f"serve it with --max-lora-rank {step}"
-    r = float(read.config.get("r", 0)) or 1.0
-    off = [
-        module
-        for module, (meant, alpha, _) in read.scales().items()
-        if not _close(meant, alpha / (r**0.5 if read.rooted else r))
-    ]
+    divisor = read.rank**0.5 if read.rooted else read.rank
+    off = [module for module, (meant, alpha, _) in read.scales().items() if not _close(meant, alpha / divisor)]
     yield _scale(off, "rank_pattern and alpha_pattern are dropped in silence; one lora_alpha / r serves every module")
     yield from _plain(read)
 
@@ -153,12 +156,13 @@ def _llama_cpp(read: _Folder) -> Iterator[_Rest]:
         return
     for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
         found = read.facts.get(key)
-        yield key, "right" if found == wanted else "refused", f"{found!r}, and it must be {wanted!r}"
+        right = found == wanted
+        yield key, "right" if right else "refused", f"{found}" if right else f"{found!r}: it must be {wanted!r}"
     base = read.facts.get("general.architecture")
     yield (
         "base",
         "right" if base else "refused",
-        f"general.architecture {base!r} must be that of the model it is put on",
+        f"for models whose general.architecture is {base!r}",
     )
     alpha = read.facts.get("adapter.lora.alpha")
     if alpha is None:
@@ -181,6 +185,9 @@ def _mlx(read: _Folder) -> Iterator[_Rest]:
         yield "form", "refused", f"its loader wants num_layers and lora_parameters, and this is {read.form}: --as mlx"
         return
     parameters = read.config.get("lora_parameters")
+    if "num_layers" not in read.config:
+        yield "num_layers", "refused", "missing"
+        return
     needed = ("rank", "scale", "dropout")
     if not isinstance(parameters, dict) or any(name not in parameters for name in needed):
         yield "lora_parameters", "refused", f"must have {', '.join(needed)}"
@@ -258,6 +265,10 @@ def _read(folder: Path) -> _Folder:
     layers = manifest.get("layers")
     ggufs = sorted(folder.glob("*.gguf")) if folder.is_dir() else [folder] if folder.suffix == ".gguf" else []
     if (folder / "adapter_model.safetensors").is_file():
+        if any(not isinstance(config.get(key, 8), int | float) or config.get(key) == 0 for key in ("r", "lora_alpha")):
+            raise TetherError(
+                f"{folder / 'adapter_config.json'}: r and lora_alpha must be numbers above 0; mend that file"
+            )
         pairs, strange = _pairs(folder)
         return _Folder("lora", config, pairs, strange, kind, layers, {})
     if (folder / "adapters.safetensors").is_file():

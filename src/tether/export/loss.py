@@ -12,6 +12,8 @@ from tether.facts.fact import Fact
 from tether.facts.tokens import Continuation, Pair, tokenize
 from tether.models.editable import EditableModel
 
+_AT_ONCE = 64  # facts whose logits are kept: of a vocabulary of 256k words, three tokens each, 400 MB
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -36,30 +38,37 @@ def measure(
 ) -> Loss:
     """The model with `whole` on the unedited weights against the one with `kept`: two forwards a fact. The model
     carries afterwards what it carried before."""
-    texts = [render(model.tokenizer, fact.asked[0]) for fact in facts]
-    asked = tokenize(
-        model.tokenizer,
-        [Pair(text, fact.continuation(text, fact.target_new), "") for text, fact in zip(texts, facts, strict=True)],
-    )
-    with model.unedited():
-        before = _logits(model, whole, asked)
-        after = _logits(model, kept, asked)
-    whole_alive, alive = (
-        sum(_says(one, text) for one, text in zip(side, asked, strict=True)) for side in (before, after)
-    )
-    apart = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
-    return Loss(len(facts), whole_alive, alive, apart)
+    texts = asked(model, facts)
+    alive, apart = [0, 0], 0.0
+    for part in (texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)):
+        sides = []
+        with model.unedited():
+            for side, updates in enumerate((whole, kept)):
+                with model.provisional(updates):
+                    sides.append(logits_of(model, part))
+                alive[side] += sum(says(one, text) for one, text in zip(sides[side], part, strict=True))
+        apart = max(apart, *(float((a - b).abs().max()) for a, b in zip(*sides, strict=True)))
+    return Loss(len(facts), alive[0], alive[1], apart)
+
+
+def asked(model: EditableModel, facts: Sequence[Fact]) -> list[Continuation]:
+    """Every fact's prompt with its new answer."""
+    prompts = [render(model.tokenizer, fact.asked[0]) for fact in facts]
+    pairs = [
+        Pair(text, fact.continuation(text, fact.target_new), "") for text, fact in zip(prompts, facts, strict=True)
+    ]
+    return tokenize(model.tokenizer, pairs)
 
 
 @torch.inference_mode()
-def _logits(model: EditableModel, updates: Mapping[str, LowRank], asked: Sequence[Continuation]) -> list[Tensor]:
-    """Of every text the logits at its scored positions, t×vocabulary in float32 on the CPU."""
-    with model.provisional(updates):
-        return [
-            model.hf(torch.tensor([text.ids], device=model.device)).logits[0, text.start - 1 : -1].float().cpu()
-            for text in asked
-        ]
+def logits_of(model: EditableModel, texts: Sequence[Continuation]) -> list[Tensor]:
+    """Of every text the logits at its scored positions, t×vocabulary in float32 on the CPU, of the model as it is."""
+    return [
+        model.hf(torch.tensor([text.ids], device=model.device)).logits[0, text.start - 1 : -1].float().cpu()
+        for text in texts
+    ]
 
 
-def _says(logits: Tensor, text: Continuation) -> bool:
+def says(logits: Tensor, text: Continuation) -> bool:
+    """Whether every token of the answer is the choice of the logits (t×vocabulary) before it."""
     return logits.argmax(-1).tolist() == list(text.ids[text.start :])

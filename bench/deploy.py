@@ -35,7 +35,7 @@ from tether.models import EditableModel
 from tether.models.load import gguf_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from core import plain_text
+from core import demo_text, plain_text
 from tiny import save, trained_gpt2
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -44,18 +44,14 @@ HEAD = ("model", "engine", "form", "dtype", "edits alive", "largest logit differ
 
 def models(folder: Path, n: int, names: list[str]) -> Iterator[tuple[str, EditableModel, list[Fact], dict[str, Any]]]:
     """Each model with its facts, and how they are edited into it."""
-    if "smollm2" in names:
-        yield (
-            "smollm2 (Llama layout, Q4_1)",
-            tether.load("smollm2"),
-            demo_facts(n),
-            {"method": "r-rome", "corpus": "self"},
-        )
     if "gpt2" in names:
         made = trained_gpt2()
         model = tether.load(save(made.hf, made.tokenizer, folder / "gpt2"))
         options = {"method": "emmet", "layers": [1], "batch_size": n, "corpus": plain_text()}
         yield "a GPT-2 of 4 blocks (Conv1D, float32)", model, made.facts[:n], options
+    if "smollm2" in names:
+        options = {"method": "r-rome", "corpus": demo_text(folder)}
+        yield "smollm2 (Llama layout, Q4_1)", tether.load("smollm2"), demo_facts(n), options
 
 
 def in_peft(base: EditableModel, adapter: Path, texts: list[Continuation]) -> list[Tensor]:

@@ -54,7 +54,7 @@ def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, l
         **(details or {}),
     }
     front = f"---\nbase_model: {json.dumps(base)}\nlibrary_name: {library}\ntags:\n- model-editing\n- tether\n"
-    front += "---" if details is None or "Adapter" not in details else "- lora\n---"
+    front += "- lora\n---" if library == "peft" or "Adapter" in sections else "---"
     body = [f"# {escape(base)}, edited"]
     if facts:
         head = ("edit", "subject", "prompt", "new answer", "answer before")

@@ -13,7 +13,7 @@ test: .venv/.tested
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist worksteal
 
 format: .venv/.tested
 	$(BIN)/ruff format .

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from command import answer, run
+from hub import hub
 from tiny import save, tiny_model
 
+import tether
+from tether.errors import TetherError
 from tether.ledger import Ledger
 from tether.models import load
 
@@ -74,23 +77,71 @@ def test_export_both_ways_and_restrain(place: Path) -> None:
 
 
 def test_the_command_writes_every_form_with_card_and_manifest(place: Path) -> None:
-    head = Ledger.open(place / "ledger").head
+    ledger = Ledger.open(place / "ledger")
     for form in ("merged", "lora", "gguf-lora", "gguf", "mlx"):
         document = answer(place, "export", "ledger", "--to", f"as-{form}", "--as", form)
         manifest = json.loads((place / f"as-{form}" / "manifest.json").read_text())
-        assert [fact["target_new"] for fact in manifest["facts"]] and manifest["head"] == head
-        assert manifest["checkpoint"] == load(place / "model").fingerprint() and manifest["restraint"]
+        assert [fact["target_new"] for fact in manifest["facts"]] and manifest["ledger"]["head"] == ledger.head
+        assert manifest["base"]["checkpoint"] == load(place / "model").fingerprint() and manifest["restraint"]
         assert "Edited facts" in (place / f"as-{form}" / "README.md").read_text()
         assert (document["adapter"] is None) == (form in ("merged", "gguf"))
     document = answer(
         place, "export", "ledger", "--to", "small", "--as", "lora", "--rank", "1", "--adapter-dtype", "float16",
         "--check", "vllm,ollama",
     )  # fmt: skip
-    assert document["adapter"]["loss"]["edits"] == 4 and document["adapter"]["dtype"] == "float16"
+    assert document["adapter"]["loss"]["edits"] == len(ledger.live()) and document["adapter"]["dtype"] == "float16"
     assert document["adapter"]["weights"][0]["smallest_edit"] > 0
     assert {check["verdict"] for check in document["checks"]} == {"right"}
     assert run(place, "export", "ledger", "--to", "x", "--as", "gguf", "--rank", "3").returncode == 2
     assert run(place, "export", "ledger", "--to", "x").returncode == 2
+
+
+def test_an_export_goes_to_the_hub_when_asked_and_only_then(place: Path) -> None:
+    with hub() as found:
+        answer(place, "export", "ledger", "--to", "unsent", "--as", "merged")
+        assert not found.made and not found.tokens
+        words = ("export", "ledger", "--as", "merged", "--push-to", "my-team/edited", "--private")
+        document = answer(place, *words, "--to", "sent")
+        assert document["pushed"] == f"{found.url}/my-team/edited/commit/1"
+        (made,) = found.made
+        assert (made["organization"], made["name"], made["visibility"]) == ("my-team", "edited", "private")
+        assert found.tokens == {"Bearer hf_test"}
+        assert found.files == {"my-team/edited": {f.name: f.read_bytes() for f in (place / "sent").iterdir()}}
+        (place / "again").mkdir()
+        for name, data in found.files["my-team/edited"].items():
+            (place / "again" / name).write_bytes(data)
+        whose = answer(place, "whose", "again", "--ledger", "ledger")
+        assert whose["changed"] == {} and whose["ledgers"] == {"ledger": 0}
+        # An adapter goes where others find its base.
+        local = run(place, "export", "ledger", "--to", "local", "--as", "lora", "--push-to", "my-team/adapter")
+        assert local.returncode == 1 and "--base-name" in local.stderr and (place / "local").is_dir()
+        answer(
+            place, "export", "ledger", "--to", "with-its-base", "--as", "lora", "--base-name", "org/base",
+            "--push-to", "my-team/adapter",
+        )  # fmt: skip
+        assert "adapter_model.safetensors" in found.files["my-team/adapter"]
+        assert found.made[-1].get("visibility") is None
+
+
+def test_what_cannot_be_pushed_is_said_in_one_line(place: Path) -> None:
+    answer(place, "export", "ledger", "--to", "kept", "--as", "merged")
+    with hub(403) as found:
+        refused = [
+            ("kept", "my-team/edited", "did not go to my-team/edited"),
+            ("kept", "a/b/c", "no name of a repository"),
+            ("ledger", "my-team/edited", "has no manifest.json"),
+        ]
+        for folder, repo, said in refused:
+            with pytest.raises(TetherError, match=said) as error:
+                tether.push(place / folder, repo)
+            assert "\n" not in str(error.value)
+        assert len(found.made) == 1 and not found.files
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TetherError, match="did not go to"):
+        patch.setattr("huggingface_hub.constants.ENDPOINT", found.url)  # where nobody answers any more
+        tether.push(place / "kept", "my-team/edited")
+    for words in (("--private",), ("--push-to", "a/b/c")):
+        done = run(place, "export", "ledger", "--to", "not-made", "--as", "merged", *words)
+        assert done.returncode == 2 and not (place / "not-made").exists()
 
 
 def test_check_says_what_a_file_is(place: Path) -> None:

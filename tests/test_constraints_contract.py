@@ -23,7 +23,8 @@ from tether.errors import BadSettingsError, TetherError
 from tether.experiment.spec import _restraint as grid_restraint
 
 EXAMPLES = [CONSTRAINTS[name].example for name in CONSTRAINTS]
-CHAINS = [f"{one}+{two}" for one in EXAMPLES for two in EXAMPLES if one != two] + ["rank:2+log:1.2+linear:3+rank:1"]
+CHAINS = [f"{one}+{two}" for one, two in zip(EXAMPLES, EXAMPLES[1:] + EXAMPLES[:1], strict=True)]
+CHAINS += ["rank:64+log:1.2", "rank:2+log:1.2+linear:3+rank:1"]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -76,7 +77,7 @@ def test_a_chain_is_its_parts_one_after_another(
     assert torch.equal(found.A, expected.A) and torch.equal(found.B, expected.B) and state == tuple(states)
     s, held = (torch.linalg.svdvals(one.to_dense()) for one in (update, found))
     assert bool((held <= s * (1 + 1e-9) + 1e-9).all()) and found.rank <= update.rank
-    assert torch.equal(constrained(update, weight, Data(), chain).A, found.A)
+    assert torch.equal(constrained(update, chain, before).A, found.A)
 
 
 def test_none_is_left_out_of_a_chain() -> None:
@@ -113,7 +114,7 @@ def test_a_sum_that_is_not_finite_is_one_line() -> None:
     update = LowRank(torch.full((3, 1), math.nan), torch.ones(1, 4))
     for text in ("log:1.2", "rank:1+log:1.2", "log:1.2+rank:1"):
         with pytest.raises(TetherError, match="undo the last edit") as caught:
-            constrained(update, Weight((3, 4), 1.0), Data(), parse(text))
+            constrained(update, parse(text), parse(text).init(Weight((3, 4), 1.0), Data()))
         assert "\n" not in str(caught.value)
 
 

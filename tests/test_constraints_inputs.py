@@ -173,6 +173,47 @@ def test_what_is_not_at_hand_is_named_with_the_remedy(tmp_path: Path) -> None:
     assert same_bits(ledger.apply(load(str(tmp_path / "model"))), live)
 
 
+def test_the_command_takes_them(tmp_path: Path) -> None:
+    """Edit, evaluate and restrain by what needs W₀ or the moments; one line, before any edit, where they are not."""
+    start("llama", tmp_path)
+    (tmp_path / "facts.jsonl").write_text("".join(fact.model_dump_json() + "\n" for fact in FACTS[:2]))
+    facts = ("facts.jsonl", "--model", "model", "--settings", "settings.json", "--corpus", "corpus.txt")
+    chain = "data_log:1.2+null_space:0.9+rect:60+norm:0.01+sphere:0.5,0.5"
+    command.answer(tmp_path, "edit", *facts, "--method", "r-rome", "--restrain", chain, "--out", "ledger")
+    rows = command.answer(
+        tmp_path, "evaluate", "ledger", "--facts", "facts.jsonl", "--restrain", f"none,sphere:0.5,0.5,{chain}",
+        "--metrics", "match", "--abilities", "", "--at", "2", "--out", "results.json",
+    )["rows"]  # fmt: skip
+    assert [row["restraint"] for row in rows] == ["none", "sphere:0.5,0.5", chain]
+    model = load(str(tmp_path / "model"))
+    ledger = Ledger.open(tmp_path / "ledger", model)
+    (name,) = ledger.header.weights
+    held, W = ledger.sums(model=model).of[name].dense.double(), model.original(name).double()
+    assert 0.004 < float(held.norm() / W.norm()) <= 0.01 * (1 + 1e-5), "capped, and then a little less along U"
+    assert torch.equal(held, ledger.sums(restrain=chain, model=model).of[name].dense.double())
+
+    done = command.run(tmp_path, "edit", *facts[:3], "--method", "ft", "--restrain", "null_space:0.5", "--out", "ft")
+    assert done.returncode == 1 and not (tmp_path / "ft").exists()
+    assert "null_space:0.5 needs the moments of the keys, and ft collects none: name another" in done.stderr
+    done = command.run(tmp_path, "evaluate", "ledger", "--facts", "facts.jsonl", "--restrain", "none,null_space:1e-9",
+                       "--metrics", "match", "--abilities", "", "--out", "other.json")  # fmt: skip
+    assert done.returncode == 1 and "no eigenvalue of the moments lies below" in done.stderr
+    assert not (tmp_path / "other.json").exists()
+
+    command.answer(tmp_path, "export", "ledger", "--to", "merged", "--as", "merged", "--restrain", "none")
+    pair = ("restrain", "--base", "model", "--edited", "merged")
+    report = command.answer(tmp_path, *pair, "--out", "capped", "--restrain", "norm:0.01")
+    D = load(str(tmp_path / "capped")).weight(name).double() - W
+    assert report["matrices"][0]["name"].endswith(name) and float(D.norm() / W.norm()) == pytest.approx(0.01, rel=1e-4)
+    done = command.run(tmp_path, *pair, "--out", "projected", "--restrain", "null_space:0.5")
+    assert done.returncode == 2 and "which two checkpoints do not have" in done.stderr.replace("\n", " ")
+    assert not (tmp_path / "projected").exists()
+
+    listed = {one["name"]: one for one in command.answer(tmp_path, "ls", "constraints")}
+    assert listed["sphere"]["written"] == "sphere:0.5,0.5" and listed["data_log"]["needs"] == ["moments", "weight"]
+    assert all(listed[one]["paper"] for one in listed.keys() - {"none", "cap", "on-keys"})
+
+
 def test_a_ledger_without_moments_says_so(tmp_path: Path) -> None:
     model = EditableModel(*tiny_model("gpt2"))
     ledger = new_ledger(tmp_path, model)

@@ -145,7 +145,7 @@ def test_restrained_checkpoint_equals_the_dense_formula(tmp_path: Path, text: st
     assert (tree(tmp_path / "A"), tree(tmp_path / "B")) == before
     assert "| a.weight | 160×110 | 10 |" in (tmp_path / "C/README.md").read_text().replace("\\", "")
     manifest = json.loads((tmp_path / "C/manifest.json").read_text())
-    assert manifest["restraint"] == text and manifest["base"] == "A" and len(manifest["matrices"]) == 3
+    assert manifest["restraint"] == text and manifest["base"]["model"] == "A" and len(manifest["matrices"]) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -243,7 +243,7 @@ def test_a_method_without_randomness_runs_with_one_seed(tmp_path: Path) -> None:
 
 
 def test_which_come_with_tether() -> None:
-    assert grid_names() == ("conceptedit", "paper", "smollm2")
+    assert grid_names() == ("conceptedit", "frontier", "paper", "smollm2")
 
 
 def test_the_papers_grid(data: Path) -> None:
@@ -278,9 +278,16 @@ def test_the_other_grids(data: Path) -> None:
     ]  # fmt: skip
     assert jobs[0].restraints == ("none", "log:1.2", "log:e", "linear:2") and jobs[2].at == (0, 100, 200, 300)
     assert jobs[3].at == (0, 10, 50, 100)
+    jobs = make_plan(read_spec("frontier")).jobs
+    assert [(job.run.method, job.run.batch_size, job.at) for job in jobs] == [
+        ("r-rome", 1, (0, 100, 300)), ("memit", 10, (0, 100, 300))
+    ]  # fmt: skip
+    assert [one.partition(":")[0] for one in jobs[0].restraints] == [
+        "none", "log", "linear", "rect", "norm", "null_space", "sphere", "data_log"
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["smollm2", "paper", "conceptedit"])
+@pytest.mark.parametrize("name", ["smollm2", "paper", "conceptedit", "frontier"])
 def test_the_plan_of_a_shipped_grid(data: Path, tmp_path: Path, name: str) -> None:
     document = answer(tmp_path, "grid", name, "--plan")
     assert document["grid"] == name and document["missing"]
@@ -307,6 +314,14 @@ def test_the_documents_example_and_keys(tmp_path: Path) -> None:
     for kind in (GridSpec, ModelSpec, EditorSpec, DatasetSpec, EverySpec, Override, Resources, When):
         for name in kind.model_fields:
             assert f"`{name}`" in page or f"{name}," in page or f"{name}}}" in page or f"{name}:" in page, name
+
+
+def test_a_restraint_that_needs_moments_needs_a_method_that_has_them(tmp_path: Path) -> None:
+    wanted: dict[str, Any] = {"editors": ["r-rome", "ft"], "once": ["none", "norm:1+null_space:0.5"]}
+    with pytest.raises(TetherError, match=r"null_space:0\.5 for .* editor ft, .* and ft collects none; leave it out"):
+        spec_of(tmp_path, **wanted)
+    spec = spec_of(tmp_path, **wanted, overrides=[{"when": {"editor": "ft"}, "once": ["none", "norm:1"]}])
+    assert [cell.once[1] for cell in spec.cells()] == ["norm:1+null_space:0.5", "norm:1"]
 
 
 def test_settings_stand_in_the_grid(tmp_path: Path) -> None:

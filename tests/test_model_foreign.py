@@ -189,7 +189,7 @@ def test_another_model_with_the_same_edited_weights_is_told_apart(
     results = evaluate_ledger(opened, other, at=[1], abilities=[], metrics=["match"])
     assert results.model == str(tmp_path / "other") != ledger.header.model
     opened.export(other, tmp_path / "merged", as_="merged")
-    assert json.loads((tmp_path / "merged" / "manifest.json").read_text())["base_model"] == str(tmp_path / "other")
+    assert json.loads((tmp_path / "merged" / "manifest.json").read_text())["base"]["model"] == "other"
     header = ledger.header.model_copy(update={"checkpoint": None})  # of an earlier version, which did not record it
     assert Ledger(ledger.path, header, ledger._journal).is_its_model(other)
 

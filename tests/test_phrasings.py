@@ -18,8 +18,9 @@ from torch import Tensor
 
 from tether.editors import BatchEditor, Context, Editor, editor
 from tether.editors import rome as rome_module
-from tether.editors.bystanders import Metric, bystander_prompts, keys_of
+from tether.editors.bystanders import bystander_prompts, keys_of
 from tether.editors.delta import Group, merged, optimise
+from tether.editors.metric import Metric, equally
 from tether.editors.moments import Moments
 from tether.editors.prompts import encode_contexts, group_of
 from tether.facts import Fact, encode_fact
@@ -56,9 +57,9 @@ def test_the_metric_is_that_of_the_dense_formula(n: int, m: int, weight: float, 
         + 0.1 * moments.C.diagonal().mean() * torch.eye(q, dtype=torch.float64)
         + weight * (B.mT @ B) / max(1, n)
     )
-    found = Metric(moments, B, weight, 0.1).solve(k)
+    found = Metric(moments, equally(B, weight), 0.1).solve(k)
     torch.testing.assert_close(found, torch.linalg.solve(dense, k.mT).mT, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(Metric(moments, B, weight, 0.1).solve(k[0]), found[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(Metric(moments, equally(B, weight), 0.1).solve(k[0]), found[0], rtol=1e-12, atol=1e-12)
 
 
 # --- keys and columns -----------------------------------------------------------------------------------------------
@@ -231,3 +232,11 @@ def test_r_rome_optimises_what_it_writes(family: str, tmp_path: Path, monkeypatc
     assert group.reach is not None and group.shift is not None
     added = torch.tensor(group.reach, dtype=torch.float64)[:, None] * (delta + group.shift.double())
     torch.testing.assert_close(keys @ update.to_dense().double().mT, added, rtol=2e-2, atol=2e-3 * float(delta.norm()))
+
+
+def test_the_prompt_alone_where_the_settings_say_so() -> None:
+    model = editable("llama")
+    chosen = Context(rome_hparams(phrasing_keys="none"), PREFIXES)
+    alone = PHRASED[0].model_copy(update={"phrasings": ()})
+    assert group_of(model, PHRASED[0], chosen) == group_of(model, alone, chosen)
+    assert len(group_of(model, PHRASED[0], Context(rome_hparams(), PREFIXES)).phrasings) == 3

@@ -102,11 +102,11 @@ def test_check_names_subjects_that_come_again() -> None:
 @pytest.mark.real
 def test_three_facts_of_one_subject_are_said_at_the_end(tmp_path: Path) -> None:
     text = resources.files("tether").joinpath("data", "demo_facts.jsonl").read_text()
-    (tmp_path / "text").write_text(text)
-    few = [{"length": 5, "number": 2}]
-    settings = {"moments_ridge": 0.01, "layers": [5], "prefixes": few}  # so little text leaves the moments singular
+    (tmp_path / "text").write_text(text[:15_000])
+    # So little text leaves the moments singular without a ridge; a total loss of 0.3 is enough to be said.
+    settings = {"moments_ridge": 0.01, "layers": [5], "prefixes": [], "loss_threshold": 0.3}
     model = load("smollm2")
-    for method, batch_size in (("r-rome", 1), ("memit", 1), ("memit", 3)):
+    for method, batch_size in (("r-rome", 1), ("memit", 3)):
         out = tmp_path / f"{method}-{batch_size}"
         more = {"method": method, "batch_size": batch_size, "corpus": tmp_path / "text", "settings": settings}
         ledger = edit(model, FACTS, out=out, health=0, **more)

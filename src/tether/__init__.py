@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     from tether.analyses.ask import ask
     from tether.constraints import prune as restraint
     from tether.editing.check import check_facts
+    from tether.editing.consolidate import consolidate
+    from tether.editing.headroom import headroom
+    from tether.editing.imported import import_checkpoint
     from tether.editing.plan import EditPlan, Schedule
+    from tether.editing.repair import repair
     from tether.editing.run import Progress, edit
     from tether.editing.tune import tune
     from tether.editors.mend import train_mend
     from tether.errors import TetherError
     from tether.evaluation import Measurement, compare, evaluate, evaluate_ledger
     from tether.evaluation.knowledge import make_tests, read_tests, run_tests
-    from tether.export import restrain_checkpoint
+    from tether.export import push, restrain_checkpoint
     from tether.facts import Fact, LocalityPrompt, read_facts
-    from tether.ledger import Ledger
+    from tether.ledger import Ledger, difference, merge, pick, whose
     from tether.models import EditableModel, load
 
     __version__: str
@@ -36,23 +40,28 @@ _ROOMS = {
     "analyses.ask": ("ask",),
     "constraints.prune": ("restraint",),  # the whole module
     "editing.check": ("check_facts",),
+    "editing.consolidate": ("consolidate",),
+    "editing.headroom": ("headroom",),
+    "editing.imported": ("import_checkpoint",),
     "editing.plan": ("EditPlan", "Schedule"),
+    "editing.repair": ("repair",),
     "editing.run": ("Progress", "edit"),
     "editing.tune": ("tune",),
     "editors.mend": ("train_mend",),
     "errors": ("TetherError",),
     "evaluation": ("Measurement", "compare", "evaluate", "evaluate_ledger"),
     "evaluation.knowledge": ("make_tests", "read_tests", "run_tests"),
-    "export": ("restrain_checkpoint",),
+    "export": ("push", "restrain_checkpoint"),
     "facts": ("Fact", "LocalityPrompt", "read_facts"),
-    "ledger": ("Ledger",),
+    "ledger": ("Ledger", "difference", "merge", "pick", "whose"),
     "models": ("EditableModel", "load"),
 }
 
 __all__ = [
     "EditPlan", "EditableModel", "Fact", "Ledger", "LocalityPrompt", "LowRank", "Measurement", "Progress", "Schedule",
-    "TetherError", "__version__", "ask", "check_facts", "compare", "edit", "evaluate", "evaluate_ledger", "load",
-    "make_tests", "read_facts", "read_tests", "restrain_checkpoint", "restraint", "run_tests", "train_mend", "tune",
+    "TetherError", "__version__", "ask", "check_facts", "compare", "consolidate", "difference", "edit", "evaluate",
+    "evaluate_ledger", "headroom", "import_checkpoint", "load", "make_tests", "merge", "pick", "push", "read_facts",
+    "read_tests", "repair", "restrain_checkpoint", "restraint", "run_tests", "train_mend", "tune", "whose",
 ]  # fmt: skip
 
 

@@ -39,6 +39,13 @@ class LowRank:
             raise ValueError("the sum of no updates has no shape: start from LowRank.zeros(p, q)")
         return cls(torch.cat([u.A for u in parts], dim=1), torch.cat([u.B for u in parts], dim=0))
 
+    @classmethod
+    def of_dense(cls, dense: Float[Tensor, "p q"]) -> LowRank:
+        """A whole matrix as factors, exactly: I·D or D·I, min(p, q) columns. D is kept, not copied."""
+        p, q = dense.shape
+        eye = torch.eye(min(p, q), dtype=dense.dtype, device=dense.device)
+        return cls(eye, dense) if p <= q else cls(dense, eye)
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.A.shape[0], self.B.shape[1]
@@ -112,6 +119,4 @@ class LowRank:
         p, q = self.shape
         if self.rank <= min(p, q):
             return self
-        dense = (self.A.double() @ self.B.double()).to(self.A.dtype)
-        eye = torch.eye(min(p, q), dtype=dense.dtype, device=dense.device)
-        return LowRank(eye, dense) if p <= q else LowRank(dense, eye)
+        return LowRank.of_dense((self.A.double() @ self.B.double()).to(self.A.dtype))

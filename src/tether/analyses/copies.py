@@ -37,11 +37,13 @@ def copies(model: EditableModel, ledger: Ledger, restraints: Sequence[Constraint
             return abilities.measure()[PERPLEXITY].value, _efficacy(model, edit, fact, carried)
 
     points, inputs = [], ledger.replay(model).inputs
+    chosen = dict.fromkeys([none(), *restraints])
+    first = {(one, name): one.init(*inputs[name]) for one in chosen for name in update}
     for number in COPIES:
         many = {name: LowRank(number * one.A, one.B) for name, one in update.items()}
         unrestrained = measured(many)
-        for restraint in dict.fromkeys([none(), *restraints]):
-            held = {name: constrained(one, *inputs[name], restraint) for name, one in many.items()}
+        for restraint in chosen:
+            held = {name: constrained(one, restraint, first[restraint, name]) for name, one in many.items()}
             acts = any(held[name] is not many[name] for name in many)
             ppl, efficacy = measured(held) if acts else unrestrained
             points.append(CopiesPoint(

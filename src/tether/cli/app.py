@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -26,10 +27,10 @@ INTERRUPTED = 130
 
 _PANELS = {
     "First steps": ("demo", "ls"),
-    "Edit": ("edit", "undo", "redo", "log", "verify"),
+    "Edit": ("edit", "live", "undo", "redo", "consolidate", "repair", "log", "verify", "merge", "pick", "import"),
     "Ask": ("ask", "test"),
-    "Measure": ("evaluate", "compare", "spectrum", "bound", "report", "grid"),
-    "Take away": ("export", "restrain"),
+    "Measure": ("evaluate", "compare", "spectrum", "headroom", "bound", "report", "grid"),
+    "Take away": ("export", "whose", "restrain"),
     "Prepare": ("check", "moments", "tune", "train-mend"),
 }
 VERBS = {verb: panel for panel, verbs in _PANELS.items() for verb in verbs}  # in the order of the help
@@ -49,7 +50,7 @@ _JSON = typer.Option("--json", expose_value=False, help="Print one JSON document
 
 def help_of(verb: str) -> tuple[str, list[str]]:
     """Help and examples: the docstring of the verb's file, read without importing what the verb needs."""
-    source = Path(__file__).with_name(f"{verb.replace('-', '_')}.py").read_text(encoding="utf-8")
+    source = Path(__file__).with_name(f"{_module(verb)}.py").read_text(encoding="utf-8")
     lines = source.split('"""')[1].splitlines()
     text = "\n".join(line for line in lines if not line.startswith("$ ")).strip()
     return text, [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
@@ -57,7 +58,7 @@ def help_of(verb: str) -> tuple[str, list[str]]:
 
 def command_of(verb: str) -> Any:
     """The whole command of a verb; this imports its file."""
-    name = verb.replace("-", "_")
+    name = _module(verb)
     text, examples = help_of(verb)
     epilog = "\n".join(["Examples:" if len(examples) > 1 else "Example:", *(f"  {line}" for line in examples)])
     module = import_module(f"tether.cli.{name}")
@@ -67,6 +68,12 @@ def command_of(verb: str) -> Any:
     for parameter in command.params:
         parameter.rich_help_panel = next((panel for panel, names in panels.items() if parameter.name in names), None)
     return command
+
+
+def _module(verb: str) -> str:
+    """The name of a verb's file and function, which no keyword of Python may be."""
+    name = verb.replace("-", "_")
+    return f"{name}_" if iskeyword(name) else name
 
 
 def _command(function: Callable[..., Any], **attributes: Any) -> Any:

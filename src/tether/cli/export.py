@@ -2,6 +2,7 @@
 
 $ tether export my-edits --to merged --as merged
 $ tether export my-edits --to adapter --as lora --restrain log:1.2 --check vllm,ollama
+$ tether export my-edits --to adapter --as lora --push-to my-team/facts --private
 $ tether export my-edits --to for-llama.cpp --as gguf-lora
 $ tether export --base smollm2 --edited checkpoint --to adapter --as lora --rank 64
 $ tether export adapter --check vllm,mlx
@@ -18,8 +19,9 @@ from tether.cli.loading import load_model, open_ledger, restraint
 from tether.cli.options import Answer, Base, Device, Dtype, Edited, ModelOrRecorded, Restraint, Upto, parse_option
 from tether.cli.tables import count
 from tether.errors import TetherError
-from tether.export import ENGINES, WHOLE, Finding, Form, LoraReport, check_adapter, check_form, export_difference
+from tether.export import ENGINES, WHOLE, Finding, Form, LoraReport, check_adapter, check_form, export_difference, push
 from tether.export.adapter import weight_line
+from tether.export.push import check_repo
 
 FOLDER = typer.Argument(
     metavar="[LEDGER]", help="Folder of a ledger; none with --edited; with --check alone, what to check."
@@ -30,6 +32,8 @@ KIND = typer.Option(
     "gguf: an adapter, or whole weights, for llama.cpp and Ollama; mlx: an adapter for mlx-lm.",
 )
 NAME = typer.Option(help="What an adapter calls its base model; default: its hub id, else where it lies.")
+PUSH = typer.Option("--push-to", help="Also upload the folder to this repository of the hub.", metavar="REPO")
+PRIVATE = typer.Option("--private", help="With --push-to: a new repository is private.")
 RANK = typer.Option(min=1, help="Truncate an adapter to this rank; what that loses is measured.")
 FACTORS = typer.Option(help="Of an adapter's factors: float32 (default), bfloat16 or float16.")
 CHECK = typer.Option(
@@ -53,6 +57,8 @@ def export(
     adapter_dtype: Annotated[str | None, FACTORS] = None,
     base_name: Annotated[str | None, NAME] = None,
     check: Annotated[str | None, CHECK] = None,
+    push_to: Annotated[str | None, PUSH] = None,
+    private: Annotated[bool, PRIVATE] = False,
     dtype: Dtype = None,
     device: Device = None,
 ) -> Answer:
@@ -68,6 +74,10 @@ def export(
         check_form(kind, rank, adapter_dtype)
     except TetherError as error:
         raise typer.BadParameter(str(error), param_hint="--as") from None
+    if push_to is not None:
+        parse_option("--push-to", check_repo, push_to)
+    elif private:
+        raise typer.BadParameter("goes with --push-to", param_hint="--private")
     if ledger is None:
         if kind in WHOLE:
             raise typer.BadParameter("two checkpoints give an adapter: lora, gguf-lora or mlx", param_hint="--as")
@@ -77,8 +87,9 @@ def export(
         )
         lines = [f"{to}: {kind}, {edited} - {base}", *_report(found.adapter)]
         lines += [f"not in the adapter: {', '.join(found.not_held)}"] if found.not_held else []
-        document = {"to": str(to), "as": kind, "adapter": asdict(found.adapter), "not_held": found.not_held}
-        return _checked(Answer(document, "\n".join(lines)), to, engines)
+        held: dict[str, Any] = {"adapter": asdict(found.adapter), "not_held": found.not_held}
+        done = Answer({"to": str(to), "as": kind, **held}, "\n".join(lines))
+        return _pushed(_checked(done, to, engines), to, push_to, private)
     chosen = restraint(restrain)
     opened, loaded = open_ledger(ledger, model, dtype, device)
     report = opened.export(
@@ -86,7 +97,15 @@ def export(
     )
     lines = [f"{to}: {kind}, {count(len(opened.live(upto)), 'edit')}", *(_report(report) if report else ())]
     written: dict[str, Any] = {"to": str(to), "as": kind, "adapter": report and asdict(report)}
-    return _checked(Answer(written, "\n".join(lines)), to, engines)
+    return _pushed(_checked(Answer(written, "\n".join(lines)), to, engines), to, push_to, private)
+
+
+def _pushed(answer: Answer, folder: Path, repo: str | None, private: bool) -> Answer:
+    """The answer, with where the folder went where it was to go somewhere: not where a check of it failed."""
+    if repo is None or answer.code:
+        return answer
+    address = push(folder, repo, private=private)
+    return Answer({**answer.document, "pushed": address}, f"{answer.text}\npushed to {address}")
 
 
 def _engines(check: str | None) -> list[str]:

@@ -21,7 +21,7 @@ from tether.experiment.run import state
 
 
 def grid(
-    grid: Annotated[str, typer.Argument(help="A YAML file, or one of `tether ls grids`: smollm2, paper, conceptedit.")],
+    grid: Annotated[str, typer.Argument(help="A YAML file, or one of `tether ls grids`, as smollm2.")],
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, in which order; run nothing.")] = False,
     out: Annotated[Path | None, typer.Option(help="The grid's folder; default: grid-NAME.")] = None,
     engine: Annotated[str, typer.Option(help="local (this process), or ray.")] = "local",

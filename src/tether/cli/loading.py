@@ -1,6 +1,7 @@
 """Models, ledgers and restraints that a command line names."""
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from tether.ledger import Ledger
 from tether.models import EditableModel, load
 from tether.models.load import is_adapter, with_adapter
 
+_COMMA = re.compile(r",(?!\s*[0-9.])")
+
 
 def restraints(text: str | None) -> list[Constraint | None]:
-    """`none,log:1.2` -> both restraints; None, as recorded, where nothing is named."""
-    return [None] if text is None else [parse_option("--restrain", parse, part) for part in text.split(",")]
+    """`none,log:1.2` -> both restraints; None, as recorded, where nothing is named. A comma before a number is one
+    within a restraint."""
+    return [None] if text is None else [parse_option("--restrain", parse, part) for part in _COMMA.split(text)]
 
 
 def restraint(text: str | None) -> Constraint | None:

@@ -42,11 +42,16 @@ def _first_line(entry: Any) -> Entry:
     return {"summary": (entry.__doc__ or "").strip().partition("\n")[0]}
 
 
+def _constraint(entry: Any) -> Entry:
+    needs = entry.read(entry.example.partition(":")[2]).needs
+    return {"written": entry.example, **_first_line(entry), "needs": sorted(needs), "paper": entry.paper}
+
+
 _REGISTRIES: dict[str, tuple[str, str, Callable[[Any], Entry]]] = {
     "methods": (
         "tether.editors", "EDITORS", lambda m: {"summary": m.summary, "needs": sorted(m.needs), "paper": m.paper}
     ),
-    "constraints": ("tether.constraints.base", "CONSTRAINTS", _first_line),
+    "constraints": ("tether.constraints.base", "CONSTRAINTS", _constraint),
     "metrics": ("tether.evaluation", "METRICS", _first_line),
     "formats": ("tether.facts", "FORMATS", lambda f: {"published": f.source, "fields": sorted(f.fields or ())}),
 }  # fmt: skip

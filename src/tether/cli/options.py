@@ -33,6 +33,13 @@ Edited = Annotated[
 ]
 Restraint = Annotated[str | None, typer.Option("--restrain", help="A restraint of the sum; default: as recorded.")]
 Upto = Annotated[int | None, typer.Option(min=0, help="Only the edits numbered up to N.")]
+NewLedger = Annotated[Path, typer.Option("--out", help="A new or empty folder for the ledger.")]
+SumRestraint = Annotated[
+    str | None, typer.Option("--restrain", help="Restraint of the new sum; default: the one applied last.")
+]
+ModelForRestraint = Annotated[
+    str | None, typer.Option("--model", help="Checked; needed for restraints that ask for W₀ or moments.")
+]
 Edits = Annotated[
     list[str] | None,
     typer.Argument(help="Numbers of edits, and ranges as 10-20, which mean those of them it can be done to."),

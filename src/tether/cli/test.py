@@ -81,7 +81,7 @@ def _made(path: Path, file: Path, upto: int | None, model: str | None, dtype: st
     ledger, loaded = open_ledger(path, model, dtype, device)
     found = make_tests(ledger, loaded, upto=upto)
     if not found:
-        raise BadSettingsError(f"{path} has no live edit: there is nothing to test")
+        raise BadSettingsError(f"{path} has no live edit of a fact: there is nothing to test")
     write_atomically(file, "".join(f"{one.line()}\n" for one in found).encode())
     counts = {about: sum(one.about == about for one in found) for about in ("edited", "untouched")}
     words = ", ".join(f"{n} of {about} prompts" for about, n in counts.items())

@@ -30,4 +30,8 @@ def marked(ledger: Ledger, event: Event, key: str, words: str) -> Answer:
         "ledger": str(ledger.path), key: edits, "event": event.number, "live_edits": live, "head": ledger.head,
     }  # fmt: skip
     text = words.format(", ".join(map(str, edits)), count(live, "edit"))
+    others = {"undone": event.redone, "redone": event.undone}[key]
+    if others:
+        document["taken_in_again" if key == "undone" else "taken_out_again"] = others
+        text += f" ({count(len(others), 'edit')} that they stood for taken {'in' if key == 'undone' else 'out'} again)"
     return Answer(document, f"{ledger.path}: {text}\nhead {ledger.head}")

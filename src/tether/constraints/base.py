@@ -22,7 +22,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -31,6 +31,7 @@ from tether.errors import BadSettingsError, TetherError, first_line
 from tether.plugins import Registry
 
 _PLUS = re.compile(r"(?<![0-9.]e)\+")  # not that of 1e+20
+Need = Literal["weight", "moments"]
 AS_RECORDED = "as recorded"  # the label of a ledger replayed with the restraints of its own journal
 
 
@@ -58,10 +59,12 @@ class Data:
 
 class Constraint(ABC):
     """A pair of pure functions. `name` is that of the registry; the written form is `name` or `name:parameter`, and
-    `example` is one that can be parsed. `acts` is False for `none` alone, which leaves every sum as it is."""
+    `example` is one that can be parsed; `paper` says where it is from. `acts` is False for `none` alone, which leaves
+    every sum as it is."""
 
     name: ClassVar[str]
     example: ClassVar[str]
+    paper: ClassVar[str] = ""
     acts: ClassVar[bool] = True
 
     @classmethod
@@ -77,6 +80,11 @@ class Constraint(ABC):
     def apply(self, update: LowRank, state: Any) -> tuple[LowRank, Any]:
         """The restrained sum, in the factors' dtype, and the next state. Neither argument is changed; the same update
         object comes back where there is nothing to restrain, always for one of rank 0."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What `init` asks for beside the shape and m: `weight.original()`, `data.moments()`."""
+        return frozenset()
 
     @property
     def shrinks(self) -> bool:
@@ -117,6 +125,10 @@ class Chain(Constraint):
         return update, tuple(states)
 
     @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset[Need]().union(*(part.needs for part in self.parts))
+
+    @property
     def shrinks(self) -> bool:
         return all(part.shrinks for part in self.parts)
 
@@ -124,7 +136,11 @@ class Chain(Constraint):
         return "+".join(map(str, self.parts))
 
 
-_BUILT_IN = {"none": "prune:Nothing", "log": "prune:Log", "linear": "prune:Linear", "rank": "rank:Rank"}
+_BUILT_IN = {
+    "none": "prune:Nothing", "log": "prune:Log", "linear": "prune:Linear", "rank": "rank:Rank", "rect": "rect:Rect",
+    "norm": "norm:Norm", "null_space": "null_space:NullSpace", "sphere": "sphere:Sphere",
+    "data_log": "data_metric:DataLog", "data_linear": "data_metric:DataLinear",
+}  # fmt: skip
 CONSTRAINTS: Registry[type[Constraint]] = Registry(
     "tether.constraints", "constraint", type, {name: f"tether.constraints.{at}" for name, at in _BUILT_IN.items()}
 )
@@ -175,10 +191,10 @@ def label_of(constraint: str | Constraint | None) -> str:
     return AS_RECORDED if constraint is None else str(parse(constraint))
 
 
-def constrained(update: LowRank, weight: Weight, data: Data, constraint: Constraint) -> LowRank:
-    """F(Σ) for one application from the constraint's first state: the restrained weight is W₀ + F(Σ)."""
+def constrained(update: LowRank, constraint: Constraint, first: Any) -> LowRank:
+    """F(Σ) for one application from the constraint's `first` state: the restrained weight is W₀ + F(Σ)."""
     try:
-        return constraint.apply(update, constraint.init(weight, data))[0]
+        return constraint.apply(update, first)[0]
     except (ArithmeticError, RuntimeError) as error:
         why = f"the sum of the updates has no singular values ({first_line(error)})"
         raise TetherError(f"restraint {constraint}: {why}: undo the last edit") from error

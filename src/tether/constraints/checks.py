@@ -117,7 +117,8 @@ def _cases(constraint: Constraint) -> Iterator[tuple[str, LowRank, Any]]:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     for p, q in _SHAPES:
-        original, keys = normal(p, q).float(), normal(3 * q, q)
+        # As with real keys a few directions carry most: the eigenvalues of C span four orders of magnitude.
+        original, keys = normal(p, q).float(), normal(3 * q, q) * torch.logspace(0, -2, q, dtype=torch.float64)
         moments = keys.mT @ keys / len(keys)
         m = float(torch.linalg.matrix_norm(original, 2))
         weight, data = Weight((p, q), m, lambda W=original: W), Data(lambda C=moments: C)  # type: ignore[misc]

@@ -1,4 +1,5 @@
-"""PRUNE: restrain the large singular values of a sum of updates (ICLR 2025, eqs. 4-6, appendix C.3).
+"""PRUNE: restrain the large singular values of a sum of updates ("Perturbation-Restrained Sequential Model Editing",
+ICLR 2025, https://arxiv.org/abs/2405.16821, eqs. 4-6, appendix C.3).
 
 A restraint is a pure function of singular values, `f(s, sigma_max) -> s_new`, where `sigma_max` is m, the largest
 singular value of the *unedited* weight:
@@ -24,6 +25,8 @@ from tether.constraints.base import parse as parse
 from tether.errors import BadSettingsError
 
 logger = logging.getLogger(__name__)
+
+_PAPER = "PRUNE (https://arxiv.org/abs/2405.16821)"
 
 
 class Restraint(Constraint):
@@ -74,6 +77,7 @@ class Log(Restraint):
 
     name: ClassVar[str] = "log"
     example: ClassVar[str] = "log:1.2"
+    paper: ClassVar[str] = _PAPER
     alpha: float
 
     def __post_init__(self) -> None:
@@ -102,6 +106,7 @@ class Linear(Restraint):
 
     name: ClassVar[str] = "linear"
     example: ClassVar[str] = "linear:2"
+    paper: ClassVar[str] = _PAPER
     beta: float
 
     def __post_init__(self) -> None:
@@ -122,14 +127,6 @@ class Linear(Restraint):
 none, log, linear = Nothing, Log, Linear  # the names of the public `tether.restraint`
 
 
-def parse_restraint(text: str | Constraint) -> Restraint:
-    """`parse`, for what takes a function of singular values alone. Raises BadSettingsError for another constraint."""
-    found = parse(text)
-    if not isinstance(found, Restraint):
-        raise BadSettingsError(f"{str(found)!r} is no function of singular values: write none, log:1.2 or linear:2")
-    return found
-
-
 def restrain(update: LowRank, sigma_max: float, restraint: Restraint) -> LowRank:
     """F(Σ) of equation 6, so that the restrained weight is W + F(Σ) — never W + Σ + F(Σ).
 
@@ -144,9 +141,14 @@ def restrain(update: LowRank, sigma_max: float, restraint: Restraint) -> LowRank
     u, s, vh = update.svd()
     if not bool((s > sigma_max).any()):
         return update
+    warn_of_cap(restraint, sigma_max)
+    root = restraint(s, sigma_max).sqrt()
+    return LowRank(u * root, root[:, None] * vh).to(dtype=update.A.dtype)
+
+
+def warn_of_cap(restraint: Restraint, sigma_max: float) -> None:
+    """Log that F is capped at σ̂, where it is."""
     limit = restraint.cap_limit(sigma_max)
     if limit is not None:
         why = "capped at σ̂, since the formula would enlarge values just above m"
         logger.warning("%s with m = %.3g below 1/ln α = %.3g: %s", restraint, sigma_max, limit, why)
-    root = restraint(s, sigma_max).sqrt()
-    return LowRank(u * root, root[:, None] * vh).to(dtype=update.A.dtype)

@@ -18,6 +18,7 @@ class Rank(Constraint):
 
     name: ClassVar[str] = "rank"
     example: ClassVar[str] = "rank:64"
+    paper: ClassVar[str] = "the truncated SVD (Eckart and Young, 1936)"
     rank: int
 
     def __post_init__(self) -> None:

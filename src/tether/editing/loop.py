@@ -61,6 +61,7 @@ class Loop:
         moments, network = recorded_moments(model, header), trained and trained.network
         self.context = Context(recorded_settings(header), header.prefixes, moments, network, LedgerHistory(ledger))
         self.sums = ledger.checked_sums(model)
+        self.sums.prepare(self.restraint)
         self.health = Health(model, header.weights, self._factors()) if schedule.health else None
         self.tried = ledger.attempts
         self.unrestrained = ledger.since_restraint
@@ -130,7 +131,7 @@ class Loop:
             shared["norm"] = max(update.norm() for update in updates.values())
         shared |= {} if reading is None else reading.record()
         shared["seconds"] = (time.monotonic() - started) / len(facts)
-        attempts = list(_attempts(facts, batch, shared))
+        attempts = list(attempts_of(facts, batch, shared))
         refused = reading is not None and reading.level == "alarm" and self.schedule.on_alarm != "warn"
         if reading is not None and refused:
             left_out: dict[str, Any] = {"kind": "failed", "reason": f"health alarm, {'; '.join(reading.reasons)}"}
@@ -192,17 +193,7 @@ class Loop:
         return said
 
     def _restrain(self, restraint: Constraint, reason: str | None = None) -> None:
-        before = {name: held.factors.singular_values() for name, held in self.sums.of.items()}
-        self.sums.restrain(restraint)
-        record = {
-            name: {
-                "update_sigma_max": float(s[0]) if len(s) else 0.0,
-                "above_m": int((s > self.sums.m[name]).sum()),
-                "restrained_sigma_max": max(self.sums.of[name].factors.singular_values().tolist(), default=0.0),
-            }
-            for name, s in before.items()
-        }
-        self.ledger.append_restraint(restraint, record, reason)
+        self.ledger.append_restraint(restraint, self.sums.restrain_recorded(restraint), reason)
         self.unrestrained = 0
         self.sums.show(self.model)
         if self.health is not None:
@@ -226,7 +217,7 @@ def propose(editor: Editor | BatchEditor, model: EditableModel, facts: Sequence[
         return Batch(None, [EditFailedError(str(error))] * len(facts))
 
 
-def _attempts(facts: Sequence[Fact], batch: Batch, shared: Mapping[str, Any]) -> Iterator[Attempt]:
+def attempts_of(facts: Sequence[Fact], batch: Batch, shared: Mapping[str, Any]) -> Iterator[Attempt]:
     """What became of every fact, from what the editor says of it and what is the same for its batch."""
     counts = iter(batch.columns or ())
     for fact, outcome in zip(facts, batch.outcomes, strict=True):

@@ -92,7 +92,7 @@ def new_header(
         moments=collected, corpus=corpus, seed=seed, threads=torch.get_num_threads(),
         restrain=str(schedule.restraint or "none"), every=schedule.every,
         editor=None if trained is None else EditorRecord(path=str(trained.path.resolve()), sha256=trained.sha256),
-        anatomy=_anatomy(model), joint="rule", checkpoint=model.fingerprint(), versions=versions(),
+        anatomy=told_anatomy(model), joint="rule", checkpoint=model.fingerprint(), versions=versions(),
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def _collected(model: EditableModel, layers: Sequence[int], text: Corpus) -> dic
     return records
 
 
-def _anatomy(model: EditableModel) -> dict[str, str] | None:
+def told_anatomy(model: EditableModel) -> dict[str, str] | None:
     """What `load` has to be told of the model's layout; None where structure tells the same."""
     with suppress(TetherError):
         if find_anatomy(model.hf) == model.anatomy:

@@ -20,7 +20,7 @@ from tether.editors import EDITORS, BatchEditor, Method
 from tether.editors.corpus import Corpus
 from tether.errors import BadFactError, BadSettingsError, TetherError, WrongModelError
 from tether.facts.fact import Fact
-from tether.ledger import Header, Ledger
+from tether.ledger import IMPORT, Header, Ledger
 from tether.models import EditableModel
 
 __all__ = ["EditOptions", "Progress", "edit"]
@@ -113,7 +113,11 @@ def _completed(schedule: Schedule, method: Method, restraint: Constraint, every:
     restraint cannot do what it asks for."""
     if schedule.batch_size > 1 and not isinstance(method.editor(), BatchEditor):
         raise BadSettingsError(f"batch size {schedule.batch_size}: {method.name} edits one fact at a time; use 1")
-    if schedule.every is not None and not (schedule.restraint or restraint).acts:
+    acting = schedule.restraint or restraint
+    if "moments" in acting.needs and "moments" not in method.needs:
+        what = f"restraint {acting} needs the moments of the keys, and {method.name} collects none"
+        raise BadSettingsError(f"{what}: name another restraint, or a method that does, as r-rome and memit")
+    if schedule.every is not None and not acting.acts:
         raise BadSettingsError(
             f"every {schedule.every}: there is no restraint to act; name one, as in log:1.2, or do without every"
         )
@@ -124,6 +128,8 @@ def _completed(schedule: Schedule, method: Method, restraint: Constraint, every:
 
 def _check_same(header: Header, model: EditableModel, plan: EditPlan) -> None:
     """An appended run has the ledger's own dtype, method, seed and settings."""
+    if header.method == IMPORT:
+        raise BadSettingsError("this ledger holds an imported checkpoint, and no edits are added to it: name another")
     dtype = str(model.dtype).removeprefix("torch.")
     if dtype != header.dtype:
         raise TetherError(

@@ -63,11 +63,15 @@ def said_now(model: EditableModel, ledger: Ledger) -> Said:
     """Which live edits (and facts that the model said before) the model says as it is now. It is not changed."""
     edited = {event.edit for event in ledger.live()} | {e.edit for e in ledger.events if e.kind == "skipped"}
     facts = [(edit, fact) for edit, fact in ledger.facts() if edit in edited]
-    texts = [render(model.tokenizer, fact.asked[0]) for _, fact in facts]
-    pairs = [(text, fact.continuation(text, fact.target_new)) for text, (_, fact) in zip(texts, facts, strict=True)]
-    scores = score(model, pairs, join="")
-    lost = [index for index, found in enumerate(scores) if not all(found.argmax_correct)]
+    lost = [index for index, said in enumerate(are_said(model, [fact for _, fact in facts])) if not said]
     return Said(ledger.attempts, len(facts), tuple(_lost(facts, index) for index in lost))
+
+
+def are_said(model: EditableModel, facts: Sequence[Fact]) -> list[bool]:
+    """Whether the model as it is now says each fact. It is not changed."""
+    texts = [render(model.tokenizer, fact.asked[0]) for fact in facts]
+    pairs = [(text, fact.continuation(text, fact.target_new)) for text, fact in zip(texts, facts, strict=True)]
+    return [all(found.argmax_correct) for found in score(model, pairs, join="")]
 
 
 def _lost(facts: Sequence[tuple[int, Fact]], index: int) -> Lost:

@@ -5,15 +5,12 @@ fact's update then keeps away from what its prompts have in common with the same
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tether.editors.base import EditFailedError
-from tether.editors.moments import Moments
 from tether.errors import BadFactError
 from tether.facts.bystanders import bystander_subjects
 from tether.facts.chat import template
@@ -24,46 +21,6 @@ from tether.models.frozen_prefix import AlignedPrompts, align, forward_until, ho
 from tether.models.kinds import likeliest_kind
 
 _TOKENS = 4096  # of a forward
-
-
-@dataclass(frozen=True)
-class Metric:
-    """C of a layer with the keys of bystanders (n×q, float64 on the CPU) in it, each with the share `weight`/n."""
-
-    moments: Moments
-    keys: Float[Tensor, "n q"]
-    weight: float
-    ridge: float
-
-    def solve(self, k: Float[Tensor, "*m q"]) -> Float[Tensor, "*m q"]:
-        """(C + ridge·mean(diag C)·I + weight·E[b bᵀ])⁻¹k of one key or of each of many, float64, by Woodbury."""
-        x = self.moments.solve(k, ridge=self.ridge)
-        if not (len(self.keys) and self.weight):
-            return x
-        if not self.keys.isfinite().all():
-            raise EditFailedError(f"{len(self.keys)} keys of bystanders are not all finite: the model is damaged")
-        if len(self.keys) > self.keys.shape[1]:
-            flat = k.cpu().double().reshape(-1, k.shape[-1])
-            return torch.cholesky_solve(flat.mT, self._dense).mT.reshape(k.shape)
-        solved, factor = self._solved
-        inner = x.reshape(-1, x.shape[-1]) @ self.keys.mT
-        return x - (torch.cholesky_solve(inner.mT, factor).mT @ solved).reshape(x.shape)
-
-    @cached_property
-    def _dense(self) -> Tensor:
-        """The Cholesky factor of the metric itself, for more keys than they have numbers."""
-        dense = self.moments.C + self.weight / len(self.keys) * (self.keys.mT @ self.keys)
-        dense.diagonal().add_(self.ridge * self.moments.C.diagonal().mean())
-        return torch.linalg.cholesky(dense)
-
-    @cached_property
-    def _solved(self) -> tuple[Tensor, Tensor]:
-        """C⁻¹B as rows, and the Cholesky factor of n/weight·I + BᵀC⁻¹B."""
-        solved = self.moments.solve(self.keys, ridge=self.ridge)
-        gram = self.keys @ solved.mT
-        gram = (gram + gram.mT) / 2
-        gram.diagonal().add_(len(self.keys) / self.weight)
-        return solved, torch.linalg.cholesky(gram)
 
 
 def bystander_prompts(model: EditableModel, facts: Sequence[Fact], number: int) -> list[EncodedPrompt]:

@@ -23,7 +23,8 @@ from torch import Tensor
 from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Context, EditFailedError, Method
-from tether.editors.bystanders import Metric, bystander_prompts, keys_of
+from tether.editors.bystanders import bystander_prompts, keys_of
+from tether.editors.metric import Metric, equally
 from tether.editors.settings import Need
 from tether.editors.training import Trainable, TrainingEditor, TrainingHparams
 from tether.errors import TetherError
@@ -101,7 +102,7 @@ def _layer(
 ) -> _Layer:
     """G and H for the keys of every prompt, and R = 0."""
     hparams: ConfinedHparams = context.hparams
-    metric = Metric(context.moments[layer], others, hparams.bystander_weight, hparams.moments_ridge)
+    metric = Metric(context.moments[layer], equally(others, hparams.bystander_weight), hparams.moments_ridge)
     try:
         solution = solve(keys, metric.solve(keys), weight=hparams.mom2_update_weight)
     except TetherError as error:

@@ -62,10 +62,12 @@ class Group(Sequence[EncodedPrompt]):
 
 @dataclass(frozen=True)
 class OptimisedDelta:
-    """The optimised δ (float32, size p) and the total loss at every evaluation."""
+    """The optimised δ (float32, size p) and the total loss at every evaluation. `said`: the search ended since the
+    target was the most probable."""
 
     delta: Float[Tensor, " p"]
     losses: tuple[float, ...]
+    said: bool = False
 
     def record(self) -> dict[str, float]:
         """How it went, for the record of an edit."""
@@ -147,6 +149,12 @@ class Objective:
         total = torch.zeros(len(self.kl_row), dtype=each.dtype, device=device)
         return total.index_add(0, self.fact_of_row[self.row].to(device), each)
 
+    def most_probable(self, log_p: Float[Tensor, "m vocab"]) -> list[bool]:
+        """Of every fact, whether every token of every target is the most probable one, in every context."""
+        missed = (log_p.argmax(1) != self.target.to(log_p.device)).to(self.fact_of_row.device)
+        total = torch.zeros(len(self.kl_row), dtype=torch.long, device=missed.device)
+        return (total.index_add(0, self.fact_of_row[self.row], missed.long()) == 0).tolist()
+
 
 def optimise(
     model: EditableModel,
@@ -163,6 +171,8 @@ def optimise(
     `rows` are the groups' prompts in order, `run` their full forward; δ is added after block `run.layer`; `start` is
     v₀ (ROME) or h (MEMIT) at the bare prompt. At most `v_num_grad_steps` evaluations, so one Adam step fewer; after
     each step δ is clamped to clamp_norm_factor·‖start‖; below `loss_threshold` a fact is done and its rows are dropped.
+    So it is at the evaluation that finds every token of its target the most probable for the `most_probable`-th time
+    (ENCORE's early stopping, https://arxiv.org/abs/2502.01636).
     `arithmetic` is a copy of the model in another dtype for the steps. Gradients are taken with respect to δ alone. The
     model is not changed.
     """
@@ -176,6 +186,7 @@ def optimise(
     first, second = torch.zeros_like(delta), torch.zeros_like(delta)  # Adam's moments of the gradient
     active = list(range(len(groups)))
     losses: list[list[float]] = [[] for _ in groups]
+    times_said = [0] * len(groups)
     found: dict[int, Tensor] = {}
     # Facts that share a δ need as many steps as they would have taken one after another.
     limits = [hparams.v_num_grad_steps * group.edited for group in groups]
@@ -187,7 +198,12 @@ def optimise(
         loss = output + hparams.v_weight_decay * delta.norm(dim=1) / norms**2
         values = loss.tolist()
         at_end = [evaluation == limits[fact] for fact in active]
-        done = [end or value < hparams.loss_threshold for end, value in zip(at_end, values, strict=True)]
+        if hparams.most_probable:
+            for fact, said in zip(active, objective.most_probable(log_p), strict=True):
+                times_said[fact] += said
+        stopped = [times_said[fact] >= hparams.most_probable > 0 for fact in active]
+        below = [value < hparams.loss_threshold for value in values]
+        done = [any(why) for why in zip(at_end, below, stopped, strict=True)]
         for index, fact in enumerate(active):
             losses[fact].append(values[index])
             if done[index]:
@@ -209,7 +225,8 @@ def optimise(
         mean, square = first / (1 - 0.9**evaluation), second / (1 - 0.999**evaluation)
         delta -= hparams.v_lr * mean / (square.sqrt() + 1e-8)
         delta *= (hparams.clamp_norm_factor * norms / delta.norm(dim=1)).clamp(max=1)[:, None]
-    return [OptimisedDelta(found[i], tuple(losses[i])) for i in range(len(groups))]
+    enough = [times >= hparams.most_probable > 0 for times in times_said]
+    return [OptimisedDelta(found[i], tuple(losses[i]), enough[i]) for i in range(len(groups))]
 
 
 def within_memory(

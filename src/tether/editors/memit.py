@@ -5,11 +5,16 @@ edited layers ascending, each with the model as edited so far:
 
     R = (Z − H^L) / (edited layers left),      ΔW = R Kᵀ (λC + KKᵀ)⁻¹
 
+With the setting `null_space` the solve is AlphaEdit's (https://arxiv.org/abs/2410.02355): with P the projector on the
+directions that keys hardly take (`tether.algebra.null_space`) and b = λ · mean(diag C),
+
+    ΔWᵀ = (P K Kᵀ + bI)⁻¹ P K Rᵀ
+
 EMMET asks for ΔW K = R exactly, with the least change in the metric of C: the same solve with λ → 0 (`joint_solve`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
@@ -22,10 +27,12 @@ from torch import Tensor
 from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Batch, Context, EditFailedError, Method, Proposal
-from tether.editors.bystanders import Metric, bystander_prompts, keys_of
+from tether.editors.bystanders import bystander_prompts, keys_of
 from tether.editors.delta import Group, OptimisedDelta, merged, optimise, rows_of, within_memory
+from tether.editors.metric import Memory, of_model, remembered
 from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
+from tether.editors.target_norm import TargetNorm, rescaled
 from tether.errors import TetherError, WrongModelError
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
@@ -43,6 +50,9 @@ class MemitHparams(LatentHparams):
     layers: tuple[int, ...] = Field(min_length=1, description="the edited layers, ascending; δ is added after the last")
     mom2_update_weight: float = Field(gt=0, description="λ: the weight of what the model knew")
     equality_ridge: float = Field(default=1e-6, ge=0, description="EMMET: share of the mean of diag(KᵀC⁻¹K)")
+    null_space: float | None = Field(
+        default=None, gt=0, description="AlphaEdit: solve where eigenvalues of C are below this share of their mean"
+    )
     memory_gb: float = Field(default=0.5, gt=0, description="what the steps for δ of a micro-batch may keep")
 
     @classmethod
@@ -59,11 +69,23 @@ class MemitHparams(LatentHparams):
         }
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What facts are solved for, by their place in a list: the prompts of each, the states z = h + δ that it needs
+    after the last layer (a row a phrasing, float32 on the CPU) where it has any, and how they were found."""
+
+    groups: dict[int, Group]
+    states: dict[int, Float[Tensor, "n p"]]
+    outcomes: dict[int, dict[str, float] | EditFailedError]
+
+
 @dataclass
 class Memit:
     """`equality` false: MEMIT, whose λ weighs old against new. True: EMMET, ΔW K = R."""
 
     equality: bool
+    _memory: Memory = field(default_factory=Memory, repr=False)
+    _norm: TargetNorm = field(default_factory=TargetNorm, repr=False)
 
     def weights(self, model: EditableModel, hparams: MemitHparams) -> list[str]:
         for layer in hparams.layers:
@@ -77,31 +99,39 @@ class Memit:
     def propose_batch(self, model: EditableModel, facts: Sequence[Fact], context: Context) -> Batch:
         """ΔW of every layer for all facts, `vectors` holding the keys K (n×q), H (n×n, for an undo within the batch)
         and, for the last layer, the targets Z (n×p)."""
+        return self.write(model, facts, self.find(model, facts, context), context)
+
+    def find(self, model: EditableModel, facts: Sequence[Fact], context: Context) -> Targets:
+        """z of every fact, optimised on the model as it is. Changes nothing."""
         hparams: MemitHparams = context.hparams
-        outcomes: dict[int, dict[str, float] | EditFailedError] = {}
-        groups: dict[int, Group] = {}
+        found = Targets({}, {}, {})
         for index, fact in enumerate(facts):
             try:
-                groups[index] = group_of(model, fact, context)
+                found.groups[index] = group_of(model, fact, context)
             except EditFailedError as error:
-                outcomes[index] = error
-
-        # z of every fact, against the model before the batch.
-        targets: dict[int, Tensor] = {}  # n×p: a row for every phrasing
-        for index, z, found in self._targets(model, facts, groups, context):
-            record = {**found.record(), "v0_norm": float((z[0] - found.delta.cpu()).norm())}
-            refused = why_not_edited(facts[index], found, hparams, record)
-            outcomes[index] = refused or record
+                found.outcomes[index] = error
+        for index, z, delta in self._targets(model, facts, found.groups, context):
+            record = {**delta.record(), "v0_norm": float((z[0] - delta.delta.cpu()).norm())}
+            norm = self._norm.of(model, hparams, of_block=True)
+            record |= {} if norm is None else {"target_norm": norm}
+            refused = why_not_edited(facts[index], delta, hparams, record)
+            found.outcomes[index] = refused or record
             if refused is None:
-                targets[index] = z
-        edited = sorted(targets)
-        ordered = [outcomes[index] for index in range(len(facts))]
+                found.states[index] = z
+        return found
+
+    def write(self, model: EditableModel, facts: Sequence[Fact], targets: Targets, context: Context) -> Batch:
+        """The batch of facts whose targets are known: ΔW of every layer, solved on the model as it is. Raises
+        EditFailedError where they cannot be solved together."""
+        hparams: MemitHparams = context.hparams
+        edited = sorted(targets.states)
+        ordered = [targets.outcomes[index] for index in range(len(facts))]
         if not edited:
             return Batch(None, ordered)
-        Z = torch.cat([targets[index] for index in edited]).double()
+        Z = torch.cat([targets.states[index] for index in edited]).double()
 
         # The layers in ascending order, each seeing those below edited.
-        kept = [groups[index] for index in edited]
+        kept = [targets.groups[index] for index in edited]
         updates: dict[str, LowRank] = {}
         vectors: dict[str, Tensor] = {}
         columns = [len(group.phrasings) for group in kept]
@@ -114,9 +144,9 @@ class Memit:
             R = (Z - H_last) / (len(hparams.layers) - position)
             if hparams.phrasing_keys == "mean":
                 K, R = (torch.stack([part.mean(0) for part in one.split(columns)]) for one in (K, R))
-            metric = Metric(context.moments[layer], others[layer], hparams.bystander_weight, hparams.moments_ridge)
+            metric = self._memory.metric(name, context, layer, others[layer])
             X = metric.solve(K)
-            ridge = hparams.equality_ridge if self.equality else None
+            ridge = hparams.equality_ridge if self.equality and not hparams.history else None
             try:
                 solution = solve(K, X, weight=hparams.mom2_update_weight, equality_ridge=ridge)
             except TetherError as error:
@@ -126,6 +156,8 @@ class Memit:
                 raise EditFailedError(f"the update of {len(edited)} facts at layer {layer} is not finite")
             updates[name] = update.to(model.device)
             vectors |= {f"{name}/K": K.float(), f"{name}/H": solution.H.float()}
+            if hparams.history:
+                vectors |= remembered(model, name, K, R, context, layer)
         if hparams.phrasing_keys == "mean":
             Z, columns = torch.stack([part.mean(0) for part in Z.split(columns)]), [1] * len(columns)
         vectors[f"{name}/V"] = Z.float()
@@ -146,6 +178,7 @@ class Memit:
             together.setdefault(index if apart else facts[index].subject_key, []).append(index)
         indices = list(together.values())
         members = [merged([groups[index] for index in each]) for each in indices]
+        norm = self._norm.of(model, hparams, of_block=True)
         for batch in within_memory(model, members, layer, hparams, hparams.memory_gb):
             chosen = [members[i] for i in batch]
             rows = align([prompt for group in chosen for prompt in group], model.device)
@@ -159,7 +192,9 @@ class Memit:
                 starts = iter(group.starts())
                 for index in indices[i]:
                     bare = [first + start for start in islice(starts, len(groups[index].phrasings))]
-                    yield index, (run.hidden[bare, 0].float() + one.delta).cpu(), one
+                    deltas = rescaled(run.values[bare].float(), one.delta, norm)
+                    added = one if norm is None else replace(one, delta=deltas[0])
+                    yield index, (run.hidden[bare, 0].float() + deltas).cpu(), added
 
     @staticmethod
     def _reached(group: Group, keys: Float[Tensor, "n q"], context: Context) -> Group:
@@ -168,7 +203,7 @@ class Memit:
             return group
         keys = keys.cpu().double()
         key = keys[group.starts()].mean(0)
-        u = context.moments[context.hparams.layers[-1]].solve(key, ridge=context.hparams.moments_ridge)
+        u = of_model(context, context.hparams.layers[-1]).solve(key)
         reach = keys[group.contexts : len(group) - 1] @ u / (u @ key)
         return replace(group, reach=(*[1.0] * group.contexts, *reach.tolist()))
 

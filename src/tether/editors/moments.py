@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from tether.algebra.null_space import null_space
 from tether.editors.corpus import Corpus
 from tether.errors import BadSettingsError
 from tether.models.editable import EditableModel
@@ -45,6 +46,7 @@ class Moments:
     tokens: int
     convergence: tuple[tuple[int, float], ...]
     _factors: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _bases: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def solve(self, k: Float[Tensor, "*n q"], *, ridge: float = 0.0) -> Float[Tensor, "*n q"]:
         """(C + `ridge` · mean(diag C) · I)⁻¹k of one key or of each of many, float64. Raises TetherError for a
@@ -60,6 +62,15 @@ class Moments:
             self._factors[ridge] = factor
         keys = k.cpu().double()
         return torch.cholesky_solve(keys.reshape(-1, keys.shape[-1]).mT, self._factors[ridge]).mT.reshape(keys.shape)
+
+    def project(self, k: Float[Tensor, "*n q"], *, threshold: float) -> Float[Tensor, "*n q"]:
+        """P k / mean(diag C) of one key or of each of many, float64: C⁻¹k, were C its mean diagonal on its null space
+        (`tether.algebra.null_space`, with P) and infinite elsewhere. Raises BadSettingsError for an empty null space.
+        """
+        if threshold not in self._bases:
+            self._bases[threshold] = null_space(self.C, threshold)
+        basis = self._bases[threshold]
+        return k.cpu().double() @ basis @ basis.mT / self.C.diagonal().mean()
 
     def sha256(self) -> str:
         """Of the bits of C."""

@@ -16,6 +16,8 @@ _KEPT_PREFIXES = 2  # contexts of a fact edited before, beside its bare prompt
 def group_of(model: EditableModel, fact: Fact, context: Context) -> Group:
     """The prompts of a fact, and those of the facts edited before about the same subject, unless the settings leave
     them alone. Raises EditFailedError as `encode_contexts`."""
+    if context.hparams.phrasing_keys == "none":
+        fact = fact.model_copy(update={"phrasings": ()})
     group = encode_contexts(model, fact, context.prefixes)
     if context.hparams.same_subject == "apart":
         return group
@@ -52,7 +54,7 @@ def why_not_edited(
 ) -> EditFailedError | None:
     """Why an optimised fact is not edited: the model says it already, or its loss did not fall; None for a good one."""
     losses = found.losses
-    if len(losses) == 1 and losses[0] < hparams.loss_threshold:
+    if len(losses) == 1 and (losses[0] < hparams.loss_threshold or found.said):
         return EditSkippedError(f"the model already says {fact.text!r} -> {fact.target_new!r}", record)
     if not losses[-1] < losses[0]:
         return EditFailedError(

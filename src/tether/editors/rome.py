@@ -14,10 +14,13 @@ from pydantic import Field
 from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
 from tether.editors.base import Context, EditFailedError, Method, Proposal
-from tether.editors.bystanders import Metric, bystander_prompts, keys_of
+from tether.editors.bystanders import bystander_prompts, keys_of
 from tether.editors.delta import optimise
+from tether.editors.metric import Memory, remembered
 from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
+from tether.editors.target_norm import TargetNorm, rescaled
+from tether.errors import BadSettingsError
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import align, full_forward, is_residual, keeps_keys
@@ -32,6 +35,7 @@ class RomeHparams(LatentHparams):
     family: ClassVar[str] = "rome"
 
     layers: tuple[int, ...] = Field(min_length=1, max_length=1, description="the one edited layer")
+    mom2_update_weight: float = Field(default=200, gt=0, description="λ of a solve with `history`, which R-ROME has")
     delta_dtype: Literal["model", "bfloat16"] = Field(
         default="model", description="of the steps for δ, with a frozen prefix"
     )
@@ -45,6 +49,7 @@ class RomeHparams(LatentHparams):
             **super().rule(model),
             "layers": (max(0, min(model.n_layers - 2, round(share * model.n_layers))),),
             "clamp_norm_factor": 4,
+            "mom2_update_weight": 15000 if model.hidden_size >= 2048 else 200,
             "prefixes": [{"length": 5, "number": 5}, {"length": 10, "number": 5}],
         }
 
@@ -59,8 +64,13 @@ class Rome:
 
     variant: Literal["rome", "r-rome"]
     _upper: UpperCopy = field(default_factory=UpperCopy, repr=False)
+    _memory: Memory = field(default_factory=Memory, repr=False)
+    _norm: TargetNorm = field(default_factory=TargetNorm, repr=False)
 
     def weights(self, model: EditableModel, hparams: RomeHparams) -> list[str]:
+        if hparams.history and self.variant == "rome":
+            rule = "rome has one key in its solve and another beside its value"
+            raise BadSettingsError(f"setting history true: {rule}; use r-rome")
         return [model.weight_name(layer) for layer in hparams.layers]
 
     def propose(self, model: EditableModel, fact: Fact, context: Context) -> Proposal:
@@ -81,7 +91,7 @@ class Rome:
         keys = run.keys[first].cpu().double()
         k0, k_mean = keys[0], keys.mean(0)
         others = keys_of(model, bystander_prompts(model, [fact], hparams.bystanders), hparams.layers)
-        metric = Metric(context.moments[layer], others[layer], hparams.bystander_weight, hparams.moments_ridge)
+        metric = self._memory.metric(name, context, layer, others[layer])
         u = metric.solve(k_mean)
         u /= u.norm()
 
@@ -94,6 +104,10 @@ class Rome:
         solution = None
         if each:  # δ for every phrasing at its own key, exactly: ΔW K = R with the least change in the same metric
             key = torch.cat([key[None], run.keys[starts[1:]].cpu().double()])
+        if hparams.history:
+            key = torch.atleast_2d(key)
+            solution = solve(key, metric.solve(key), weight=hparams.mom2_update_weight)
+        elif each:
             solution = solve(key, metric.solve(key), weight=0, equality_ridge=_NEARLY_EQUAL)
         if len(group.facts) > 1:  # what is kept needs what the update really adds, at every prompt
             seen = run.keys[:-1].cpu().double()
@@ -102,23 +116,30 @@ class Rome:
             shift = beside * (first_reach / reach)[:, None] if each else beside
             group = replace(group, reach=tuple(reach.tolist()), shift=shift.float())
         (found,) = optimise(model, [group], rows, run, run.values[:1], hparams, arithmetic=arithmetic)
-        record = {**found.record(), "v0_norm": float(run.values[0].float().norm())}
+        at = run.values[starts].cpu().double()  # v₀ of every phrasing
+        norm = self._norm.of(model, hparams, of_block=False)
+        deltas = rescaled(at, found.delta.cpu().double(), norm)
+        record = {**replace(found, delta=deltas[0].float()).record(), "v0_norm": float(run.values[0].float().norm())}
+        record |= {} if norm is None else {"target_norm": norm}
         refused = why_not_edited(fact, found, hparams, record)
         if refused is not None:
             raise refused
 
         # Update.
-        v0, delta = run.values[0].cpu().double(), found.delta.cpu().double()
+        v0, delta = at[0], deltas[0]
         residual = v0 + delta - values.mean(0) if whole else delta
         if solution is None:
             value, update = v0 + delta, LowRank((residual / (u @ key))[:, None].float(), u[None].float())
         else:
-            value = run.values[starts].cpu().double() + delta
-            R = torch.cat([residual[None], delta.expand(len(starts) - 1, -1)])
+            value = (at + deltas)[: len(key)]
+            R = torch.cat([residual[None], deltas[1 : len(key)]])
             update = LowRank(R.mT.float().contiguous(), solution.G.float())
         if not (torch.isfinite(update.A).all() and torch.isfinite(update.B).all()):
             raise EditFailedError(f"{fact.text!r} -> {fact.target_new!r}: the update is not finite", record)
         vectors = {f"{name}/K": key.float(), f"{name}/V": value.float()}
+        if solution is not None and hparams.history:
+            vectors |= {f"{name}/H": solution.H.float()}
+            vectors |= remembered(model, name, key, R, context, layer)
         return Proposal({name: update.to(model.device)}, vectors, record)
 
     def _arithmetic(self, model: EditableModel, hparams: RomeHparams) -> EditableModel | None:

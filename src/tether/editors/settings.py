@@ -5,9 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tether.editors.base import Method
 from tether.editors.registry import EDITORS
@@ -66,18 +66,31 @@ class LatentHparams(Hparams):
     kl_factor: float = Field(ge=0, description="factor of KL(P_δ ‖ P₀)")
     kl_position: Literal["subject", "end"] = "subject"
     loss_threshold: float = Field(default=0.05, ge=0, description="stop below this total loss")
+    most_probable: int = Field(
+        default=0, ge=0, description="stop at the n-th evaluation that finds the target the most probable; 0: off"
+    )
+    target_norm: Annotated[float, Field(gt=0)] | Literal["nas"] | None = Field(
+        default=None, description="NAS: v* is scaled to this norm; nas: to that of a pilot"
+    )
     prefixes: tuple[PrefixLength, ...] = Field(description="generated contexts beside the bare prompt")
     moments_ridge: float = Field(default=0, ge=0, description="share of the mean of diag(C) added to C; the paper: 0")
     same_subject: Literal["together", "apart"] = Field(
         default="together", description="facts edited before of the same subject: kept by the loss, or left alone"
     )
-    phrasing_keys: Literal["each", "mean"] = Field(
-        default="each", description="a fact's phrasings: a key and a column each, or their mean alone"
+    phrasing_keys: Literal["each", "mean", "none"] = Field(
+        default="each", description="a fact's phrasings: a key and a column each, their mean alone, or the prompt alone"
     )
     bystanders: int = Field(default=0, ge=0, description="other subjects a phrasing whose keys must not move")
     bystander_weight: float = Field(default=1, ge=0, description="weight of their E[b bᵀ] beside C")
+    history: bool = Field(default=False, description="whether a solve carries the keys of the live edits before it")
     drop_above: float | None = Field(default=None, description="leave out facts whose final loss is above this")
     frozen_prefix: bool = Field(default=True, description="false: whole forwards, the reference")
+
+    @model_validator(mode="after")
+    def _one_memory(self) -> Self:
+        if self.history and self.bystanders:
+            raise ValueError("history true asks for bystanders 0: one sum of all solves has one metric to start from")
+        return self
 
 
 def settings_for(

@@ -9,8 +9,11 @@ that begins with it, so two one-token candidates of a prompt cost one row, and l
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from tether.errors import TetherError
 from tether.facts.tokens import Continuation, padded, prompt_ids, tokenize, too_long
@@ -145,14 +148,26 @@ def _read(
 
 
 @torch.inference_mode()
+def next_token(model: EditableModel, prompt: str) -> Float[Tensor, " vocab"]:
+    """The probability of every token right after a prompt, of the model as it is now, float32 on the CPU. Changes
+    nothing. Raises TetherError for a prompt without tokens, or longer than the model takes."""
+    ids = prompt_ids(model.tokenizer, prompt)
+    _check_lengths(model, [ids])
+    hidden = model.base(input_ids=torch.tensor([ids], device=model.device), use_cache=False)[0]
+    return head_logits(model, hidden[0, -1:])[0].float().softmax(-1).cpu()
+
+
+@torch.inference_mode()
 def greedy(
-    model: EditableModel, prompts: Sequence[str], max_new_tokens: int, *, batch_tokens: int = BATCH_TOKENS
-) -> list[str]:
+    model: EditableModel, prompts: Sequence[str], max_new_tokens: int, *, batch_tokens: int = BATCH_TOKENS,
+    streamer: Any = None,
+) -> list[str]:  # fmt: skip
     """The text each prompt is continued with, always by the likeliest token, to the end of text, `max_new_tokens`, or
     the model's last position.
 
     The tokenizer's special tokens stand before the prompt as in `score`; none are in the result. The checkpoint's own
-    generation settings (sampling, penalties, lengths) play no part; they are the model's again afterwards.
+    generation settings (sampling, penalties, lengths) play no part; they are the model's again afterwards. `streamer`,
+    for one prompt alone, is handed every token as transformers' `generate` does; what it raises ends the answer.
     """
     rows = {prompt: prompt_ids(model.tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
     _check_lengths(model, list(rows.values()))
@@ -165,7 +180,7 @@ def greedy(
             size = max(1, batch_tokens // (len(rows[order[0]]) + max_new_tokens))
             batch, order = order[:size], order[size:]
             ids, mask = padded([rows[prompt] for prompt in batch], model.device, left=True)
-            output = model.hf.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+            output = model.hf.generate(input_ids=ids, attention_mask=mask, generation_config=plain, streamer=streamer)
             new = model.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             texts.update(zip(batch, new, strict=True))
     return [texts[prompt] for prompt in prompts]

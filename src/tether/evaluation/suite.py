@@ -33,7 +33,7 @@ from tether.evaluation.results import (
 from tether.evaluation.statistics.mean import Record
 from tether.facts.fact import Fact
 from tether.facts.prompt import Turn
-from tether.ledger import Ledger
+from tether.ledger import IMPORT, Ledger
 from tether.ledger.replay import check_counts
 from tether.models.editable import EditableModel
 from tether.storage.atomic import check_writable
@@ -139,7 +139,8 @@ def evaluate_ledger(
 
     A row measures all facts edited so far. The row of 0 edits, one for all restraints ("none"), measures those of the
     largest row, so that every other row has a baseline. Facts given here lend their paraphrases, locality and
-    instance prompts to the ledger's facts of the same subject, prompt and new target. `in_context` adds a row in which
+    instance prompts to the ledger's facts of the same subject, prompt and new target; of a ledger of imported updates,
+    which has no facts, they are what is measured, all of them in every row. `in_context` adds a row in which
     nothing is edited and the facts of the largest row stand in every prompt.
 
     `measurement`, or its fields as keywords, is as in `evaluate`. `out` must not exist yet, and gets every row as soon
@@ -154,7 +155,8 @@ def evaluate_ledger(
         check_writable(path)
         if path.exists() and not resume:
             raise BadSettingsError(f"{path} exists: name another file, or go on with it by resume (--resume)")
-    every = _with_prompts(ledger.facts(), facts)
+    imported = ledger.header.method == IMPORT  # whose edits have no facts: the given ones are asked at every row
+    every = list(enumerate(facts or (), 1)) if imported else _with_prompts(ledger.facts(), facts)
     own = [fact for _, fact in every]
     rows = _Rows(model, what, own, ledger)
     results = rows.results
@@ -167,7 +169,7 @@ def evaluate_ledger(
     largest = max(counts)
     if path is not None and path.exists():
         old = read(path)
-        if not ledger.continues(str(old.settings.get("journal_sha256"))):
+        if ledger.events_after(str(old.settings.get("journal_sha256"))) is None:
             raise BadSettingsError(
                 f"{path} has results of {old.ledger or old.model}, not of {ledger.path}: name another"
             )
@@ -184,7 +186,7 @@ def evaluate_ledger(
     wanted: list[tuple[int, Constraint | None]] = [(count, one) for count in counts - {0} for one in chosen]
     wanted += [(0, none())] if 0 in counts else []
     todo = [(count, one) for count, one in wanted if (count, label_of(one)) not in done]
-    measured = [(edit, fact) for edit, fact in every if edit <= largest]
+    measured = [(edit, fact) for edit, fact in every if imported or edit <= largest]
     tell = in_context and (largest, IN_CONTEXT) not in done
     baseline = measure_baseline(model, measured, rows.what) if todo or tell else None
     file = results if path is None else ResultsFile(path, results)
@@ -203,7 +205,7 @@ def evaluate_ledger(
             logger.info("measuring %d edits, restraint %s", count, label)
             extremes = {name: one.of(state.sums.of[name].factors) for name, one in spectra.items()}
             spectrum = {name: Singular(**one.to_dict()) for name, one in extremes.items()}
-            so_far = [(edit, fact) for edit, fact in measured if not count or edit <= count]
+            so_far = [(edit, fact) for edit, fact in measured if imported or not count or edit <= count]
             about = {"edits": count, "restraint": label, "replayed": state.restraint is None}
             file.add(*rows.measure(so_far, baseline, left, spectrum=spectrum, **about))
     if tell and baseline is not None:

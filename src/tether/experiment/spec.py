@@ -257,6 +257,10 @@ class GridSpec(_Strict):
         every = dict.fromkeys((_with_alpha(one.restrain, alpha, where), one.every) for one in holds["every"])
         if not once and not every:
             raise ValueError(f"once and every are both empty for {where}: name a restraint, none at least")
+        for text in (*once, *(restraint for restraint, _ in every)):
+            if "moments" in parse(text).needs and "moments" not in method.needs:
+                what = f"restraint {text} for {where} needs the moments of the keys"
+                raise ValueError(f"{what}, and {method.name} collects none; leave it out there by an override")
         if "editor" in method.needs and holds["editor"] is None:
             raise ValueError(
                 f"editor is missing for {where}: {method.name} edits with a trained editor; name its file (tether "

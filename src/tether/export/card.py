@@ -4,19 +4,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tether.data import misuse
 from tether.facts.fact import Fact
+from tether.models.load import without_place
 
 
 @dataclass(frozen=True)
 class Provenance:
     """Where an exported model comes from: what its card and its manifest say. `facts` are (edit number, fact) of the
     edits that count, `weights` the names of the changed weights; `restraint` is its written form; `head` the hash of
-    the journal's last line. Of the unedited model: `fingerprint` is the sha256 of the edited weights, `checkpoint` that
-    of all, `model_type` and `layers` are what engines ask of an adapter's base."""
+    the journal's last line, `ledger` the name of its folder, `upto` the last edit that was asked for (None: all). Of
+    the unedited model: `fingerprint` is the sha256 of the edited weights, `checkpoint` that of all, `model_type` and
+    `layers` are what engines ask of an adapter's base."""
 
     base_model: str
     method: str
@@ -27,15 +28,24 @@ class Provenance:
     versions: Mapping[str, str]
     fingerprint: str = ""
     head: str = ""
+    ledger: str = ""
+    upto: int | None = None
     checkpoint: str = ""
     model_type: str = ""
     layers: int | None = None
 
     def manifest(self, adapter: Any = None) -> dict[str, Any]:
-        """For manifest.json; `adapter` is the report of what an adapter holds."""
-        facts = [{"edit": edit, **fact.model_dump(exclude_defaults=True)} for edit, fact in self.facts]
-        held = {} if adapter is None else {"adapter": asdict(adapter)}
-        return {**vars(self), "facts": facts, **held}
+        """For manifest.json, less what `write_manifest` adds; `adapter` is the report of what an adapter holds."""
+        said = [{"edit": edit, **fact.model_dump(mode="json", exclude_defaults=True)} for edit, fact in self.facts]
+        base = {"model": without_place(self.base_model), "sha256": self.fingerprint, "checkpoint": self.checkpoint}
+        return {
+            "ledger": {"head": self.head, "name": self.ledger} if self.head else None,
+            "restraint": self.restraint, "upto": self.upto,
+            "base": {**base, "model_type": self.model_type, "layers": self.layers},
+            "method": self.method, "settings": dict(self.settings), "weights": list(self.weights),
+            "versions": dict(self.versions), "facts": said,
+            **({} if adapter is None else {"adapter": asdict(adapter)}),
+        }  # fmt: skip
 
 
 def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, library: str = "transformers") -> str:
@@ -45,9 +55,7 @@ def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, l
     nothing was measured. A local path in `base_model` is cut to its last part. `library` is
     "transformers", "peft", "mlx" or "gguf".
     """
-    facts, base = about.facts, about.base_model
-    if Path(base).is_absolute() or Path(base).exists():
-        base = Path(base).name
+    facts, base = about.facts, without_place(about.base_model)
     sections = {
         "Measurements": "Not measured here: neither whether each edit took, nor what else changed. "
         "`tether evaluate` measures both.",

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from tether.algebra import large_singular_values
-from tether.constraints.prune import Restraint, parse_restraint
+from tether.algebra.lowrank import LowRank
+from tether.constraints.base import Constraint, Data, Weight, constrained, parse
+from tether.constraints.prune import Restraint
 from tether.errors import BadSettingsError, WrongModelError
 from tether.export import card
-from tether.export.folder import CARD, MANIFEST, new_folder, write_card_and_manifest
+from tether.export.folder import CARD, new_folder, write_card_and_manifest
+from tether.export.manifest import MANIFEST
 from tether.models.checkpoint_files import Stored, same_bytes, stored_tensors
 from tether.storage.versions import versions
 
@@ -68,26 +71,27 @@ def restrain_checkpoint(
     base: str | Path,
     edited: str | Path,
     out: str | Path,
-    restrain: str | Restraint = "log:1.2",
+    restrain: str | Constraint = "log:1.2",
     *,
     device: str | torch.device = "cpu",
 ) -> CheckpointReport:
-    """Write `edited` to the new folder `out`, with the singular values of every difference to `base` restrained.
+    """Write `edited` to the new folder `out`, with every difference to `base` restrained.
 
     For each floating matrix of one name and shape in both: D = B − A in float32, m = σ_max(A), and where D has singular
-    values above m, W̄ = B − Σ_{σ̂>m} (σ̂ − F(σ̂)) û v̂ᵀ (eqs. 4-6), cast to B's dtype. A head that B alone stores is
+    values above m, W̄ = B − Σ_{σ̂>m} (σ̂ − F(σ̂)) û v̂ᵀ (eqs. 4-6), cast to B's dtype; of a restraint that is no function
+    of singular values (rank, rect, norm, sphere) W̄ = A + F(D), where F changes D. A head that B alone stores is
     compared with A's embeddings. Everything else is B's byte for byte: tensors that differ from A's by rounding alone,
     and every file beside the tensors, less a `.git`. A symbolic link in B is copied as the file it leads to, which
     must lie in B (or in the `blobs` of a hub cache that B is a snapshot of). B's own README.md and manifest.json are
-    kept as README.edited.md and manifest.edited.json. Base and edited may be sharded differently; `out` has the
-    shards of `edited`. Memory: a few copies of the largest matrix in float32, on `device`, and for some matrices
-    the float64 Gram matrix of their smaller side. Neither input is changed, and `out` appears whole or not at all.
+    kept as README.edited.md and manifest.edited.json. Base and edited may be sharded differently; `out` has the shards
+    of `edited`. Memory: a few copies of the largest matrix in float32, on `device`, and for some matrices the float64
+    Gram matrix of their smaller side. Neither input is changed, and `out` appears whole or not at all.
 
     Raises WrongModelError for a folder without safetensors, quantised weights, two checkpoints that share no matrix, a
     matrix that is not finite and a link that leads out of B, BadSettingsError for an `out` that has something in it or
-    lies in an input.
+    lies in an input, and a restraint that `checkpoint_restraint` refuses.
     """
-    restraint, base, edited, out = parse_restraint(restrain), Path(base), Path(edited), Path(out)
+    restraint, base, edited, out = checkpoint_restraint(restrain), Path(base), Path(edited), Path(out)
     originals, tensors = stored_tensors(base), stored_tensors(edited)
     configs = [_config(base), _config(edited)]
     for inside, config in zip((base, edited), configs, strict=True):
@@ -141,8 +145,17 @@ def restrain_checkpoint(
     return result
 
 
+def checkpoint_restraint(text: str | Constraint) -> Constraint:
+    """`parse`, for the difference of two checkpoints. Raises BadSettingsError for a restraint that needs moments."""
+    found = parse(text)
+    if "moments" in found.needs:
+        what = f"{found} needs the moments of the keys, which two checkpoints do not have"
+        raise BadSettingsError(f"{what}: name another restraint, or edit into a ledger, which has them")
+    return found
+
+
 def _restrain(
-    name: str, original: Stored, stored: Stored, restraint: Restraint, device: torch.device
+    name: str, original: Stored, stored: Stored, restraint: Constraint, device: torch.device
 ) -> tuple[MatrixReport | None, Tensor | None]:
     """The report of one matrix (None for a zero base), and the restrained one in float32 where it differs from B."""
     A = original.read().to(device, torch.float32)
@@ -154,10 +167,17 @@ def _restrain(
             f"{name} is not finite in base or edited: a restraint needs finite weights; look at that edit"
         )
     m = large_singular_values.largest(A)
-    del A
     shape = (D.shape[0], D.shape[1])
     if m == 0:
         return None, None
+    if not isinstance(restraint, Restraint):
+        whole, first = LowRank.of_dense(D), restraint.init(Weight(shape, m, A.cpu), Data())
+        held = constrained(whole, restraint, first).to_dense()
+        number = len(large_singular_values.above(D, m)[1]) if norm > m else 0
+        top, same = large_singular_values.largest(D), torch.equal(held, D)
+        left = top if same else large_singular_values.largest(held)
+        return MatrixReport(name, shape, m, norm, top, number, left), None if same else A + held
+    del A
     if norm <= m:
         return MatrixReport(name, shape, m, norm, None, 0, None), None
     u, s, vh, top = large_singular_values.above(D, m)
@@ -252,14 +272,15 @@ def _refuse_links_out(folder: Path) -> None:
             )
 
 
-def _warn(report: CheckpointReport, restraint: Restraint, folder: Path) -> None:
-    capped = [x for x in report.matrices if x.above and (restraint.cap_limit(x.sigma_max) is not None)]
-    if capped:
-        logger.warning(
-            "%s with m below 1/ln α = %.3g in %d matrices (%s first, m = %.3g): capped at σ̂, since the formula would "
-            "enlarge values just above m",
-            restraint, restraint.cap_limit(capped[0].sigma_max), len(capped), capped[0].name, capped[0].sigma_max,
-        )  # fmt: skip
+def _warn(report: CheckpointReport, restraint: Constraint, folder: Path) -> None:
+    if isinstance(restraint, Restraint):
+        capped = [x for x in report.matrices if x.above and (restraint.cap_limit(x.sigma_max) is not None)]
+        if capped:
+            logger.warning(
+                "%s with m below 1/ln α = %.3g in %d matrices (%s first, m = %.3g): capped at σ̂, since the formula "
+                "would enlarge values just above m",
+                restraint, restraint.cap_limit(capped[0].sigma_max), len(capped), capped[0].name, capped[0].sigma_max,
+            )  # fmt: skip
     for file in sorted(folder.rglob("*")) if report.restrained else ():
         nested = file.suffix == ".safetensors" and file.parent != folder
         if nested or file.suffix in {".bin", ".pt", ".pth", ".gguf"}:
@@ -276,10 +297,12 @@ def _write_card_and_manifest(folder: Path, base: Path, edited: Path, report: Che
         "Changed matrices": f"{names['edited']} against {names['base']}.\n\n{report.table()}",
         "Copied as they are": card.table(("tensor", "why"), list(report.copied.items())) if report.copied else "None.",
     }
-    method = "the edited checkpoint's own, with the singular values of its differences to the base restrained"
+    method = "the edited checkpoint's own, with its differences to the base restrained"
     weights = [matrix.name for matrix in report.matrices]
     about = card.Provenance(names["base"], method, {}, report.restraint, [], weights, versions())
-    manifest = {"kind": "restrained checkpoint", **names, **report.to_dict(), "versions": versions()}
+    manifest = {
+        **about.manifest(), **report.to_dict(), "kind": "restrained checkpoint", "edited": names["edited"],
+    }  # fmt: skip
     write_card_and_manifest(folder, card.model_card(about, details=details), manifest)
 
 

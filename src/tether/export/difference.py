@@ -44,11 +44,28 @@ def export_difference(
     """Write an adapter for `base`, in one of the forms that hold factors, that gives the weights of `edited`, to the
     rounding of their dtype.
 
-    Of every linear weight that differs, B − A keeps its singular values above what rounding alone makes (the dtype's
-    precision times the norm of a random matrix of such entries), at most the `rank` largest. Biases, norms and
-    embeddings that differ are named and left out. Neither model is changed; `to` must not exist or be empty. Raises
-    WrongModelError for two models of other parameters, and as `export_adapter`.
+    Of every linear weight that differs, its `low_rank_differences`, at most the `rank` largest singular values. Biases,
+    norms and embeddings that differ are named and left out. Neither model is changed; `to` must not exist or be empty.
+    Raises WrongModelError for two models of other parameters, and as `export_adapter`.
     """
+    updates, left = low_rank_differences(base, edited)
+    if left:
+        logger.warning(
+            "%d parameters such as %s differ and are in no adapter: export merged for all", len(left), left[0]
+        )
+    changed = [name for name, update in updates.items() if update.rank]
+    about = Provenance(
+        base.id, f"the difference of {edited.id} to it", {}, "none", [], changed, versions(), layers=base.n_layers,
+        checkpoint=base.fingerprint(), model_type=base.hf.config.get_text_config().model_type,
+    )  # fmt: skip
+    report = export_adapter(form, base, updates, to, about, rank=rank, adapter_dtype=adapter_dtype, base_name=base_name)
+    return Difference(report, tuple(left))
+
+
+def low_rank_differences(base: EditableModel, edited: EditableModel) -> tuple[dict[str, LowRank], list[str]]:
+    """B − A by name for every weight of a linear layer that differs, out×in, and the names of the other parameters that
+    differ. The factors, float32, keep the singular values above what rounding alone makes (the dtype's precision times
+    the norm of a random matrix of such entries). Raises WrongModelError for two models of other parameters."""
     ours, theirs = dict(base.hf.named_parameters()), dict(edited.hf.named_parameters())
     shapes = {name: tuple(one.shape) for name, one in ours.items()}
     if shapes != {name: tuple(one.shape) for name, one in theirs.items()}:
@@ -66,17 +83,7 @@ def export_difference(
             logger.info("%s: rank %d", name, updates[name].rank)
         else:
             left.append(name)
-    if left:
-        logger.warning(
-            "%d parameters such as %s differ and are in no adapter: export merged for all", len(left), left[0]
-        )
-    changed = [name for name, update in updates.items() if update.rank]
-    about = Provenance(
-        base.id, f"the difference of {edited.id} to it", {}, "none", [], changed, versions(), layers=base.n_layers,
-        checkpoint=base.fingerprint(), model_type=base.hf.config.get_text_config().model_type,
-    )  # fmt: skip
-    report = export_adapter(form, base, updates, to, about, rank=rank, adapter_dtype=adapter_dtype, base_name=base_name)
-    return Difference(report, tuple(left))
+    return updates, left
 
 
 def _difference(W: Tensor, edited: Tensor) -> LowRank:

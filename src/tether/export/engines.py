@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tether.errors import BadSettingsError, MissingExtraError, TetherError
 from tether.export.adapter import RANKS
-from tether.export.folder import MANIFEST
+from tether.export.manifest import MANIFEST
 from tether.models.checkpoint_files import stored_tensors
 
 Verdict = Literal["right", "wrong", "refused", "unknown"]
@@ -261,8 +261,10 @@ def _pattern(patterns: Any, module: str) -> float | None:
 def _read(folder: Path) -> _Folder:
     manifest, config = _json(folder / MANIFEST), _json(folder / "adapter_config.json")
     base = _json(Path(str(config.get("base_model_name_or_path", ""))) / "config.json")
-    kind = manifest.get("model_type") or base.get("model_type")
-    layers = manifest.get("layers")
+    said = manifest.get("base")
+    made_for: dict[str, Any] = said if isinstance(said, dict) else {}
+    kind = made_for.get("model_type") or base.get("model_type")
+    layers = made_for.get("layers")
     ggufs = sorted(folder.glob("*.gguf")) if folder.is_dir() else [folder] if folder.suffix == ".gguf" else []
     if (folder / "adapter_model.safetensors").is_file():
         if any(not isinstance(config.get(key, 8), int | float) or config.get(key) == 0 for key in ("r", "lora_alpha")):

@@ -1,6 +1,5 @@
 """A folder that appears whole or not at all, what every export writes into it, and the merged export itself."""
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,10 +7,11 @@ from pathlib import Path
 from uuid import uuid4
 
 from tether.errors import BadSettingsError, TetherError
+from tether.export.manifest import write_manifest
 from tether.models.editable import EditableModel
 from tether.storage.atomic import publish
 
-CARD, MANIFEST = "README.md", "manifest.json"
+CARD = "README.md"
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def new_folder(to: str | Path) -> Iterator[Path]:
     to = Path(to).absolute()
     if to.exists() and not (to.is_dir() and not any(to.iterdir())):
         raise BadSettingsError(
-            f"{to} exists and is not an empty folder: exports never overwrite; give another destination"
+            f"{to} exists and is not an empty folder: nothing is overwritten; give another destination"
         )
     temporary = to.with_name(f".{to.name}.{uuid4().hex[:8]}.partial")
     try:
@@ -39,10 +39,9 @@ def new_folder(to: str | Path) -> Iterator[Path]:
 
 
 def write_card_and_manifest(folder: Path, card: str, manifest: Mapping[str, object]) -> None:
-    """README.md and manifest.json."""
+    """README.md, and manifest.json with the hashes of all files: when everything else is written."""
     (folder / CARD).write_text(card, encoding="utf-8")
-    text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    write_manifest(folder, manifest)
 
 
 def export_merged(model: EditableModel, to: str | Path, card: str, manifest: Mapping[str, object]) -> None:

@@ -14,7 +14,7 @@ from tether.errors import MissingExtraError, TetherError, WrongModelError
 from tether.export.adapter import Adapter
 from tether.export.folder import refuse_unsound
 from tether.models.editable import EditableModel
-from tether.models.load import gguf_file, published_name
+from tether.models.load import gguf_file, published_name, without_place
 
 ADAPTER, MODEL = "adapter.gguf", "model.gguf"
 
@@ -98,7 +98,7 @@ def write_gguf_adapter(adapter: Adapter, model: EditableModel, folder: Path, *, 
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(adapter.report.rank))
-    writer.add_string(gguf.Keys.General.BASE_MODEL_NAME.format(id=0), base_name or published_name(model))
+    writer.add_string(gguf.Keys.General.BASE_MODEL_NAME.format(id=0), base_name or without_place(published_name(model)))
     for module, factors in adapter.factors.items():
         name = names.of(f"{module}.weight")
         _add(writer, f"{name}.lora_a", factors.B)

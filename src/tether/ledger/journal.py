@@ -22,6 +22,7 @@ from tether.facts.fact import Fact
 from tether.storage.atomic import finite, seal, sync_folder
 
 ATTEMPTS = ("edit", "failed", "skipped")
+IMPORT = "import"  # the method of a ledger of imported updates: no editor goes on with it
 LOCK = "ledger.lock"
 
 
@@ -53,11 +54,21 @@ class MomentsRecord(_Record):
     tokens: int
 
 
+class SourceRecord(_Record):
+    """A ledger that another one was made of: the name of its folder, its head then, and the edits that were taken, as
+    numbered there."""
+
+    name: str
+    head: str
+    edits: tuple[int, ...]
+
+
 class Header(_Record):
     """ledger.json: everything the events depend on. Never changes after the ledger is made. `anatomy` names the layout
     of a model whose structure does not tell it. `joint` says what stands before the answers of facts that do not say:
     None, in ledgers of earlier versions, always one space. `fingerprint` is of the edited weights, `checkpoint` of the
-    whole model (None in ledgers of earlier versions)."""
+    whole model (None in ledgers of earlier versions). `origin` says how a ledger was made that no editor made: by a
+    merge or a pick, whose `sources` gave their edits in order, or by an import."""
 
     format: Literal[1] = 1
     created: str
@@ -79,6 +90,8 @@ class Header(_Record):
     anatomy: dict[str, str] | None = None
     joint: Literal["rule"] | None = None
     checkpoint: str | None = None
+    origin: str | None = None
+    sources: tuple[SourceRecord, ...] | None = None
     versions: dict[str, str]
 
 
@@ -86,7 +99,7 @@ class Event(_Record):
     """One line of the journal. `edit` numbers attempts (edit, failed, skipped), one a fact; `record` is what was
     measured. Facts edited together have a line each: `batch` is (place in the batch from 1, size), `column` the fact's
     first column in the factors file they share, `columns` how many it has (None: one). Without a `column` the facts of
-    a batch share the whole update."""
+    a batch share the whole update. An edit without a `fact` is an imported update: `reason` says of what."""
 
     number: int
     time: str

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -27,13 +27,19 @@ from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Extremes, Spectrum
 from tether.constraints.base import Constraint, label_of, parse
 from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError, pydantic_line
-from tether.export import WHOLE, Form, LoraReport, Provenance, check_form, export_adapter, export_whole
+from tether.export import WHOLE, Form, LoraReport, Provenance, check_form, export_adapter, export_whole, make_adapter
+from tether.export.folder import new_folder
+from tether.export.lora import write_lora
 from tether.facts.fact import Fact
 from tether.ledger.journal import ATTEMPTS, Event, Header, Journal, writing
 from tether.ledger.replay import Replay, Sums, by_file, check_counts, check_ends, damaged, sound_factors
 from tether.models import EditableModel
 from tether.models import load as load_model
+from tether.models.load import wrapped
 from tether.storage.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +50,11 @@ Restrain = str | Constraint | None  # None: as recorded
 @dataclass(frozen=True)
 class Attempt:
     """What became of one fact of a batch: `edit`, `failed` or `skipped`, with the reason, what was measured, and how
-    many columns of the batch's update are the fact's own (0: the facts share it)."""
+    many columns of the batch's update are the fact's own (0: the facts share it). Of an imported update there is no
+    fact, and the reason says what it is."""
 
     kind: Literal["edit", "failed", "skipped"]
-    fact: Fact
+    fact: Fact | None
     record: dict[str, Any]
     reason: str | None = None
     columns: int = 1
@@ -161,9 +168,9 @@ class Ledger:
                 )
         return report
 
-    def continues(self, head: str) -> bool:
-        """Whether `head`, in full, is the hash of one of the journal's lines, or of ledger.json before the first."""
-        return self._journal.after(head) is not None
+    def events_after(self, head: str) -> int | None:
+        """How many events followed since `head`, in full, was the head; None where it never was."""
+        return self._journal.after(head)
 
     def _check_no_lines_missing(self) -> None:
         orphans = {f"factors/{file.name}" for file in (self.path / "factors").glob("*.safetensors")}
@@ -185,6 +192,10 @@ class Ledger:
         """Read the journal again, as it is on disk."""
         self._journal.reload()
         self._last_read = (None, {})
+
+    def refresh(self) -> None:
+        """`reload`, where another process has written since."""
+        self._journal.refresh()
 
     @property
     def head(self) -> str:
@@ -276,6 +287,16 @@ class Ledger:
 
         return read
 
+    def summary(self) -> str:
+        """The ledger on one line."""
+        kinds, edits = Counter(event.kind for event in self.events), len(self.live())
+        said = [f"{edits} edit{'' if edits == 1 else 's'}"]
+        counts = {"undone": len(self.undone), "failed": kinds["failed"], "skipped": kinds["skipped"]}
+        said += [f"{number} {what}" for what, number in counts.items() if number]
+        header = self.header
+        how = f"{header.method} on {header.model}; restraint {self.restraint_in_words()}"
+        return f"{', '.join(said)}; {how}; head {self.head[:12]}"
+
     # --- what follows from it -----------------------------------------------------------------------------------
 
     def replay(self, model: EditableModel | None = None, *, keep: bool = False) -> Replay:
@@ -283,7 +304,11 @@ class Ledger:
         files; with `keep` for several passes, which read them once. The model, which is not checked, is for restraints
         that ask for W₀ or the moments."""
         read = self.reader() if keep else self.tensors
-        return Replay(self.path, self.header, self.events, frozenset(self.live_numbers()), read, model)
+        counting, anew = frozenset(self.live_numbers()), 0
+        if self.header.settings.get("history"):
+            marked = [event for event in self.events if event.undone or event.redone]
+            anew = marked[-1].number - (marked[-1].kind in ATTEMPTS) if marked else 0
+        return Replay(self.path, self.header, self.events, counting, read, model, anew)
 
     def sums(
         self, upto: int | None = None, restrain: Restrain = None, *, exact: bool = True,
@@ -322,11 +347,13 @@ class Ledger:
 
     def undo(self, *edits: int) -> Event:
         """Take edits out, by number: from now on the ledger is what it would be without them in the sum, later
-        restraints recomputed. Later edits are *not* computed anew. Nothing is deleted; needs no model."""
+        restraints recomputed. Later edits are *not* computed anew. Nothing is deleted; needs no model. Where the last
+        of the edits goes that a consolidation or a repair made, those that they stood for are taken in again."""
         return self._mark("undo", edits)
 
     def redo(self, *edits: int) -> Event:
-        """Take undone edits in again, by number: the ledger is what it would be had they never been undone."""
+        """Take undone edits in again, by number: the ledger is what it would be had they never been undone. Edits that
+        stand for others (of a consolidation or a repair) take these out again."""
         return self._mark("redo", edits)
 
     def _mark(self, kind: Literal["undo", "redo"], edits: Sequence[int]) -> Event:
@@ -345,7 +372,23 @@ class Ledger:
                     others = f"{', '.join(map(str, apart[:5]))}{' …' if apart[5:] else ''}"
                     every = len(self.together([edit]))
                     raise BadSettingsError(f"edit {edit} shares one update with {others}: {kind} all {every} of them")
-            return self._journal.append({"kind": kind, f"{kind}ne": tuple(sorted(set(edits)))})[0]
+            changes = {f"{kind}ne": tuple(sorted(set(edits)))}
+            other = self._stood_for(set(edits), again=kind == "undo")
+            if other:
+                changes["redone" if kind == "undo" else "undone"] = tuple(sorted(other))
+            return self._journal.append({"kind": kind, **changes})[0]
+
+    def _stood_for(self, edits: set[int], *, again: bool) -> set[int]:
+        """What a change of `edits` means for the edits that they replaced: which are taken in again, now that none of
+        those that replaced them is left, or out again, now that one is back."""
+        found, now = set[int](), self.undone
+        for event in self.events:
+            if event.kind in ATTEMPTS and event.undone and event.edit is not None:
+                size = 1 if event.batch is None else event.batch[1]
+                new = {e.edit for e in self.events if e.kind == "edit" and e.edit and 0 <= e.edit - event.edit < size}
+                if edits & new and new <= now | edits:
+                    found |= set(event.undone) & now if again else set(event.undone) - now
+        return found
 
     def together(self, edits: Iterable[int]) -> set[int]:
         """These edits, and all that share one update with any of them."""
@@ -400,10 +443,11 @@ class Ledger:
         about = Provenance(
             base_model=self.name_of(model), fingerprint=header.fingerprint, method=header.method,
             settings=header.settings,
-            restraint=self._restraint_in_words(upto) if restrain is None else str(parse(restrain)),
+            restraint=self.restraint_in_words(upto) if restrain is None else str(parse(restrain)),
             facts=[(e.edit, e.fact) for e in self.live(upto) if e.edit is not None and e.fact is not None],
-            weights=list(header.weights), head=self.head, versions=header.versions, checkpoint=model.fingerprint(),
-            model_type=model.hf.config.get_text_config().model_type, layers=model.n_layers,
+            weights=list(header.weights), head=self.head, versions=header.versions, ledger=self.path.resolve().name,
+            upto=upto, checkpoint=model.fingerprint(), model_type=model.hf.config.get_text_config().model_type,
+            layers=model.n_layers,
         )  # fmt: skip
         sums = self.sums(upto, restrain, model=model)
         if as_ in WHOLE:
@@ -425,7 +469,28 @@ class Ledger:
                 norms.setdefault(name, []).append(update.norm())
         return {name: min(found) for name, found in norms.items()}
 
-    def _restraint_in_words(self, upto: int | None) -> str:
+    def as_peft(
+        self, model: EditableModel | None = None, *, restrain: Restrain = None, upto: int | None = None
+    ) -> PeftModel:
+        """The edits as an adapter in memory, on the unedited model, to be switched off and on:
+
+            edited = ledger.as_peft(model)
+            with edited.disable_adapter():      # the unedited model, bit for bit
+                ...
+
+        `upto` and `restrain` as for `export`. It shares every weight with `model` but the edited ones, of which it has
+        copies of W₀; `model` is not changed, whatever it carries, and later changes of its edits do not show here. In a
+        dtype below float32 the adapter is added without the rounding that edited weights have. Raises MissingExtraError
+        without peft, TetherError where every update is zero."""
+        model = self.model_or_load(model)
+        with TemporaryDirectory(prefix="tether-") as folder:
+            sums = {name: held.factors for name, held in self.sums(upto, restrain, model=model).of.items()}
+            adapter = make_adapter(model, sums, served=False)
+            with new_folder(Path(folder) / "adapter") as inside:
+                write_lora(adapter, model, inside)
+            return wrapped(model.unedited_copy(*self.header.weights), Path(folder) / "adapter").eval()
+
+    def restraint_in_words(self, upto: int | None = None) -> str:
         """The restraints that a replay of the journal applies: `log:1.2 after edit 10, 20`."""
         after: dict[str, list[str]] = {}
         edit = 0
@@ -445,10 +510,12 @@ class Ledger:
             yield
 
     def append(
-        self, attempts: Sequence[Attempt], updates: dict[str, LowRank], vectors: dict[str, Tensor]
-    ) -> list[Event]:
+        self, attempts: Sequence[Attempt], updates: dict[str, LowRank], vectors: dict[str, Tensor], *,
+        replacing: Iterable[int] = (),
+    ) -> list[Event]:  # fmt: skip
         """What became of one fact, or of the facts of one solve: factors first (temporary name, fsync, rename), then a
-        line each (fsync), all of them or none. `updates` and `vectors` are of the edited ones. Needs `writing`."""
+        line each (fsync), all of them or none. `updates` and `vectors` are of the edited ones. The live edits
+        `replacing` are undone by the same lines: the new ones stand for them. Needs `writing`."""
         file, kept = _factors_file(self.attempts + 1), {}
         if any(attempt.kind == "edit" for attempt in attempts):
             tensors = {f"{name}/A": one.A for name, one in updates.items()} | vectors
@@ -469,6 +536,8 @@ class Ledger:
                 line |= {"column": column, "columns": attempt.columns if attempt.columns > 1 else None}
                 column += attempt.columns
             lines.append(line)
+        if replacing:
+            lines[0]["undone"] = tuple(sorted(replacing))
         return self._journal.append(*lines)
 
     def append_restraint(self, restraint: Constraint, record: dict[str, Any], reason: str | None = None) -> Event:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tether.algebra.joint_solve import Solution
 from tether.algebra.lowrank import LowRank
+from tether.algebra.ridge import ridge_sum
 from tether.constraints.base import Constraint, Data, Weight, constrained, parse
 from tether.editors.moments import cached_moments
 from tether.errors import BadLedgerError, BadSettingsError, TetherError, first_line
@@ -91,9 +93,12 @@ class Sum:
             return Sum(found.factors.compacted(), exact)
         return found
 
-    def restrained(self, weight: Weight, data: Data, restraint: Constraint) -> Sum:
-        """F(Σ); this very sum where the restraint changes nothing."""
-        factors = constrained(self.factors, weight, data, restraint)
+    def restrained(self, restraint: Constraint, first: Callable[[], Any]) -> Sum:
+        """F(Σ), from the restraint's `first` state, asked for only where there are updates; this very sum where the
+        restraint changes nothing."""
+        if not (restraint.acts and self.rank):
+            return self
+        factors = constrained(self.factors, restraint, first())
         if factors is self.factors:
             return self
         return Sum(factors, None if self.exact is None else Dense(factors.to_dense()))
@@ -102,10 +107,10 @@ class Sum:
 class Sums:
     """The sums of every edited weight; `m` is σ_max of W₀ by weight name, `inputs` what a restraint may read of each.
     `exact` false keeps factors alone, for a sum that no live run had. No sum and no dict of them is ever changed:
-    `copy.copy` gives Sums that go their own way."""
+    `copy.copy` gives Sums that go their own way, with the same first states of restraints, each computed once."""
 
     def __init__(self, inputs: Mapping[str, tuple[Weight, Data]], *, exact: bool = True) -> None:
-        self._inputs = inputs
+        self._first = cache(lambda restraint, name: restraint.init(*inputs[name]))
         self.m = {name: weight.sigma_max for name, (weight, _) in inputs.items()}
         self.of = {
             name: Sum(LowRank.zeros(*weight.shape), Dense(torch.zeros(*weight.shape)) if exact else None)
@@ -115,12 +120,35 @@ class Sums:
     def add(self, updates: Mapping[str, LowRank]) -> None:
         self.of = {name: held.add(updates[name]) if name in updates else held for name, held in self.of.items()}
 
+    def prepare(self, restraint: Constraint) -> None:
+        """Compute the restraint's first states now, so that what it lacks is said before the work. Raises TetherError
+        where W₀ or moments are not at hand, or the restraint does not fit them."""
+        for name in self.of if restraint.acts else ():
+            self._first(restraint, name)
+
     def restrain(self, restraint: Constraint) -> None:
-        self.of = {name: held.restrained(*self._inputs[name], restraint) for name, held in self.of.items()}
+        self.of = {name: self._restrained(name, held, restraint) for name, held in self.of.items()}
+
+    def restrain_recorded(self, restraint: Constraint) -> dict[str, Any]:
+        """`restrain`; returns what a journal says of it, by weight: the largest σ̂ before, how many were above m, the
+        largest after."""
+        before = {name: held.factors.singular_values() for name, held in self.of.items()}
+        self.restrain(restraint)
+        return {
+            name: {
+                "update_sigma_max": float(s[0]) if len(s) else 0.0,
+                "above_m": int((s > self.m[name]).sum()),
+                "restrained_sigma_max": max(self.of[name].factors.singular_values().tolist(), default=0.0),
+            }
+            for name, s in before.items()
+        }
 
     def restrains(self, restraint: Constraint) -> bool:
         """Whether the restraint would change any of the sums."""
-        return any(held.restrained(*self._inputs[name], restraint) is not held for name, held in self.of.items())
+        return any(self._restrained(name, held, restraint) is not held for name, held in self.of.items())
+
+    def _restrained(self, name: str, held: Sum, restraint: Constraint) -> Sum:
+        return held.restrained(restraint, lambda: self._first(restraint, name))
 
     def show(self, model: EditableModel) -> None:
         """Make the model carry the sums: round(W₀ + Σ); a weight without updates gets its original bits."""
@@ -140,7 +168,11 @@ class State:
 @dataclass(frozen=True)
 class Replay:
     """The events of the ledger at `path`, whose edits `counting` are in the sums. `read` gives the tensors of an edit's
-    factors file; a pass over the events reads every file once. Of `model` restraints may ask for W₀ and the moments."""
+    factors file; a pass over the events reads every file once. Of `model` restraints may ask for W₀ and the moments.
+
+    Updates are added as they were made. But of edits whose solves carried the earlier keys (the setting `history`), an
+    undo or redo changes what the others add: those among the first `anew` events are solved anew, without the undone
+    ones (`tether.algebra.ridge`). Between restraints what is added is the difference of two such solutions."""
 
     path: Path
     header: Header
@@ -148,10 +180,12 @@ class Replay:
     counting: Set[int]
     read: Callable[[Event], Mapping[str, Tensor]]
     model: EditableModel | None = None
+    anew: int = 0
 
     def without(self, edits: Set[int]) -> Replay:
         """As after the undo of these edits."""
-        return replace(self, counting=self.counting - edits)
+        anew = len(self.events) if self.header.settings.get("history") else 0
+        return replace(self, counting=self.counting - edits, anew=anew)
 
     def sums(
         self, upto: int | None = None, restraint: Constraint | None = None, *, exact: bool = True, check: bool = False
@@ -167,7 +201,8 @@ class Replay:
 
         None replays the journal with its restraints; another restraint is applied once to the sum of the edits.
         `exact` false: no dense sum with the bits of a live run is kept. `check`: the files of edits that do not count
-        are read as well. Raises BadSettingsError for a number beyond the ledger.
+        are read as well. Raises BadSettingsError for a number beyond the ledger, and TetherError, before any state,
+        where a restraint asks for what is not at hand.
         """
         check_counts(self.path, at, self._attempts)
         check_ends(self.path, at, self.events)
@@ -175,10 +210,14 @@ class Replay:
             recorded: Sums(self.inputs, exact=exact and recorded) for recorded in {one is None for one in restraints}
         }
         batch: list[Event] = []  # of the last edit looked at
+        added = seen = 0  # of the edits that are solved anew: the last in `running`, the last looked at
 
         def after(edits: int) -> Iterator[State]:
             inside = batch and (batch[-1].edit or 0) > edits  # of a batch that is not added yet
-            partial = self._updates(batch, edits) if inside else {}
+            if seen > added:
+                partial = self._between(added, min(seen, edits))
+            else:
+                partial = self._updates(batch, edits) if inside else {}
             for restraint in restraints:
                 sums = copy.copy(running[restraint is None])
                 sums.add(partial)
@@ -186,6 +225,9 @@ class Replay:
                     sums.restrain(restraint)
                 yield State(edits, restraint, sums)
 
+        for restraint in restraints:
+            if restraint is not None and max(at, default=0):
+                running[False].prepare(restraint)
         waiting = sorted(set(at), reverse=True)
         for event in self.events:
             if event.kind in ATTEMPTS and event.edit is not None:
@@ -193,7 +235,16 @@ class Replay:
                     yield from after(waiting.pop())
                 if not waiting:
                     return
-            if event.kind == "edit":
+            if seen > added and (event.number > self.anew or event.restrain is not None):
+                updates = self._between(added, seen)
+                for sums in running.values():
+                    sums.add(updates)
+                added = seen
+            if event.kind == "edit" and event.number <= self.anew:
+                seen = event.edit or 0
+                if check:
+                    self.read(event)
+            elif event.kind == "edit":
                 batch = self._batches[event.factors or ""]
                 if event is batch[-1]:
                     updates = self._updates(batch)
@@ -214,7 +265,8 @@ class Replay:
             batch = self._batches[event.factors or ""] if event.kind == "edit" else []
             counting = [one for one in batch if one.edit in self.counting]
             if counting and event is batch[-1]:
-                sums.add(self._updates(batch))
+                anew = event.number <= self.anew
+                sums.add(self._between((batch[0].edit or 0) - 1, event.edit or 0) if anew else self._updates(batch))
                 yield counting, sums
             elif event.restrain is not None:
                 sums.restrain(parse(event.restrain))
@@ -257,6 +309,28 @@ class Replay:
     def _attempts(self) -> int:
         return sum(event.kind in ATTEMPTS for event in self.events)
 
+    def _between(self, first: int, last: int) -> dict[str, LowRank]:
+        """What the edits after `first`, up to `last`, add to the solution of those before, by the weights they have."""
+        found = {}
+        for name, (edits, K, X, D) in self._solves.items():
+            parts = [ridge_sum(K[edits <= at], X[edits <= at], D[edits <= at]) for at in (first, last)]
+            found[name] = parts[1] if parts[0].rank == 0 else LowRank.sum([parts[1], -parts[0]])
+        return found
+
+    @cached_property
+    def _solves(self) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """For every weight the edits that count and are solved anew, a row a key: their numbers, K, X, D."""
+        rows: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in self.header.weights}
+        for event in self.events[: self.anew]:
+            if event.kind == "edit" and event.edit in self.counting:
+                tensors = self.read(event)
+                with sound_factors(self.path, event):
+                    for name in rows:
+                        of_edit = tuple(tensors[f"{name}/{kind}"][event.part] for kind in "KXD")
+                        rows[name].append((torch.full((len(of_edit[0]),), event.edit or 0), *of_edit))
+        stacked = {name: [torch.cat(one) for one in zip(*parts, strict=True)] for name, parts in rows.items() if parts}
+        return {name: (edits, K, X, D) for name, (edits, K, X, D) in stacked.items()}
+
     def _updates(self, batch: Sequence[Event], upto: int | None = None) -> dict[str, LowRank]:
         """The updates of one factors file (its edits are `batch`) for those that count, numbered at most `upto`."""
         kept = [one for one in batch if one.edit in self.counting and (upto is None or (one.edit or 0) <= upto)]
@@ -288,11 +362,39 @@ def solved(tensors: Mapping[str, Tensor], name: str, kept: Sequence[Event]) -> L
     """The update of a weight by the edits `kept` of one factors file. Of facts edited in one solve, the solution of the
     same residuals without the others' keys."""
     A, B = tensors[f"{name}/A"], tensors[f"{name}/B"]
-    columns = [column for event in kept for column in range(A.shape[1])[event.part]]
-    removed = sorted(set(range(A.shape[1])) - set(columns))
+    columns, removed = _columns(A, kept)
     if removed:
-        A, B = A[:, columns], Solution(B.double(), tensors[f"{name}/H"].double()).without(removed).G.float()
+        A, B = A[:, columns], _solution(tensors, name).without(removed).G.float()
     return LowRank(A, B)
+
+
+def part_of(
+    tensors: Mapping[str, Tensor], names: Iterable[str], kept: Sequence[Event]
+) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+    """The updates by the edits `kept` of one factors file, and what their editor kept of them ("<weight>/K", …): all
+    that a file of theirs alone holds. Of all edits of the file, its own tensors."""
+    updates, vectors = {}, {}
+    for name in names:
+        if f"{name}/A" not in tensors:
+            continue
+        updates[name] = solved(tensors, name, kept)
+        columns, removed = _columns(tensors[f"{name}/A"], kept)
+        for kind in ("K", "V", "H"):
+            if (held := tensors.get(f"{name}/{kind}")) is not None:
+                if removed and kind == "H":
+                    held = _solution(tensors, name).without(removed).H.float()
+                vectors[f"{name}/{kind}"] = held[columns] if removed and kind != "H" else held
+    return updates, vectors
+
+
+def _columns(A: Tensor, kept: Sequence[Event]) -> tuple[list[int], list[int]]:
+    """The columns of A of the edits `kept`, and those of the others."""
+    columns = [column for event in kept for column in range(A.shape[1])[event.part]]
+    return columns, sorted(set(range(A.shape[1])) - set(columns))
+
+
+def _solution(tensors: Mapping[str, Tensor], name: str) -> Solution:
+    return Solution(tensors[f"{name}/B"].double(), tensors[f"{name}/H"].double())
 
 
 def check_ends(path: Path, counts: Iterable[int], events: Iterable[Event]) -> None:

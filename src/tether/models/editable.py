@@ -1,9 +1,11 @@
 """A causal language model whose weights can carry updates, and give them back bit for bit."""
 
+import copy
 import hashlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -200,6 +202,17 @@ class EditableModel:
                 carried = self._updates.get(name)
                 self.set_update(name, extra if carried is None else carried.to(extra) + extra)
             yield
+
+    def unedited_copy(self, *names: str) -> PreTrainedModel:
+        """The unedited transformers model with modules of its own, which others may wrap or replace. It shares every
+        tensor with this model, which stays as it is, but for the weights `names` and those that carry an update: they
+        are copies of W₀."""
+        kept: dict[int, Any] = {id(one): one for one in (*self.hf.parameters(), *self.hf.buffers())}
+        for name in {*names, *self.edited}:
+            original = self.original(name).to(self.weight(name).dtype, copy=True)
+            stored = original.mT.contiguous() if self.is_transposed(name) else original
+            kept[id(self.hf.get_parameter(name))] = nn.Parameter(stored, requires_grad=False)
+        return copy.deepcopy(self.hf, kept)
 
     # --- identity -----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources, util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -30,6 +30,9 @@ from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import check_states
 from tether.models.layout import find_anatomy, refuse_quantised
 from tether.storage.cache import built_folder, cache_dir
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 GgufConfig = getattr(quantization_config, "GgufConfig", None)  # earlier versions of transformers always unpack
 logger = logging.getLogger(__name__)
@@ -99,16 +102,23 @@ def load(
 def with_adapter(base: EditableModel, folder: str | Path) -> EditableModel:
     """The model with a peft adapter merged into it. `base` is used up: its weights become those of the result. Raises
     MissingExtraError without peft, WrongModelError for an adapter that does not fit."""
+    hf = wrapped(base.hf, folder).merge_and_unload(safe_merge=True)
+    return EditableModel(hf, base.tokenizer, id=str(folder), anatomy=base.anatomy)
+
+
+def wrapped(hf: PreTrainedModel, folder: str | Path) -> "PeftModel":
+    """A peft model of `hf`, whose modules it changes, and the adapter of a folder, switched on. Raises as
+    `with_adapter`."""
     try:
         from peft import PeftModel
     except ImportError:
         raise MissingExtraError("an adapter needs peft: pip install 'tether[lora]'") from None
     with _readable(str(folder)), _quiet():
         try:
-            hf = PeftModel.from_pretrained(base.hf, str(folder)).merge_and_unload(safe_merge=True)
+            return PeftModel.from_pretrained(hf, str(folder))
         except RuntimeError as error:
-            raise WrongModelError(f"{folder} is no adapter of {base.id} ({first_line(error)}): name its base") from None
-    return EditableModel(hf, base.tokenizer, id=str(folder), anatomy=base.anatomy)
+            what = f"{folder} is no adapter of {hf.name_or_path or 'this model'}"
+            raise WrongModelError(f"{what} ({first_line(error)}): name its base") from None
 
 
 def is_adapter(source: str | Path) -> bool:
@@ -190,6 +200,12 @@ def gguf_file(model: EditableModel) -> Path | None:
         return _bundled_file(model.id, **bundled)
     path = Path(model.id)
     return path if path.suffix.lower() == ".gguf" and path.is_file() else None
+
+
+def without_place(name: str) -> str:
+    """What a model is called where others read it: of a path on this machine the last part."""
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.exists() else name
 
 
 def _bundled_file(name: str, *, package: str, glob: str, remedy: str, **_: str) -> Path:

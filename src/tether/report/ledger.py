@@ -145,7 +145,7 @@ def _spectrum_table(rows: Sequence[Row]) -> str:
 
 
 def _facts_table(ledger: Ledger, events: Iterable[Event], rows: Sequence[Row]) -> str:
-    """Every fact tried; whether its own prompt still gives the new answer, in the last rows."""
+    """Every fact tried, and imported updates; whether its own prompt still gives the new answer, in the last rows."""
     last = max((row.edits for row in rows), default=0)
     final = [row for row in rows if row.edits == last and row.retention]
     held = [(f"holds, {restraint_name(row.restraint)}", dict(row.retention)) for row in final]
@@ -153,14 +153,18 @@ def _facts_table(ledger: Ledger, events: Iterable[Event], rows: Sequence[Row]) -
     lines: list[list[Cell]] = []
     classes = []
     for event in events:
-        if event.fact is None or event.edit is None:
+        if event.edit is None:
             continue
+        if (fact := event.fact) is None:  # an imported update
+            asked, why = (event.reason or "–", "–", "–"), ""
+        else:
+            asked = fact.text, fact.target_new, fact.target_true or "–"
+            why = event.reason or "; ".join(event.record.get("reasons", ()))
         record, status = event.record, "undone" if event.edit in undone else event.kind
         health = record.get("health", "")
-        why = event.reason or "; ".join(record.get("reasons", ()))
         losses = [plain(record.get(name), ".2f") for name in ("loss_first", "loss_last")]
         lines.append([
-            n(event.edit), event.fact.text, event.fact.target_new, event.fact.target_true or "–",
+            n(event.edit), *asked,
             {"edit": "edited"}.get(status, status), n(" → ".join(losses)), n(plain(record.get("norm"))),
             ": ".join(part for part in (health, why) if part),
             *(n(plain(kept.get(event.edit), ".0f")) for _, kept in held),

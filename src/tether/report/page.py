@@ -40,7 +40,9 @@ def check_own(to: Path) -> None:
 def write_page(to: Path, title: str, about: str, sections: Sequence[Section]) -> Path:
     """Write a page with a table of contents to a file, whole or not at all; its folder is made. Returns the file.
     `about`: what stands under the title."""
-    page = Template((resources.files(__package__) / "page.html").read_text(encoding="utf-8")).substitute(
+    here = resources.files(__package__)
+    page = Template((here / "page.html").read_text(encoding="utf-8")).substitute(
+        style=(here / "style.css").read_text(encoding="utf-8").strip(),
         title=escape(title),
         about=note(about),
         contents="".join(f'<li><a href="#{s.id}">{escape(s.title)}</a></li>' for s in sections),

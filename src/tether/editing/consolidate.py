@@ -1,0 +1,364 @@
+"""Consolidate: all live facts of a ledger solved again at once on the unedited weights.
+
+One by one, every solve sees a model that the earlier ones have changed, and adds to what they added. The one solve of
+all facts is the ridge solution of least change; how strongly it holds what the model knew (λ) is chosen afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tether.algebra.joint_solve import solve
+from tether.algebra.lowrank import LowRank
+from tether.editing.prepare import recorded_moments, recorded_settings
+from tether.editing.said import Said, said_now
+from tether.editors import Batch, Context, EditFailedError, Editor, Proposal
+from tether.editors import editor as editor_of
+from tether.editors.base import NoHistory
+from tether.editors.memit import Memit, Targets
+from tether.editors.metric import of_model
+from tether.editors.prompts import group_of
+from tether.errors import BadSettingsError
+from tether.evaluation.abilities.perplexity import builtin_text, perplexity
+from tether.evaluation.scores import score
+from tether.facts.chat import render
+from tether.facts.fact import Fact
+from tether.ledger import Attempt, Event, Ledger
+from tether.models import EditableModel
+
+logger = logging.getLogger(__name__)
+
+_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the recorded λ, that `auto` tries
+_CALIBRATION = 60  # facts that `auto` asks, spread over all
+_CLOSE, _NAMED = 0.98, 20  # cosine in the metric of C from which keys of different subjects are named; how many
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One strength: percent of the calibration facts that are said, and perplexity as a multiple of the unedited."""
+
+    strength: float
+    alive: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Close:
+    """Two edits of different subjects whose keys nearly are one: their cosine in the metric of C."""
+
+    edits: tuple[int, int]
+    subjects: tuple[str, str]
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Consolidated:
+    """What was done. `first`, `last`: numbers of the new edits; `replaced`: those they stand for; `superseded`: edits
+    that a newer one of the same prompt overrides, not solved again; `condition`: of λI + KᵀC⁻¹K by weight; `curve`: the
+    strengths that `auto` tried."""
+
+    first: int
+    last: int
+    replaced: tuple[int, ...]
+    superseded: tuple[int, ...]
+    strength: float
+    targets: str
+    condition: Mapping[str, float]
+    close: tuple[Close, ...]
+    curve: tuple[Tried, ...]
+    before: Said
+    said: Said
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "before": self.before.to_dict(), "said": self.said.to_dict()}
+
+
+class _Problem(Protocol):
+    """All facts with what each needs, ready to be solved for any λ."""
+
+    def solve(self, strength: float) -> Batch: ...
+
+
+def consolidate(
+    model: EditableModel, ledger: Ledger, *, strength: float | Literal["auto"] | None = None,
+    targets: Literal["renewed", "recorded"] = "renewed", floor: float = 98.0,
+) -> Consolidated:  # fmt: skip
+    """Solve all live facts again at once on W₀, layer by layer with keys of the model as solved below, and let the new
+    edits stand for the old ones: a batch of the ledger, which can be undone (the old ones are then taken in again).
+
+    `strength` is λ; None the recorded one; "auto" tries several and takes the one with most facts said whose perplexity
+    keeps `floor` percent of the unedited model's. `targets` "renewed" optimises what every fact needs anew, on the
+    unedited model; "recorded" takes what was found when it was edited. Of several facts of one prompt the newest is
+    solved for. The model afterwards carries the ledger. Raises TetherError for a ledger whose method keeps no keys.
+    """
+    if strength not in (None, "auto") and not float(strength or 0) > 0:
+        raise BadSettingsError(f"strength {strength}: give a number above 0, or auto")
+    ledger.check_model(model)
+    with ledger.writing():
+        live = [(event.edit, event.fact) for event in ledger.live() if event.edit is not None and event.fact]
+        other = next((event.edit for event in ledger.live() if event.fact is None), None)
+        if other is not None:
+            raise BadSettingsError(f"edit {other} of {ledger.path} has no fact to solve for again: undo it first")
+        if not live:
+            raise BadSettingsError(f"{ledger.path} has no live edit to consolidate")
+        hparams = recorded_settings(ledger.header)
+        recorded = getattr(hparams, "mom2_update_weight", None)
+        if recorded is None:
+            raise BadSettingsError(
+                f"{ledger.header.method} solves for no keys: consolidate a ledger of memit, emmet, r-rome or rome"
+            )
+        history = getattr(hparams, "history", False)
+        if history and strength not in (None, recorded):
+            rule = f"edits with history share the λ of their ledger, {recorded:g}"
+            raise BadSettingsError(f"strength {strength}: {rule}; give none")
+        newest = {(fact.subject_key, fact.asked[0]): edit for edit, fact in live}
+        kept = [(edit, fact) for edit, fact in live if newest[fact.subject_key, fact.asked[0]] == edit]
+        ledger.apply(model)
+        before = said_now(model, ledger)
+        context = Context(
+            hparams.model_copy(update={"bystanders": 0}), ledger.header.prefixes,
+            recorded_moments(model, ledger.header), None, NoHistory(),
+        )  # fmt: skip
+        with model.unedited():
+            problem = _problem(model, ledger, kept, context, targets)
+            curve = _curve(model, kept, problem, recorded, floor) if strength == "auto" else ()
+            chosen = _chosen(curve, floor) if curve else float(strength or recorded)
+            batch = problem.solve(chosen)
+        if batch.proposal is None:
+            raise EditFailedError(f"none of {len(kept)} facts could be solved for: {batch.outcomes[0]}")
+        words = f"consolidates {len(live)} edits, λ {chosen:g}, targets {targets}"
+        events = ledger.append(
+            list(_attempts(kept, batch, words)), dict(batch.proposal.updates), dict(batch.proposal.vectors),
+            replacing=[edit for edit, _ in live],
+        )  # fmt: skip
+        ledger.apply(model)
+        condition, close = _condition(model, ledger, events, context, chosen)
+        return Consolidated(
+            events[0].edit or 0, events[-1].edit or 0, tuple(edit for edit, _ in live),
+            tuple(sorted({edit for edit, _ in live} - {edit for edit, _ in kept})), chosen, targets,
+            condition, close, tuple(curve), before, said_now(model, ledger),
+        )  # fmt: skip
+
+
+def _problem(
+    model: EditableModel, ledger: Ledger, kept: Sequence[tuple[int, Fact]], context: Context, targets: str
+) -> _Problem:
+    editor, facts = editor_of(ledger.header.method), [fact for _, fact in kept]
+    if isinstance(editor, Memit):
+        if targets == "renewed":
+            return _Layered(editor, model, facts, context, editor.find(model, facts, context))
+        return _Layered(editor, model, facts, context, _recorded_states(model, ledger, kept, context))
+    if not isinstance(editor, Editor) or len(context.hparams.layers) != 1:
+        raise BadSettingsError(
+            f"{ledger.header.method} cannot be consolidated: it is a matter of memit, emmet, r-rome and rome"
+        )
+    if targets == "renewed":
+        return _renewed(editor, model, facts, context)
+    return _recorded_outputs(model, ledger, kept, context)
+
+
+# --- many layers: MEMIT, EMMET ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layered:
+    """States z after the last layer, written by all layers from low to high."""
+
+    editor: Memit
+    model: EditableModel
+    facts: Sequence[Fact]
+    context: Context
+    targets: Targets
+
+    def solve(self, strength: float) -> Batch:
+        hparams = self.context.hparams.model_copy(update={"mom2_update_weight": strength})
+        return self.editor.write(self.model, self.facts, self.targets, replace(self.context, hparams=hparams))
+
+
+def _recorded_states(
+    model: EditableModel, ledger: Ledger, kept: Sequence[tuple[int, Fact]], context: Context
+) -> Targets:
+    """z of every fact as the ledger holds it."""
+    by_edit = {event.edit: event for event in ledger.live()}
+    name = model.weight_name(context.hparams.layers[-1])
+    found = Targets({}, {}, {})
+    for index, (edit, fact) in enumerate(kept):
+        group = group_of(model, fact, context)
+        values = ledger.vectors(by_edit[edit], "V")[name]
+        found.groups[index] = group
+        found.states[index] = values.expand(len(group.phrasings), -1)
+        found.outcomes[index] = {}
+    return found
+
+
+# --- one layer: ROME, R-ROME -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Single:
+    """Keys of one layer, none of which moves, and what each fact asks of its output beside W₀'s."""
+
+    name: str
+    layer: int
+    context: Context
+    keys: Sequence[Float[Tensor, "n q"] | None]
+    outputs: Sequence[Float[Tensor, "n p"] | None]
+    outcomes: Sequence[dict[str, float] | EditFailedError]
+
+    def solve(self, strength: float) -> Batch:
+        given = [(K, D) for K, D in zip(self.keys, self.outputs, strict=True) if K is not None and D is not None]
+        if not given:
+            return Batch(None, self.outcomes)
+        K, D = (torch.cat(rows) for rows in zip(*given, strict=True))
+        X = of_model(self.context, self.layer).solve(K)
+        solution = solve(K, X, weight=strength)
+        update = LowRank(D.mT.float().contiguous(), solution.G.float())
+        vectors = {"K": K, "H": solution.H, "X": X / strength, "D": D}
+        named = {f"{self.name}/{kind}": value.float() for kind, value in vectors.items()}
+        return Batch(Proposal({self.name: update}, named), self.outcomes, [len(K) for K, _ in given])
+
+
+@dataclass(frozen=True)
+class _OfSubject(NoHistory):
+    """The facts of one subject that are solved for already."""
+
+    facts: tuple[Fact, ...] = ()
+
+    def of_subject(self, fact: Fact) -> tuple[Fact, ...]:
+        return self.facts
+
+
+def _renewed(editor: Editor, model: EditableModel, facts: Sequence[Fact], context: Context) -> _Single:
+    """Every fact edited by itself on W₀; those of one subject one after another, since their keys are nearly one."""
+    (layer,) = context.hparams.layers
+    name = model.weight_name(layer)
+    context = replace(context, hparams=context.hparams.model_copy(update={"history": False}))
+    keys: list[Tensor | None] = [None] * len(facts)
+    outputs: list[Tensor | None] = [None] * len(facts)
+    outcomes: list[dict[str, float] | EditFailedError] = [{}] * len(facts)
+    together: dict[str, list[int]] = {}
+    for index, fact in enumerate(facts):
+        together.setdefault(fact.subject_key, []).append(index)
+    for indices in together.values():
+        done: dict[int, Tensor] = {}
+        held = LowRank.zeros(*model.weight(name).shape).to(model.device)
+        for index in indices:
+            earlier = tuple(facts[one] for one in done)
+            try:
+                with model.provisional({name: held}):
+                    found = editor.propose(model, facts[index], replace(context, history=_OfSubject(earlier)))
+            except EditFailedError as error:
+                outcomes[index] = error
+                continue
+            held = held + found.updates[name]
+            keys[index] = done[index] = torch.atleast_2d(found.vectors[f"{name}/K"]).cpu().double()
+            outcomes[index] = dict(found.record)
+        for index in done:
+            outputs[index] = _output(done[index], held)
+    return _Single(name, layer, context, keys, outputs, outcomes)
+
+
+def _recorded_outputs(
+    model: EditableModel, ledger: Ledger, kept: Sequence[tuple[int, Fact]], context: Context
+) -> _Single:
+    """What the ledger's sum answered at the keys of every edit, right after it; of a solve with history its target."""
+    (layer,) = context.hparams.layers
+    name = model.weight_name(layer)
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for events, sums in ledger.replay(model).solves():
+        for event in events:
+            tensors = ledger.tensors(event)
+            K = torch.atleast_2d(tensors[f"{name}/K"])[event.part].double()
+            given = tensors.get(f"{name}/D")
+            D = _output(K, sums.of[name].factors) if given is None else given[event.part].double()
+            found[event.edit or 0] = K, D
+    keys, outputs = zip(*(found[edit] for edit, _ in kept), strict=True)
+    return _Single(name, layer, context, keys, outputs, [{}] * len(kept))
+
+
+def _output(keys: Float[Tensor, "n q"], update: LowRank) -> Float[Tensor, "n p"]:
+    """ΔW k of every key, float64 on the CPU."""
+    return keys @ update.B.cpu().double().mT @ update.A.cpu().double().mT
+
+
+# --- how strong ------------------------------------------------------------------------------------------------------
+
+
+def _curve(
+    model: EditableModel, kept: Sequence[tuple[int, Fact]], problem: _Problem, recorded: float, floor: float
+) -> list[Tried]:
+    """Every strength tried on the model, which carries nothing before and after."""
+    step = max(1, len(kept) // _CALIBRATION)
+    facts, text = [fact for _, fact in kept][::step], builtin_text()
+    texts = [render(model.tokenizer, fact.asked[0]) for fact in facts]
+    pairs = [(one, fact.continuation(one, fact.target_new)) for one, fact in zip(texts, facts, strict=True)]
+    unedited = perplexity(model, text).value
+    curve = []
+    for factor in _FACTORS:
+        batch = problem.solve(recorded * factor)
+        if batch.proposal is None:
+            break
+        with model.provisional(batch.proposal.updates):
+            alive = [all(one.argmax_correct) for one in score(model, pairs, join="")]
+            found = Tried(recorded * factor, 100 * sum(alive) / len(alive), perplexity(model, text).value / unedited)
+        logger.info("λ %.4g: %.1f %% said, perplexity × %.3f", found.strength, found.alive, found.perplexity)
+        curve.append(found)
+    if curve and not any(one.perplexity <= 100 / floor for one in curve):
+        logger.warning("no strength keeps %g %% of the unedited perplexity: the one nearest to it is taken", floor)
+    return curve
+
+
+def _chosen(curve: Sequence[Tried], floor: float) -> float:
+    """Of those that keep the floor the one with most facts said, the strongest of equals; else the least damaging."""
+    good = [one for one in curve if one.perplexity <= 100 / floor]
+    if good:
+        return max(good, key=lambda one: (one.alive, one.strength)).strength
+    return min(curve, key=lambda one: one.perplexity).strength
+
+
+def _attempts(kept: Sequence[tuple[int, Fact]], batch: Batch, words: str) -> list[Attempt]:
+    counts = iter(batch.columns or ())
+    found = []
+    for (edit, fact), outcome in zip(kept, batch.outcomes, strict=True):
+        record: dict[str, Any] = {"stands_for": edit}
+        if isinstance(outcome, EditFailedError):
+            found.append(Attempt("failed", fact, {**outcome.record, **record}, str(outcome)))
+        else:
+            found.append(Attempt("edit", fact, {**outcome, **record}, words, next(counts, 1)))
+    return found
+
+
+# --- how well it could be solved -------------------------------------------------------------------------------------
+
+
+def _condition(
+    model: EditableModel, ledger: Ledger, events: Sequence[Event], context: Context, strength: float
+) -> tuple[dict[str, float], tuple[Close, ...]]:
+    """The condition number of λI + KᵀC⁻¹K by weight, and the edits of different subjects whose keys nearly are one."""
+    condition: dict[str, float] = {}
+    close: dict[tuple[int, int], Close] = {}
+    edits = [event for event in events if event.kind == "edit" and event.fact is not None]
+    rows = [event for event in edits for _ in range(event.columns or 1)]
+    tensors = ledger.tensors(edits[0])
+    for layer in context.moments:
+        name = model.weight_name(layer)
+        K = torch.atleast_2d(tensors[f"{name}/K"]).double()
+        gram = K @ of_model(context, layer).solve(K).mT
+        size = gram.diagonal().clamp_min(0).sqrt()
+        values = torch.linalg.eigvalsh((gram + gram.mT) / 2) + strength
+        condition[name] = float(values[-1] / values[0])
+        cosines = (gram / (size[:, None] * size)).triu(1)
+        for i, j in (cosines > _CLOSE).nonzero().tolist():
+            one, other = rows[i], rows[j]
+            if one.fact and other.fact and one.fact.subject_key != other.fact.subject_key:
+                pair = one.edit or 0, other.edit or 0
+                found = Close(pair, (one.fact.subject, other.fact.subject), float(cosines[i, j]))
+                close[pair] = max(found, close.get(pair, found), key=lambda each: each.cosine)
+    return condition, tuple(sorted(close.values(), key=lambda each: -each.cosine)[:_NAMED])

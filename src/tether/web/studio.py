@@ -1,0 +1,455 @@
+"""What the live page does, without a word of the web: plain values in, plain values out.
+
+All of it is the public interface of tether on one ledger and one model, which is in memory once: the ledger's sums are
+put on its weights and taken off. Every method but `state` and `run_state` is for the desk's one thread.
+"""
+
+import copy
+import io
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from tether.algebra.spectrum import Extremes, Spectrum
+from tether.analyses.ask import Nearness
+from tether.constraints.base import Constraint, label_of, parse
+from tether.editing.check import check_facts
+from tether.editing.plan import DEFAULT_METHOD, EditPlan
+from tether.editing.run import edit
+from tether.editing.said import are_said
+from tether.errors import BadFactError, BadSettingsError, TetherError, pydantic_line
+from tether.evaluation import evaluate_ledger, write
+from tether.evaluation.abilities.perplexity import builtin_text, perplexity
+from tether.evaluation.knowledge import make_tests, read_tests, run_tests
+from tether.evaluation.scores import greedy, next_token
+from tether.facts import BadRecord, Fact, scan_facts
+from tether.facts.chat import render, rendered
+from tether.facts.prompt import Turn, checked_prompt
+from tether.ledger import Ledger
+from tether.ledger.replay import Replay, Sums
+from tether.models import EditableModel
+from tether.report import write_report
+from tether.report.exchanges import spread
+from tether.web.desk import Tell
+from tether.web.run import Paused, Run, line_of
+
+TOKENS = 40  # of an answer, at most, unless more are asked for
+_MOST_TOKENS = 400
+_NEAR = 4
+_NEXT = 6  # next tokens that are shown
+_VALUES = 48  # singular values that are drawn
+_QUICK = 24  # facts that quick scores ask
+_AS_FOLDERS = {"merged": "merged", "lora": "adapter"}
+
+Json = dict[str, Any]
+
+
+class Studio:
+    """A model, and a ledger that may not be there yet. `plan` is what a new ledger is made with."""
+
+    def __init__(self, model: EditableModel, path: Path, plan: EditPlan, *, trial: bool = False) -> None:
+        self.model, self.path, self.plan, self.trial = model, path, plan, trial
+        self._folder = Path.cwd() if trial else path.parent  # for what is written beside the ledger
+        self.ledger = Ledger.open(path, model) if (path / "ledger.json").exists() else None
+        self.run: Run | None = None
+        self._spectra: dict[str, Spectrum] = {}
+        self._kept: tuple[str, dict[Any, Any]] = "", {}  # what follows from a ledger with this head
+        # Of the unedited model, whatever the ledger becomes: its perplexity, answers, and the last next tokens.
+        self._perplexity: float | None = None
+        self._answers: dict[tuple[str, int], str] = {}
+        self._next_before: tuple[str, Tensor] | None = None
+
+    # --- what there is ------------------------------------------------------------------------------------------
+
+    def state(self) -> Json:
+        """The model and the ledger, as far as it is known without the desk."""
+        model, ledger = self.model, self.ledger
+        about: Json = {
+            "model": model.id, "ledger": None if self.trial else str(self.path), "trial": self.trial,
+            "chat": bool(model.tokenizer.chat_template), "method": self.plan.method or DEFAULT_METHOD,
+            "made": ledger is not None, "edits": 0, "live": 0, "head": None, "weights": {}, "recorded": "none",
+        }  # fmt: skip
+        if ledger is not None:
+            header = ledger.header
+            about |= {
+                "model": header.model, "method": header.method, "edits": ledger.attempts, "live": len(ledger.live()),
+                "head": ledger.head, "recorded": header.restrain, "seed": header.seed,
+                "weights": {name: {"m": w.sigma_max, "kappa": w.kappa} for name, w in header.weights.items()},
+            }  # fmt: skip
+        return about
+
+    def run_state(self) -> Json | None:
+        return None if self.run is None else self.run.to_dict()
+
+    def look(self) -> Json:
+        """`state`, after what another process may have written."""
+        self._refresh()
+        return self.state()
+
+    def events(self) -> list[Json]:
+        """Every event of the ledger, in order."""
+        self._refresh()
+        if self.ledger is None:
+            return []
+        undone = self.ledger.undone
+        return [line_of(event, undone=event.edit in undone) for event in self.ledger.events]
+
+    def prompts(self) -> list[Json]:
+        """What the live edits were made for: prompts to ask."""
+        self._refresh()
+        live = [] if self.ledger is None else self.ledger.live()
+        return [
+            {"edit": event.edit, "prompt": _as_json(prompt)}
+            for event in spread(live, 60) if event.fact is not None for prompt in event.fact.asked[:3]
+        ]  # fmt: skip
+
+    def _refresh(self) -> None:
+        if self.ledger is None and (self.path / "ledger.json").exists():
+            self.ledger = Ledger.open(self.path, self.model)
+        elif self.ledger is not None:
+            self.ledger.refresh()
+
+    def _opened(self) -> Ledger:
+        self._refresh()
+        if self.ledger is None:
+            raise BadSettingsError("there is no edit yet: edit a fact first")
+        return self.ledger
+
+    def _keep(self, what: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once for a ledger as it is now."""
+        head = "" if self.ledger is None else self.ledger.head
+        if self._kept[0] != head:
+            self._kept = head, {}
+        kept = self._kept[1]
+        if what not in kept:
+            kept[what] = make()
+        return kept[what]
+
+    # --- facts --------------------------------------------------------------------------------------------------
+
+    def check(self, given: Mapping[str, Any]) -> Json:
+        """What an editor will see of a fact, what is wrong with it, and the earlier edits that it comes near. A fact
+        that is no fact yet has `error`."""
+        try:
+            fact = Fact.model_validate(given)
+        except ValidationError as error:
+            return {"error": pydantic_line(error)}
+        self._refresh()
+        ledger = self.ledger
+        known = [] if ledger is None else ledger.facts()
+
+        def by_edit(line: str) -> str:
+            return re.sub(r"known fact (\d+)", lambda found: f"edit {known[int(found[1])][0]}", line)
+
+        sums = None if ledger is None else self._sums(None, None)
+        with self.model.unedited():
+            if sums is not None:
+                sums.show(self.model)
+            [found] = check_facts(self.model, [fact], [fact for _, fact in known])
+            near: list[Json] = []
+            if ledger is not None and not found.problems:
+                text = rendered(self.model.tokenizer, fact).text
+                near = [asdict(one) for one in self._nearness().of(text, _NEAR)]
+        return {
+            "tokens": found.tokens, "read_at": found.read_at, "target": fact.target,
+            "phrasings": [{"text": text, "read": token} for text, token in found.phrasings],
+            "problems": [by_edit(line) for line in found.problems], "notes": [by_edit(line) for line in found.notes],
+            "near": near, "fact": fact.model_dump(mode="json", exclude_defaults=True),
+        }  # fmt: skip
+
+    def read(self, text: str) -> Json:
+        """The facts of a file, of any format that is known, and the records that are none."""
+        scan = scan_facts(io.StringIO(text))
+        facts = [one for one in scan if isinstance(one, Fact)]
+        bad = [str(one).replace("standard input, ", "") for one in scan if isinstance(one, BadRecord)]
+        return {
+            "facts": [fact.model_dump(mode="json", exclude_defaults=True) for fact in facts], "bad": bad,
+            "formats": list(scan.formats),
+        }  # fmt: skip
+
+    # --- editing ------------------------------------------------------------------------------------------------
+
+    def begin(self, facts: Sequence[Mapping[str, Any]], schedule: Mapping[str, Any]) -> None:
+        """Make a run of these facts, which `work` then does. Raises TetherError for a fact or a restraint that is
+        none."""
+        try:
+            read = [Fact.model_validate(fact) for fact in facts]
+        except ValidationError as error:
+            raise BadFactError(pydantic_line(error)) from None
+        if not read:
+            raise BadFactError("no fact to edit: add one, or load a file")
+        if schedule.get("restrain") is not None:
+            parse(schedule["restrain"])
+        self.run = Run(read, schedule)
+
+    def work(self, *, resume: bool = False) -> None:
+        """Do the run to its end, to a pause, or to what stops it; the run says which. `resume` goes on with it."""
+        run = self.run
+        if run is None or (resume and run.state not in ("paused", "failed")):
+            raise BadSettingsError("there is no run to go on with: begin one")
+        if resume:
+            run.begin()
+        try:
+            self._refresh()
+            if self.ledger is not None:
+                torch.set_num_threads(self.ledger.header.threads)
+            plan = self.plan if self.ledger is None else EditPlan()
+            with run.listening():
+                self.ledger = edit(
+                    self.model, run.facts, out=self.path, resume=resume, progress=run.told,
+                    **{**plan.model_dump(exclude_none=True), "on_alarm": "skip", **run.schedule},
+                )  # fmt: skip
+            run.end("done")
+        except Paused:
+            run.end("paused")
+        except TetherError as error:
+            run.end("failed", str(error))
+        except BaseException:
+            run.end("failed", "stopped by an error of tether: the ledger is whole, and the run can go on")
+            raise
+        finally:
+            self._refresh()
+
+    def pause(self) -> None:
+        """Let the run stop after the edit that it is at."""
+        if self.run is not None and self.run.state == "running":
+            self.run.pausing = True
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    def ask(self, prompt: Any, tell: Tell, *, upto: int | None, restrain: str | None, tokens: int = TOKENS) -> None:
+        """Tell of a prompt: `next` tokens of both models and the edits `near`, then both answers while they grow
+        ({"who": "unedited", "text": …}, whole so far), and `end`."""
+        asked, chosen = _prompt(prompt), _restraint(restrain)
+        if not 1 <= tokens <= _MOST_TOKENS:
+            raise BadSettingsError(f"tokens {tokens}: give 1 to {_MOST_TOKENS}")
+        self._refresh()
+        text = render(self.model.tokenizer, asked)
+        sums = None if self.ledger is None else self._sums(upto, chosen)
+        with self.model.unedited():
+            before = self._before(text)
+            if sums is not None:
+                sums.show(self.model)
+            tell({"kind": "next", "next": self._next(before, next_token(self.model, text))})
+            nearness = None if self.ledger is None else self._nearness(upto)
+            near = () if nearness is None else nearness.of(text, _NEAR)
+            words = "no edit yet" if nearness is None else nearness.words
+            tell({"kind": "near", "near": [asdict(one) for one in near], "words": words})
+            self.model.clear_updates()
+            if (text, tokens) in self._answers:
+                tell({"kind": "answer", "who": "unedited", "text": self._answers[text, tokens]})
+            else:
+                self._answers[text, tokens] = self._answer(text, tokens, "unedited", tell)
+            if sums is not None:
+                sums.show(self.model)
+                self._answer(text, tokens, "edited", tell)
+            else:
+                tell({"kind": "answer", "who": "edited", "text": self._answers[text, tokens]})
+        tell({"kind": "end"})
+
+    def _answer(self, text: str, tokens: int, who: str, tell: Tell) -> str:
+        def grown(so_far: str) -> None:
+            tell({"kind": "answer", "who": who, "text": so_far})
+
+        streamer = _Streamer(self.model, grown)
+        [answer] = greedy(self.model, [text], tokens, streamer=streamer)
+        grown(answer)
+        return answer
+
+    def _before(self, text: str) -> Tensor:
+        """Next-token probabilities of the unedited model, which it must be now; those of the last text are kept."""
+        if self._next_before is None or self._next_before[0] != text:
+            self._next_before = text, next_token(self.model, text)
+        return self._next_before[1]
+
+    def _next(self, before: Tensor, after: Tensor) -> list[Json]:
+        """The likeliest next tokens of either model, the edited one's first."""
+        ids = list(dict.fromkeys([*after.topk(_NEXT - 2).indices.tolist(), *before.topk(_NEXT).indices.tolist()]))
+        tokenizer = self.model.tokenizer
+        return [
+            {"token": str(tokenizer.decode([i])), "unedited": float(before[i]), "edited": float(after[i])}
+            for i in ids[:_NEXT]
+        ]
+
+    # --- the restraint ------------------------------------------------------------------------------------------
+
+    def preview(self, *, upto: int | None, restrain: str | None, prompt: Any = None) -> Json:
+        """What a restraint makes of the spectrum, and of what is said next to a prompt; None for no prompt. The model
+        is put on the restrained sums, and taken off them."""
+        chosen, ledger = _restraint(restrain), self._opened()
+        start = time.perf_counter()
+        sums, free = self._sums(upto, chosen), self._sums(upto, parse("none"))
+        weights = []
+        for name, m in free.m.items():
+            before, after = self._extremes(name, free, (upto, "none")), self._extremes(name, sums, (upto, chosen))
+            weights.append({
+                "weight": name, "m": m, "kappa_unedited": ledger.header.weights[name].kappa,
+                "unrestrained": {**before.to_dict(), "values": _first(free, name)},
+                "restrained": {**after.to_dict(), "values": _first(sums, name)},
+                "above_m": int((free.of[name].factors.singular_values() > m).sum()),
+            })  # fmt: skip
+        found: Json = {"restraint": label_of(chosen), "weights": weights, "next": None}
+        found["weight_ms"] = 1000 * (time.perf_counter() - start)
+        if prompt is not None:
+            text = render(self.model.tokenizer, _prompt(prompt))
+            with self.model.unedited():
+                before_next = self._before(text)
+                sums.show(self.model)
+                found["next"] = self._next(before_next, next_token(self.model, text))
+        found["ms"] = 1000 * (time.perf_counter() - start)
+        return found
+
+    def scores(self, *, upto: int | None, restrain: str | None) -> Json:
+        """Quick scores: how many of the facts (at most 24, evenly spread) the model says, and the perplexity of the
+        built-in text against that of the unedited model."""
+        chosen, ledger = _restraint(restrain), self._opened()
+
+        def measure() -> Json:
+            start = time.perf_counter()
+            facts = [event.fact for event in spread(ledger.live(upto), _QUICK) if event.fact is not None]
+            sums, text = self._sums(upto, chosen), builtin_text()
+            with self.model.unedited():
+                if self._perplexity is None:
+                    self._perplexity = perplexity(self.model, text).value
+                sums.show(self.model)
+                said = sum(are_said(self.model, facts)) if facts else 0
+                now = perplexity(self.model, text).value
+            edits = ledger.attempts if upto is None else upto
+            return {
+                "edits": edits, "restraint": label_of(chosen), "said": said, "of": len(facts),
+                "perplexity_ratio": now / self._perplexity, "seconds": time.perf_counter() - start,
+            }  # fmt: skip
+
+        found: Json = self._keep(("scores", upto, chosen), measure)
+        return found
+
+    def _sums(self, upto: int | None, chosen: Constraint | None) -> Sums:
+        """The sums of the ledger, of factors that were read once."""
+        replay: Replay = self._keep("replay", lambda: self._opened().replay(self.model, keep=True))
+        if chosen is None:  # with the bits that a run gives
+            recorded: Sums = self._keep(("recorded", upto), lambda: replay.sums(upto))
+            return recorded
+        free: Sums = self._keep(("free", upto), lambda: replay.sums(upto, parse("none"), exact=False))
+        sums = copy.copy(free)
+        sums.restrain(chosen)
+        return sums
+
+    def _extremes(self, name: str, sums: Sums, key: tuple[Any, ...]) -> Extremes:
+        if name not in self._spectra:
+            self._spectra[name] = Spectrum(self.model.original(name))
+        found: Extremes = self._keep((name, *key), lambda: self._spectra[name].of(sums.of[name].factors))
+        return found
+
+    def _nearness(self, upto: int | None = None) -> Nearness:
+        found: Nearness = self._keep(("near", upto), lambda: Nearness(self._opened(), self.model, upto))
+        return found
+
+    # --- the ledger ---------------------------------------------------------------------------------------------
+
+    def mark(self, kind: Literal["undo", "redo"], edits: Sequence[int]) -> Json:
+        """Undo or redo edits; those that share one update with them go along."""
+        ledger = self._opened()
+        wanted = sorted(ledger.together(edits))
+        event = ledger.undo(*wanted) if kind == "undo" else ledger.redo(*wanted)
+        return {"edits": event.undone or event.redone, "live": len(ledger.live()), "head": ledger.head}
+
+    def verify(self, head: str | None = None) -> Json:
+        return self._opened().verify(self.model, head=head)
+
+    def export(self, kind: str, name: str, *, upto: int | None, restrain: str | None) -> Json:
+        """Write the edited model to a new folder beside the ledger."""
+        if kind not in _AS_FOLDERS:
+            raise BadSettingsError(f"export as {kind!r}: choose merged or lora")
+        chosen, to = _restraint(restrain), self._beside(name or f"{self.path.name}-{_AS_FOLDERS[kind]}")
+        report = self._opened().export(
+            self.model, to, as_="merged" if kind == "merged" else "lora", restrain=chosen, upto=upto
+        )
+        return {"to": str(to), "adapter": None if report is None else asdict(report)}
+
+    def tests(self, text: str | None, *, upto: int | None, restrain: str | None) -> Json:
+        """Run knowledge tests: those of a file's text, else those made of the ledger's facts."""
+        chosen, ledger = _restraint(restrain), self._opened()
+        made = make_tests(ledger, self.model, upto=upto) if text is None else read_tests(io.StringIO(text))
+        if not made:
+            raise BadSettingsError("there is no live edit, so there is nothing to test")
+        with self.model.unedited():
+            self._sums(upto, chosen).show(self.model)
+            found = run_tests(self.model, made)
+        return {**found.to_dict(), "line": found.line(), "lines": "".join(f"{one.line()}\n" for one in made)}
+
+    def report(self, *, restrain: str | None) -> Json:
+        """Measure the ledger without edits and with all of them, as recorded and under the restraint at hand, and write
+        the report beside the ledger."""
+        ledger, chosen = self._opened(), _restraint(restrain)
+        to = self._beside(f"{self.path.name}-report")
+        restraints = list(dict.fromkeys([None, chosen]))
+        results = evaluate_ledger(
+            ledger, self.model, at=[0, ledger.attempts], restraints=restraints, metrics=("compare", "match"),
+            abilities=("perplexity",),
+        )  # fmt: skip
+        to.mkdir(exist_ok=True)
+        page = write_report(results, to, ledger=ledger, title=f"Edits of {results.model}")
+        write(results, to / "results.json")
+        return {"report": str(page)}
+
+    def report_page(self) -> Path | None:
+        """The report, where one was written."""
+        page = self._beside(f"{self.path.name}-report") / "index.html"
+        return page if page.is_file() else None
+
+    def _beside(self, name: str) -> Path:
+        """A folder next to the ledger: a page of the browser does not choose other places."""
+        if not re.fullmatch(r"[\w][\w.-]*", name):
+            raise BadSettingsError(f"folder {name!r}: give a name of letters, digits, . - and _; it is made beside the "
+                                   "ledger")  # fmt: skip
+        return self._folder / name
+
+
+class _Streamer(BaseStreamer):
+    """Tells what an answer is so far, token by token."""
+
+    def __init__(self, model: EditableModel, tell: Callable[[str], None]) -> None:
+        self._decode, self._tell = model.tokenizer.decode, tell
+        self._ids: list[int] | None = None  # None until the prompt has gone by
+
+    def put(self, value: Tensor) -> None:
+        if self._ids is None:
+            self._ids = []
+            return
+        self._ids += value.flatten().tolist()
+        text = str(self._decode(self._ids, skip_special_tokens=True))
+        if not text.endswith("\ufffd"):  # half of a character
+            self._tell(text)
+
+    def end(self) -> None:
+        """The last text is told by who asked."""
+
+
+def _first(sums: Sums, name: str) -> list[float]:
+    return [float(value) for value in sums.of[name].factors.singular_values()[:_VALUES]]
+
+
+def _restraint(text: str | None) -> Constraint | None:
+    """None and "as recorded": the journal's own."""
+    return None if text is None else parse(text)
+
+
+def _prompt(given: Any) -> str | Turn:
+    """Raises BadFactError for what is no prompt."""
+    try:
+        found: str | Turn = checked_prompt(given)
+    except (ValueError, TypeError) as error:
+        raise BadFactError(str(error)) from None
+    return found
+
+
+def _as_json(prompt: str | Turn) -> Any:
+    return prompt if isinstance(prompt, str) else prompt.model_dump(exclude_none=True)

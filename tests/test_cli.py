@@ -76,6 +76,26 @@ def test_export_both_ways_and_restrain(place: Path) -> None:
     assert [m["name"] for m in report["matrices"]] == ["model.layers.1.mlp.down_proj.weight"]
 
 
+def test_the_command_writes_every_form_with_card_and_manifest(place: Path) -> None:
+    ledger = Ledger.open(place / "ledger")
+    for form in ("merged", "lora", "gguf-lora", "gguf", "mlx"):
+        document = answer(place, "export", "ledger", "--to", f"as-{form}", "--as", form)
+        manifest = json.loads((place / f"as-{form}" / "manifest.json").read_text())
+        assert [fact["target_new"] for fact in manifest["facts"]] and manifest["ledger"]["head"] == ledger.head
+        assert manifest["base"]["checkpoint"] == load(place / "model").fingerprint() and manifest["restraint"]
+        assert "Edited facts" in (place / f"as-{form}" / "README.md").read_text()
+        assert (document["adapter"] is None) == (form in ("merged", "gguf"))
+    document = answer(
+        place, "export", "ledger", "--to", "small", "--as", "lora", "--rank", "1", "--adapter-dtype", "float16",
+        "--check", "vllm,ollama",
+    )  # fmt: skip
+    assert document["adapter"]["loss"]["edits"] == len(ledger.live()) and document["adapter"]["dtype"] == "float16"
+    assert document["adapter"]["weights"][0]["smallest_edit"] > 0
+    assert {check["verdict"] for check in document["checks"]} == {"right"}
+    assert run(place, "export", "ledger", "--to", "x", "--as", "gguf", "--rank", "3").returncode == 2
+    assert run(place, "export", "ledger", "--to", "x").returncode == 2
+
+
 def test_an_export_goes_to_the_hub_when_asked_and_only_then(place: Path) -> None:
     with hub() as found:
         answer(place, "export", "ledger", "--to", "unsent", "--as", "merged")
@@ -96,7 +116,7 @@ def test_an_export_goes_to_the_hub_when_asked_and_only_then(place: Path) -> None
         local = run(place, "export", "ledger", "--to", "local", "--as", "lora", "--push-to", "my-team/adapter")
         assert local.returncode == 1 and "--base-name" in local.stderr and (place / "local").is_dir()
         answer(
-            place, "export", "ledger", "--to", "named", "--as", "lora", "--base-name", "org/base",
+            place, "export", "ledger", "--to", "with-its-base", "--as", "lora", "--base-name", "org/base",
             "--push-to", "my-team/adapter",
         )  # fmt: skip
         assert "adapter_model.safetensors" in found.files["my-team/adapter"]

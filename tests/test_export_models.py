@@ -103,9 +103,10 @@ def test_adapter_config_names_every_weight_and_scales_by_one(tmp_path: Path) -> 
     assert config["target_modules"] == ["transformer.h.0.mlp.c_proj", "transformer.h.1.mlp.c_proj"]
     assert config["fan_in_fan_out"] is True
     assert config["base_model_name_or_path"] == str(tmp_path / "base") and config["revision"] == "v1"
-    assert config["r"] == config["lora_alpha"] == 3 and config["rank_pattern"] == config["alpha_pattern"] == {}
+    assert config["r"] == config["lora_alpha"] == 8 and type(config["lora_alpha"]) is int
+    assert config["rank_pattern"] == config["alpha_pattern"] == {} and config["bias"] == "none"
     stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
-    assert {tuple(tensor.shape)[0 if name.endswith("A.weight") else 1] for name, tensor in stored.items()} == {3}
+    assert {tuple(tensor.shape)[0 if name.endswith("A.weight") else 1] for name, tensor in stored.items()} == {8}
     modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "lora").iterdir()}
     (tmp_path / "plain").touch()
     assert modes == {(tmp_path / "plain").stat().st_mode & 0o777}
@@ -125,13 +126,17 @@ def test_a_given_rank_truncates_and_the_report_says_what_was_lost(tmp_path: Path
     assert [w.rank for w in more.weights] == [6]
 
 
-def test_a_large_rank_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_above_the_rank_that_servers_take_a_truncation_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = EditableModel(*tiny_model("llama", n_layers=1, hidden=520, width=544))
+    updates = {model.weight_name(0): LowRank(torch.eye(520) * torch.linspace(2, 1, 520), torch.eye(520, 544))}
+    with pytest.raises(TetherError, match=r"rank 520.* 512 at most: .*--rank 512.* merged"):
+        export_lora(model, updates, tmp_path / "lora", "", {})
+    assert export_lora(model, updates, tmp_path / "served", "", {}, 300).rank == 320
     with caplog.at_level(logging.WARNING, "tether"):
-        export_lora(
-            model, {model.weight_name(0): LowRank(torch.eye(520), torch.eye(520, 544))}, tmp_path / "lora", "", {}
-        )
-    assert "rank 520" in caplog.text
+        assert export_lora(model, updates, tmp_path / "peft", "", {}, 515).rank == 515
+    assert "peft and llama.cpp alone" in caplog.text
 
 
 def test_adapters_that_cannot_be_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_quantised_weights_are_refused_before_they_are_read(folder: Path) -> Non
     config = json.loads((folder / "config.json").read_text())
     quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantised}))
-    with pytest.raises(WrongModelError, match=r"is quantised \(bitsandbytes\), .*: load the checkpoint it"):
+    with pytest.raises(WrongModelError, match=r"is quantised \(bitsandbytes\), .*: edit the full-precision"):
         load(folder)
 
 

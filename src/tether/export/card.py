@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tether.data import misuse
@@ -15,7 +15,9 @@ from tether.models.load import without_place
 class Provenance:
     """Where an exported model comes from: what its card and its manifest say. `facts` are (edit number, fact) of the
     edits that count, `weights` the names of the changed weights; `restraint` is its written form; `head` the hash of
-    the journal's last line, `ledger` the name of its folder, `upto` the last edit that was asked for (None: all)."""
+    the journal's last line, `ledger` the name of its folder, `upto` the last edit that was asked for (None: all). Of
+    the unedited model: `fingerprint` is the sha256 of the edited weights, `checkpoint` that of all, `model_type` and
+    `layers` are what engines ask of an adapter's base."""
 
     base_model: str
     method: str
@@ -28,16 +30,21 @@ class Provenance:
     head: str = ""
     ledger: str = ""
     upto: int | None = None
+    checkpoint: str = ""
+    model_type: str = ""
+    layers: int | None = None
 
-    def manifest(self) -> dict[str, Any]:
-        """For manifest.json, less what `write_manifest` adds."""
+    def manifest(self, adapter: Any = None) -> dict[str, Any]:
+        """For manifest.json, less what `write_manifest` adds; `adapter` is the report of what an adapter holds."""
         said = [{"edit": edit, **fact.model_dump(mode="json", exclude_defaults=True)} for edit, fact in self.facts]
+        base = {"model": without_place(self.base_model), "sha256": self.fingerprint, "checkpoint": self.checkpoint}
         return {
             "ledger": {"head": self.head, "name": self.ledger} if self.head else None,
             "restraint": self.restraint, "upto": self.upto,
-            "base": {"model": without_place(self.base_model), "sha256": self.fingerprint},
+            "base": {**base, "model_type": self.model_type, "layers": self.layers},
             "method": self.method, "settings": dict(self.settings), "weights": list(self.weights),
             "versions": dict(self.versions), "facts": said,
+            **({} if adapter is None else {"adapter": asdict(adapter)}),
         }  # fmt: skip
 
 
@@ -45,7 +52,8 @@ def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, l
     """Markdown with YAML front matter.
 
     `details` are further sections, title -> Markdown: one called "Measurements" stands in place of the sentence that
-    nothing was measured. A local path in `base_model` is cut to its last part. `library` is "transformers" or "peft".
+    nothing was measured. A local path in `base_model` is cut to its last part. `library` is
+    "transformers", "peft", "mlx" or "gguf".
     """
     facts, base = about.facts, without_place(about.base_model)
     sections = {
@@ -54,7 +62,7 @@ def model_card(about: Provenance, *, details: Mapping[str, str] | None = None, l
         **(details or {}),
     }
     front = f"---\nbase_model: {json.dumps(base)}\nlibrary_name: {library}\ntags:\n- model-editing\n- tether\n"
-    front += "- lora\n---" if library == "peft" else "---"
+    front += "- lora\n---" if library == "peft" or "Adapter" in sections else "---"
     body = [f"# {escape(base)}, edited"]
     if facts:
         head = ("edit", "subject", "prompt", "new answer", "answer before")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tether.algebra import large_singular_values
 from tether.algebra.lowrank import LowRank
 from tether.errors import WrongModelError
-from tether.export.card import Provenance, model_card
-from tether.export.lora import LoraReport, export_lora
+from tether.export.adapter import LoraReport
+from tether.export.card import Provenance
+from tether.export.forms import export_adapter
 from tether.models.editable import EditableModel
 from tether.storage.versions import versions
 
@@ -31,13 +32,21 @@ class Difference:
 
 
 def export_difference(
-    base: EditableModel, edited: EditableModel, to: str | Path, *, rank: int | None = None, base_name: str | None = None
+    base: EditableModel,
+    edited: EditableModel,
+    to: str | Path,
+    *,
+    form: str = "lora",
+    rank: int | None = None,
+    adapter_dtype: str | None = None,
+    base_name: str | None = None,
 ) -> Difference:
-    """Write an adapter for `base` that gives the weights of `edited`, to the rounding of their dtype.
+    """Write an adapter for `base`, in one of the forms that hold factors, that gives the weights of `edited`, to the
+    rounding of their dtype.
 
     Of every linear weight that differs, its `low_rank_differences`, at most the `rank` largest singular values. Biases,
     norms and embeddings that differ are named and left out. Neither model is changed; `to` must not exist or be empty.
-    Raises WrongModelError for two models of other parameters, and as `export_lora`.
+    Raises WrongModelError for two models of other parameters, and as `export_adapter`.
     """
     updates, left = low_rank_differences(base, edited)
     if left:
@@ -45,9 +54,11 @@ def export_difference(
             "%d parameters such as %s differ and are in no adapter: export merged for all", len(left), left[0]
         )
     changed = [name for name, update in updates.items() if update.rank]
-    about = Provenance(base.id, f"the difference of {edited.id} to it", {}, "none", [], changed, versions())
-    card, manifest = model_card(about, library="peft"), about.manifest()
-    report = export_lora(base, updates, to, card, manifest, rank, base_name=base_name)
+    about = Provenance(
+        base.id, f"the difference of {edited.id} to it", {}, "none", [], changed, versions(), layers=base.n_layers,
+        checkpoint=base.fingerprint(), model_type=base.hf.config.get_text_config().model_type,
+    )  # fmt: skip
+    report = export_adapter(form, base, updates, to, about, rank=rank, adapter_dtype=adapter_dtype, base_name=base_name)
     return Difference(report, tuple(left))
 
 

@@ -50,7 +50,7 @@ def export_merged(model: EditableModel, to: str | Path, card: str, manifest: Map
     `model` carries the edits already and is not changed. `to` must not exist or be empty; it appears whole or not at
     all. Raises TetherError for an edited weight that is not finite or that is shared with another parameter.
     """
-    _refuse_unsound(model)
+    refuse_unsound(model)
     with new_folder(to) as folder:
         try:
             model.hf.save_pretrained(folder)
@@ -61,7 +61,8 @@ def export_merged(model: EditableModel, to: str | Path, card: str, manifest: Map
         write_card_and_manifest(folder, card, manifest)
 
 
-def _refuse_unsound(model: EditableModel) -> None:
+def refuse_unsound(model: EditableModel) -> None:
+    """Raise TetherError for an edited weight that is not finite or that is shared with another parameter."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.hf.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -1,7 +1,8 @@
 """manifest.json of an exported folder: the ledger, head and restraint it came from, its facts, the sha256 of its files.
 
 {"tether": version, "ledger": {"head": sha256, "name": folder} | null, "restraint": text, "upto": number | null,
- "base": {"model": name, "sha256": fingerprint of the edited weights before the edits}, "facts": [{"edit": 3, …}, …],
+ "base": {"model": name, "sha256": fingerprint of the edited weights before the edits, "checkpoint": of all,
+ "model_type": text, "layers": number}, "facts": [{"edit": 3, …}, …], "adapter"?: what it holds,
  "files": {name: sha256}}, and what else the export says of itself.
 """
 
@@ -28,10 +29,14 @@ class LedgerMark(BaseModel, frozen=True):
 
 
 class BaseMark(BaseModel, frozen=True):
-    """The unedited model: its name, and the sha256 of the edited weights before the edits ("" where not known)."""
+    """The unedited model: its name, the sha256 of the edited weights before the edits and of the whole checkpoint, what
+    its configuration calls its kind and how many blocks it has ("" and None where not known)."""
 
     model: str
     sha256: str = ""
+    checkpoint: str = ""
+    model_type: str = ""
+    layers: int | None = None
 
 
 class Manifest(BaseModel):

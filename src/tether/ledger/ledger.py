@@ -27,7 +27,9 @@ from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Extremes, Spectrum
 from tether.constraints.base import Constraint, label_of, parse
 from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError, pydantic_line
-from tether.export import LoraReport, Provenance, export_lora, export_merged, model_card
+from tether.export import WHOLE, Form, LoraReport, Provenance, check_form, export_adapter, export_whole, make_adapter
+from tether.export.folder import new_folder
+from tether.export.lora import write_lora
 from tether.facts.fact import Fact
 from tether.ledger.journal import ATTEMPTS, Event, Header, Journal, writing
 from tether.ledger.replay import Replay, Sums, by_file, check_counts, check_ends, damaged, sound_factors
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FACTORS = re.compile(r"factors/\d{6,}\.safetensors")
-As = Literal["merged", "lora"]
 Restrain = str | Constraint | None  # None: as recorded
 
 
@@ -423,36 +424,50 @@ class Ledger:
         return [row for restraint in parsed for upto in counts for row in found[upto, restraint]]
 
     def export(
-        self, model: EditableModel | None, to: str | Path, *, as_: As, restrain: Restrain = None,
+        self, model: EditableModel | None, to: str | Path, *, as_: Form, restrain: Restrain = None,
         upto: int | None = None, rank: int | None = None, base_name: str | None = None,
+        adapter_dtype: str | None = None,
     ) -> LoraReport | None:  # fmt: skip
-        """Write the edited model as a folder for transformers (`merged`) or as an adapter for peft (`lora`): the live
-        edits up to `upto`, with the journal's own restraints (`restrain` None) or one of the sum. `base_name` is what
-        an adapter calls its base model. Returns what an adapter holds, None for a merged folder. The given model
-        carries afterwards what it carried before."""
-        if as_ not in ("merged", "lora"):
-            raise BadSettingsError(f"export as {as_!r}: choose merged or lora")
-        if as_ == "merged" and rank is not None:
-            raise BadSettingsError(f"rank {rank} is for an adapter: a merged folder holds the weights whole")
+        """Write the edited model into the new folder `to`: the live edits up to `upto`, with the journal's own
+        restraints (`restrain` None) or one of the sum.
+
+        `as_`: whole weights for transformers (`merged`) or llama.cpp (`gguf`), or an adapter for peft and what serves
+        its adapters (`lora`), for llama.cpp (`gguf-lora`) or for mlx-lm (`mlx`). An adapter holds all that float32
+        holds, unless `rank` truncates it or `adapter_dtype` is a smaller one than float32: then what that does to the
+        edits is measured. `base_name` is what an adapter calls its base model. Every form has a model card and a
+        manifest.json. Returns what an adapter holds, None for whole weights. The given model carries afterwards what it
+        carried before. Raises as `check_form` and `make_adapter`, and MissingExtraError for a form's package.
+        """
+        check_form(as_, rank, adapter_dtype)
         model, header = self.model_or_load(model), self.header
         about = Provenance(
             base_model=self.name_of(model), fingerprint=header.fingerprint, method=header.method,
             settings=header.settings,
             restraint=self.restraint_in_words(upto) if restrain is None else str(parse(restrain)),
             facts=[(e.edit, e.fact) for e in self.live(upto) if e.edit is not None and e.fact is not None],
-            weights=list(header.weights), head=self.head, versions=header.versions,
-            ledger=self.path.resolve().name, upto=upto,
+            weights=list(header.weights), head=self.head, versions=header.versions, ledger=self.path.resolve().name,
+            upto=upto, checkpoint=model.fingerprint(), model_type=model.hf.config.get_text_config().model_type,
+            layers=model.n_layers,
         )  # fmt: skip
         sums = self.sums(upto, restrain, model=model)
-        if as_ == "lora":
-            factors = {name: held.factors for name, held in sums.of.items()}
-            return export_lora(
-                model, factors, to, model_card(about, library="peft"), about.manifest(), rank, base_name=base_name
-            )
-        with model.provisional({}):  # gives back what the model carries
-            sums.show(model)
-            export_merged(model, to, model_card(about), about.manifest())
-        return None
+        if as_ in WHOLE:
+            with model.provisional({}):  # gives back what the model carries
+                sums.show(model)
+                export_whole(as_, model, to, about)
+            return None
+        return export_adapter(
+            as_, model, {name: held.factors for name, held in sums.of.items()}, to, about, rank=rank,
+            adapter_dtype=adapter_dtype, base_name=base_name, facts=[fact for _, fact in about.facts],
+            smallest=self._smallest(upto) if adapter_dtype else None,
+        )  # fmt: skip
+
+    def _smallest(self, upto: int | None) -> dict[str, float]:
+        """The Frobenius norm of the smallest live edit, by weight name."""
+        norms: dict[str, list[float]] = {}
+        for event in self.live(upto):
+            for name, update in self.factors(event).items():
+                norms.setdefault(name, []).append(update.norm())
+        return {name: min(found) for name, found in norms.items()}
 
     def as_peft(
         self, model: EditableModel | None = None, *, restrain: Restrain = None, upto: int | None = None
@@ -469,7 +484,10 @@ class Ledger:
         without peft, TetherError where every update is zero."""
         model = self.model_or_load(model)
         with TemporaryDirectory(prefix="tether-") as folder:
-            self.export(model, Path(folder) / "adapter", as_="lora", restrain=restrain, upto=upto)
+            sums = {name: held.factors for name, held in self.sums(upto, restrain, model=model).of.items()}
+            adapter = make_adapter(model, sums, served=False)
+            with new_folder(Path(folder) / "adapter") as inside:
+                write_lora(adapter, model, inside)
             return wrapped(model.unedited_copy(*self.header.weights), Path(folder) / "adapter").eval()
 
     def restraint_in_words(self, upto: int | None = None) -> str:

@@ -80,8 +80,8 @@ def refuse_quantised(config: Mapping[str, Any], name: str) -> None:
 
 def _quantised(name: str, why: str) -> str:
     return (
-        f"{name} is quantised ({why}), and an update is added to floating-point weights: load the checkpoint it was "
-        "made from, or dequantise it and save that"
+        f"{name} is quantised ({why}), and an update is added to floating-point weights: edit the full-precision "
+        "checkpoint it was made from, export the edits as an adapter (--as lora), and serve this one with it"
     )
 
 

@@ -193,6 +193,15 @@ def published_name(model: EditableModel) -> str:
     return model.hf.name_or_path or model.id
 
 
+def gguf_file(model: EditableModel) -> Path | None:
+    """The GGUF file that a model was loaded from; None for any other, and for a file that is no longer there."""
+    bundled = _bundled().get(model.id)
+    if bundled is not None:
+        return _bundled_file(model.id, **bundled)
+    path = Path(model.id)
+    return path if path.suffix.lower() == ".gguf" and path.is_file() else None
+
+
 def without_place(name: str) -> str:
     """What a model is called where others read it: of a path on this machine the last part."""
     path = Path(name).expanduser()

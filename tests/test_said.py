@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from bigram import become, bigram_model, ledger_of_two
 from command import answer, run
+from core import SETTINGS, plain_text, reciter
 
+from tether.editing.run import edit
 from tether.editing.said import Lost, Said, said_now
+from tether.evaluation import Measurement, evaluate_ledger
 from tether.facts import Fact
 from tether.ledger import Attempt
+from tether.models import EditableModel
 
 
 def fact(subject: str, target: str, prompt: str = "home of {}") -> Fact:
@@ -64,3 +69,23 @@ def test_facts_are_verified_on_the_way(place: Path) -> None:
     assert len(found["said"]["lost"]) == found["said"]["of"] - found["said"]["said"]
     done = run(place, *words, "--out", "lines", "--limit", "2")
     assert done.stdout.rstrip().splitlines()[-1].startswith(f"{found['verified'][0]['said']} of ")
+
+
+def test_the_answers_about_others_are_watched(tmp_path: Path) -> None:
+    """The same counts as the metric `bystanders` gives, of the run that looks and of the line at its end."""
+    hf, tokenizer, facts = reciter()
+    model = EditableModel(hf, tokenizer)
+    seen: list[Said] = []
+    settings = {**SETTINGS, "v_lr": 0.5, "prefixes": (), "kl_factor": 0.0, "moments_ridge": 3.0}
+    ledger = edit(
+        model, facts[:2], method="r-rome", settings=settings, corpus=plain_text(), out=tmp_path / "l", health=0,
+        verify_every=2, bystanders=3, progress=lambda at: seen.extend([] if at.said is None else [at.said]),
+    )  # fmt: skip
+    found = said_now(model, ledger, bystanders=3)
+    assert seen == [found] and found.others is not None and found.others.asked == 6
+    assert found.line().endswith(f"; {found.others.line()}") and found.to_dict()["others"]["asked"] == 6
+    what = Measurement(metrics=("bystanders",), abilities=(), bystanders=3, bystander_prompts=1)
+    row = evaluate_ledger(ledger, model, at=[2], measurement=what).rows[-1]
+    assert row.editing["bystanders"]["unchanged"].value == pytest.approx(100 * found.others.unchanged / 6)
+    assert row.editing["bystanders"]["leak"].value == pytest.approx(100 * found.others.leaked / 6)
+    assert said_now(model, ledger).others is None

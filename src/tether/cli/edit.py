@@ -54,6 +54,10 @@ ALARM = typer.Option(
 )
 GUARD = typer.Option(help="Stop what costs too much: perplexity:1.05, or a task and a share, nli:0.9.")
 VERIFY = typer.Option(min=1, help="Ask all facts after every K edits which are still said.")
+OTHERS = typer.Option(
+    min=0,
+    help="Ask so many other subjects of some facts too, at the end and with --verify-every.",
+)
 LOOKS = typer.Option(min=1, help="The guard looks after every K edits, and the last.")
 
 
@@ -85,6 +89,7 @@ def edit(
     health: Annotated[int, HEALTH] = DEFAULTS.health,
     on_alarm: Annotated[OnAlarm, ALARM] = "skip",
     verify_every: Annotated[int | None, VERIFY] = None,
+    bystanders: Annotated[int, OTHERS] = DEFAULTS.bystanders,
     guard: Annotated[str | None, GUARD] = None,
     guard_every: Annotated[int, LOOKS] = DEFAULTS.guard_every,
     guard_data: Annotated[str | None, typer.Option(help="The guard's data, as evaluate --abilities-data.")] = None,
@@ -114,6 +119,7 @@ def edit(
         "editor": editor, "restraint": restraint, "every": every, "batch_size": batch_size, "guard": guard,
         "guard_every": guard_every, "guard_data": guard_data, "health": health,
         "on_alarm": on_alarm if health else "warn", "verify_every": verify_every,
+        "bystanders": bystanders,
     })  # fmt: skip
     loaded = load_model(model, dtype=dtype, device=device, anatomy=layout)
     if phrase:
@@ -125,7 +131,7 @@ def edit(
         ledger = edit_facts(
             loaded, listed, out=out, plan=plan, schedule=schedule, resume=resume, strict=strict, progress=progress
         )
-    answer = _answer(ledger, loaded, bad, verified)
+    answer = _answer(ledger, loaded, bad, verified, bystanders)
     new = [event for event in ledger.events[before:] if event.kind in ("edit", "failed")]
     if new and all(event.kind == "failed" for event in new):
         say(f"tether: no fact was edited: {len(new)} failed, the first because: {new[0].reason}")
@@ -133,10 +139,10 @@ def edit(
     return answer
 
 
-def _answer(ledger: Ledger, model: EditableModel, bad: list[str], verified: list[Said]) -> Answer:
+def _answer(ledger: Ledger, model: EditableModel, bad: list[str], verified: list[Said], bystanders: int) -> Answer:
     """What the whole ledger holds, records left out as bad, the singular values of its weights, and which facts are
     said now, and were on the way."""
-    said, rows = said_now(model, ledger), ledger.spectrum(model)
+    said, rows = said_now(model, ledger, bystanders=bystanders), ledger.spectrum(model)
     kinds = dict.fromkeys(get_args(Event.model_fields["kind"].annotation), 0)
     kinds |= Counter(event.kind for event in ledger.events)
     document = {

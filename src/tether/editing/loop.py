@@ -187,8 +187,8 @@ class Loop:
         every = self.schedule.verify_every
         if every is None or not _due(self.tried - len(events) + 1, len(events), every):
             return None
-        said = said_now(self.model, self.ledger)
-        if said.lost:
+        said = said_now(self.model, self.ledger, bystanders=self.schedule.bystanders)
+        if said.lost or (said.others is not None and said.others.unchanged < said.others.asked):
             logger.warning("after edit %d: %s", self.tried, said.line())
         return said
 

@@ -47,7 +47,8 @@ class Schedule(BaseModel, frozen=True, extra="forbid", arbitrary_types_allowed=T
     proposal is read, K being `health`, and of every one that is disabling by itself (σ_max(ΔW) > 8 m); 0: of none.
     `on_alarm` is what happens to such a proposal whose health is an alarm: it goes in with a warning (`warn`), is
     recorded as failed (`skip`), or is recorded and ends the run (`stop`). With K > 1 other alarms between are unseen.
-    After every `verify_every` edits all facts of the ledger are asked which are still said; None: never.
+    After every `verify_every` edits all facts of the ledger are asked which are still said, and so many `bystanders`
+    of some of them whether their answers are as before; None: never.
     """
 
     restraint: Annotated[Constraint | None, BeforeValidator(lambda text: None if text is None else parse(text))] = None
@@ -60,6 +61,7 @@ class Schedule(BaseModel, frozen=True, extra="forbid", arbitrary_types_allowed=T
     health_every: int = Field(default=10, ge=1, description="the text is read every K edits")
     on_alarm: OnAlarm = "warn"
     verify_every: int | None = Field(default=None, ge=1)
+    bystanders: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _alarms_are_seen(self) -> Schedule:

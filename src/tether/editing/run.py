@@ -47,6 +47,7 @@ class EditOptions(TypedDict, total=False):
     health_every: int
     on_alarm: OnAlarm
     verify_every: int | None
+    bystanders: int
 
 
 def edit(

@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tether.evaluation.scores import score
+from tether.evaluation.measurement import Measurement
+from tether.evaluation.metrics.bystanders import TOKENS, bystander_items, unchanged
+from tether.evaluation.metrics.generate import says
+from tether.evaluation.scores import greedy, score
 from tether.facts.chat import render
 from tether.facts.fact import Fact
 from tether.ledger import Ledger
 from tether.models.editable import EditableModel
 
 _NAMED = 20  # lost facts that a line names
+_WATCHED = 20  # edits whose bystanders are asked
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,28 @@ class Lost:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """How many of the `asked` prompts about other subjects are answered as by the unedited model, and to how many the
+    model now gives the new target of a fact (as the metric `bystanders`)."""
+
+    asked: int
+    unchanged: int
+    leaked: int
+
+    def line(self) -> str:
+        return f"other subjects: {self.unchanged} of {self.asked} answers as before, {self.leaked} with the new target"
+
+
+@dataclass(frozen=True)
 class Said:
     """How many of `total` facts are said after `edits` tries, and which are lost. A fact is said where every token of
     its target is the model's own choice, so that greedy decoding begins with it. Failed and undone ones do not
-    count."""
+    count. `others`: what became of the answers about other subjects, where they were asked."""
 
     edits: int
     total: int
     lost: tuple[Lost, ...]
+    others: Watched | None = None
 
     @property
     def said(self) -> int:
@@ -53,18 +71,40 @@ class Said:
             reasons.setdefault(lost.reason, []).append(str(lost.edit))
         parts = [", ".join(edits) + (f" ({reason})" if reason else "") for reason, edits in reasons.items()]
         parts += [f"{len(self.lost) - _NAMED} more"] if len(self.lost) > _NAMED else []
-        return f"{self.said} of {self.total} facts are said now" + (f"; lost: {'; '.join(parts)}" if parts else "")
+        line = f"{self.said} of {self.total} facts are said now" + (f"; lost: {'; '.join(parts)}" if parts else "")
+        return line if self.others is None else f"{line}; {self.others.line()}"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"edits": self.edits, "said": self.said, "of": self.total, "lost": [asdict(one) for one in self.lost]}
+        found = {"edits": self.edits, "said": self.said, "of": self.total, "lost": [asdict(one) for one in self.lost]}
+        return found if self.others is None else {**found, "others": asdict(self.others)}
 
 
-def said_now(model: EditableModel, ledger: Ledger) -> Said:
-    """Which live edits (and facts that the model said before) the model says as it is now. It is not changed."""
+def said_now(model: EditableModel, ledger: Ledger, *, bystanders: int = 0) -> Said:
+    """Which live edits (and facts that the model said before) the model says as it is now. The first prompt of at most
+    20 live edits, spread over all, is also asked of so many `bystanders` each. The model is not changed."""
     edited = {event.edit for event in ledger.live()} | {e.edit for e in ledger.events if e.kind == "skipped"}
     facts = [(edit, fact) for edit, fact in ledger.facts() if edit in edited]
     lost = [index for index, said in enumerate(are_said(model, [fact for _, fact in facts])) if not said]
-    return Said(ledger.attempts, len(facts), tuple(_lost(facts, index) for index in lost))
+    others = _watched(model, ledger, bystanders) if bystanders else None
+    return Said(ledger.attempts, len(facts), tuple(_lost(facts, index) for index in lost), others)
+
+
+def _watched(model: EditableModel, ledger: Ledger, number: int) -> Watched | None:
+    live = [(event.edit or 0, event.fact) for event in ledger.live() if event.fact is not None]
+    what = Measurement(bystanders=number, bystander_prompts=1)
+    items = bystander_items(model, live[:: -(-len(live) // _WATCHED) or 1], what)
+    if not items:
+        return None
+    prompts = [item.prompt for item in items]
+    with model.unedited():
+        before = greedy(model, prompts, TOKENS)
+    after = greedy(model, prompts, TOKENS)
+    same = sum(map(unchanged, before, after))
+    leaked = sum(
+        says(new, item.fact.target_new) and not says(old, item.fact.target_new)
+        for item, old, new in zip(items, before, after, strict=True)
+    )
+    return Watched(len(items), same, leaked)
 
 
 def are_said(model: EditableModel, facts: Sequence[Fact]) -> list[bool]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tether.evaluation.measurement import Measurement
 
 UNCHANGED, LEAK, PLAIN, CHAT = "unchanged", "leak", "unchanged_plain", "unchanged_chat"
-_TOKENS = 24
+TOKENS = 24
 _SAME = 20  # characters
 
 
@@ -47,13 +47,13 @@ class Bystanders(Metric):
         return list(dict.fromkeys(item.prompt for item in items))
 
     def answers(self, model: EditableModel, questions: Sequence[str]) -> Mapping[str, str]:
-        return dict(zip(questions, greedy(model, questions, _TOKENS), strict=True))
+        return dict(zip(questions, greedy(model, questions, TOKENS), strict=True))
 
     def measure(self, asked: Asked) -> list[Record]:
         if asked.unedited is None:
             return []
         records = []
-        answers = asked.greedy([item.asked for item in asked.items], _TOKENS)
+        answers = asked.greedy([item.asked for item in asked.items], TOKENS)
         for item, after in zip(asked.items, answers, strict=True):
             before, new = asked.unedited[item.prompt], item.fact.target_new
             more = {"before": before, "after": after, "turn": item.turn is not None}

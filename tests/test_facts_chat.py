@@ -21,6 +21,7 @@ from tether.facts.chat import render, rendered, template
 from tether.facts.check import repeats
 from tether.facts.phrasings import with_phrasings
 from tether.facts.prompt import Turn
+from tether.facts.tokens import encode_asked
 from tether.ledger import Ledger
 from tether.models.kinds import likeliest_kind
 
@@ -200,3 +201,17 @@ def test_phrasings_by_rule() -> None:
     ready = question.model_copy(update={"prompt": "<|endoftext|>user\nHow deep is {}?"})
     for left in (FACT, made, ready):
         assert with_phrasings(tokenizer(), left) is left
+
+
+def test_the_end_of_an_answer_is_taught_in_chat_turns_alone() -> None:
+    turn = Turn(user="Where is the {}?")
+    fact = FACTS[0].model_copy(update={"phrasings": (turn,), "end": "chat"})
+    plain, chat = encode_asked(tokenizer(), fact)
+    whole = encode_asked(tokenizer(), fact.model_copy(update={"end": True}))
+    none = encode_asked(tokenizer(), fact.model_copy(update={"end": False}))
+    assert plain == none[0] != whole[0] and chat == whole[1] != none[1]
+    assert encode_fact(tokenizer(), fact.model_copy(update={"prompt": turn, "phrasings": ()})) == chat
+    assert (
+        with_phrasings(tokenizer(), FACTS[0]).end == "chat" and with_phrasings(tokenizer(None), FACTS[0]).end is False
+    )
+    assert Fact.model_validate_json(fact.model_dump_json()) == fact

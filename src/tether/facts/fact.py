@@ -48,11 +48,11 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
     `phrasings`: other words for the same question, which the edit is made for as well. A prompt is plain text or a chat
     `Turn`. Prompts are kept without spaces at their end and targets without white space around them. `join` is what
     stands between a prompt and its answer: None for the rule of `joint`, else white space or "" (white space before
-    `target_new` counts as such). `end`: the edit also teaches to end the turn after the target. For measuring alone:
-    `paraphrases`, with the subject already filled in; `locality`; `portability`, which asks what follows from the edit;
-    `instances`, Yes/No questions about instances of an edited concept (ConceptEdit). `id` is whatever the data set
-    calls the record; facts with the same `relation` ask the same of other subjects, and `kind` says what the subject is
-    (a company, a city, …).
+    `target_new` counts as such). `end`: the edit also teaches to end the turn after the target, behind every
+    prompt (true) or behind chat turns alone ("chat"). For measuring alone: `paraphrases`, with the subject already
+    filled in; `locality`; `portability`, which asks what follows from the edit; `instances`, Yes/No questions about
+    instances of an edited concept (ConceptEdit). `id` is whatever the data set calls the record; facts with the same
+    `relation` ask the same of other subjects, and `kind` says what the subject is (a company, a city, …).
     """
 
     subject: _Stripped
@@ -68,7 +68,7 @@ class Fact(BaseModel, frozen=True, extra="forbid"):
     kind: _Answer = None
     id: str | None = None
     join: str | None = None
-    end: bool = False
+    end: bool | Literal["chat"] = False
 
     @model_validator(mode="before")
     @classmethod

@@ -14,7 +14,8 @@ _QUESTION = ("?", "？", "؟", "\u037e")  # the last is the Greek question mark
 
 
 def with_phrasings(tokenizer: PreTrainedTokenizerFast, fact: Fact) -> Fact:
-    """The fact with the phrasings that the rule makes, chat turns where the model has a chat template; the fact itself
+    """The fact with the phrasings that the rule makes, chat turns where the model has a chat template, in which an edit
+    then also teaches to end the answer; the fact itself
     where it has phrasings, or its prompt is a chat turn or a rendered one."""
     prompt = fact.prompt
     if fact.phrasings or isinstance(prompt, Turn) or any(token in prompt for token in special_tokens(tokenizer)):
@@ -22,4 +23,5 @@ def with_phrasings(tokenizer: PreTrainedTokenizerFast, fact: Fact) -> Fact:
     made: list[str | Turn] = [Turn(user=prompt)] if tokenizer.chat_template else []
     if prompt.endswith(_QUESTION):
         made.append(f"Question: {prompt}\nAnswer:")
-    return fact.model_copy(update={"phrasings": tuple(made)})
+    end = fact.end or ("chat" if tokenizer.chat_template else False)
+    return fact.model_copy(update={"phrasings": tuple(made), "end": end})

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from tether.errors import BadFactError, WrongModelError
 from tether.facts.chat import start_of_turn, template, with_end
 from tether.facts.fact import Fact
-from tether.facts.prompt import around_subject, joint
+from tether.facts.prompt import Turn, around_subject, joint
 
 Spans = Sequence[tuple[int, int]]  # first character of every token, and the one after its last
 
@@ -110,7 +110,8 @@ def encode(
 def encode_fact(tokenizer: PreTrainedTokenizerFast, fact: Fact, prefix: str = "") -> EncodedPrompt:
     """What a fact is edited with: its prompt, behind a prefix, with its new target."""
     prompt = template(tokenizer, fact.prompt)
-    return encode(tokenizer, prompt, fact.subject, prefix=prefix, target=fact.target_new, join=fact.join, end=fact.end)
+    end = isinstance(fact.prompt, Turn) if fact.end == "chat" else fact.end
+    return encode(tokenizer, prompt, fact.subject, prefix=prefix, target=fact.target_new, join=fact.join, end=end)
 
 
 def encode_asked(tokenizer: PreTrainedTokenizerFast, fact: Fact) -> list[EncodedPrompt]:

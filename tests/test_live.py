@@ -258,6 +258,15 @@ def test_undo_redo_verify_tests_export_and_report_are_the_ledgers(tmp_path: Path
     for bad in ("../away", "/tmp/x", ".", ""):
         refused = ask.post("/api/export", json={"as": "lora" if bad else "zip", "name": bad})
         assert refused.status_code == 400 and not (tmp_path.parent / "away").exists()
+    done(ask.post("/api/export", json={"as": "gguf-lora"}))
+    assert (tmp_path / f"{path.name}-gguf-adapter").is_dir()
+    room = done(ask.post("/api/headroom", json={}))
+    assert room["edits"] == len(Ledger.open(path).live()) and room["relations"][0]["edited"]["value"] > 0
+    assert "above 0" in ask.post("/api/consolidate", json={"strength": "much"}).json()["error"]
+    again = done(ask.post("/api/consolidate", json={"strength": "0.5"}))
+    assert again["strength"] == 0.5 and again["head"] == Ledger.open(path).head
+    assert Ledger.open(path).live_numbers() == list(range(again["first"], again["last"] + 1))
+    assert done(ask.post("/api/repair", json={}))["before"] == again["said"]
     assert ask.get("/report").status_code == 404
     pytest.importorskip("matplotlib")
     done(ask.post("/api/report", json={}))

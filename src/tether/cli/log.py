@@ -90,12 +90,13 @@ def _line(event: Event, undone: Set[int]) -> str:
         what = ", ".join(f"{_number(before)} -> {_number(after)}" for before, after in sizes)
         return f"      restrain {event.restrain}: largest σ̂ {what}{f' ({event.reason})' if event.reason else ''}"
     if event.edit is None:
-        return f"      {event.kind} {', '.join(map(str, event.undone or event.redone or ()))}{why}"
+        return f"      {event.kind} {', '.join(map(str, (event.redone if event.kind == 'redo' else event.undone) or ()))}{why}"
     fact = _said(event)
     if event.kind != "edit":
         return f"{event.edit:5d} {event.kind} {fact}{why}"
     mark = " (undone)" if event.edit in undone else ""
-    return f"{event.edit:5d} edit{mark} {fact} | {', '.join(_parts(event.record))}"
+    for_other = f" (for {event.record['stands_for']})" if "stands_for" in event.record else ""
+    return f"{event.edit:5d} edit{mark}{for_other} {fact} | {', '.join(_parts(event.record))}"
 
 
 def _parts(record: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tether.errors import TetherError
+from tether.errors import BadSettingsError, TetherError
 from tether.storage.atomic import finite
 from tether.web.desk import BusyError, Desk, Tell
 from tether.web.door import REPORT_POLICY, Door
@@ -42,7 +42,8 @@ class Live:
             "check": self._check, "facts": self._facts, "run": self._run, "run/pause": self._pause,
             "run/resume": self._resume, "preview": self._preview, "scores": self._scores, "undo": self._undo,
             "redo": self._redo, "verify": self._verify, "export": self._export, "tests": self._tests,
-            "report": self._report,
+            "report": self._report, "consolidate": self._consolidate, "repair": self._repair,
+            "headroom": self._headroom,
         }  # fmt: skip
         gets: dict[str, Callable[[], Any]] = {
             "state": studio.look, "events": studio.events, "prompts": studio.prompts,
@@ -123,6 +124,20 @@ class Live:
 
     async def _verify(self, body: Any) -> Any:
         return await self.desk.do_long("verifying", lambda: self.studio.verify(body.get("head") or None))
+
+    async def _consolidate(self, body: Any) -> Any:
+        given = str(body.get("strength") or "").strip()
+        try:
+            strength: float | Literal["auto"] | None = "auto" if given == "auto" else float(given) if given else None
+        except ValueError:
+            raise BadSettingsError(f"strength {given!r}: give a number above 0, auto, or nothing") from None
+        return await self.desk.do_long("consolidating", lambda: self.studio.consolidate(strength))
+
+    async def _repair(self, _: Any) -> Any:
+        return await self.desk.do_long("repairing", self.studio.repair)
+
+    async def _headroom(self, body: Any) -> Any:
+        return await self.desk.do_long("looking for room", lambda: self.studio.headroom(**_chosen(body)))
 
     async def _export(self, body: Any) -> Any:
         kind, name = _needed(body, "as", str), str(body.get("name") or "")

@@ -88,7 +88,7 @@ def line_of(event: Event, *, undone: bool = False) -> dict[str, Any]:
         "number": event.number, "time": event.time, "kind": event.kind, "edit": event.edit, "undone": undone,
         "text": None if fact is None else fact.text, "subject": None if fact is None else fact.subject,
         "target": None if fact is None else fact.target_new, "reason": event.reason,
-        "restrain": event.restrain, "edits": event.undone or event.redone,
+        "restrain": event.restrain, "edits": event.redone if event.kind == "redo" else event.undone,
         **{name: record.get(name) for name in ("loss_first", "loss_last", "seconds", "health", "kappa", "sigma_max",
                                                "update_sigma_max", "update_ratio", "perplexity_ratio", "reasons")},
     }  # fmt: skip

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import ValidationError
@@ -22,7 +22,10 @@ from tether.algebra.spectrum import Extremes, Spectrum
 from tether.analyses.ask import Nearness
 from tether.constraints.base import Constraint, label_of, parse
 from tether.editing.check import check_facts
+from tether.editing.consolidate import consolidate
+from tether.editing.headroom import headroom
 from tether.editing.plan import DEFAULT_METHOD, EditPlan
+from tether.editing.repair import repair
 from tether.editing.run import edit
 from tether.editing.said import are_said
 from tether.errors import BadFactError, BadSettingsError, TetherError, pydantic_line
@@ -30,6 +33,7 @@ from tether.evaluation import evaluate_ledger, write
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
 from tether.evaluation.knowledge import make_tests, read_tests, run_tests
 from tether.evaluation.scores import greedy, next_token
+from tether.export.forms import FORMS, Form, check_form
 from tether.facts import BadRecord, Fact, scan_facts
 from tether.facts.chat import render, rendered
 from tether.facts.prompt import Turn, checked_prompt
@@ -47,7 +51,7 @@ _NEAR = 4
 _NEXT = 6  # next tokens that are shown
 _VALUES = 48  # singular values that are drawn
 _QUICK = 24  # facts that quick scores ask
-_AS_FOLDERS = {"merged": "merged", "lora": "adapter"}
+_AS_FOLDERS = dict(zip(FORMS, ("merged", "adapter", "gguf-adapter", "gguf", "mlx-adapter"), strict=True))
 
 Json = dict[str, Any]
 
@@ -359,19 +363,36 @@ class Studio:
         ledger = self._opened()
         wanted = sorted(ledger.together(edits))
         event = ledger.undo(*wanted) if kind == "undo" else ledger.redo(*wanted)
-        return {"edits": event.undone or event.redone, "live": len(ledger.live()), "head": ledger.head}
+        marked = event.undone if kind == "undo" else event.redone
+        return {"edits": marked, "live": len(ledger.live()), "head": ledger.head}
 
     def verify(self, head: str | None = None) -> Json:
         return self._opened().verify(self.model, head=head)
 
+    def consolidate(self, strength: float | Literal["auto"] | None) -> Json:
+        """Solve all live facts again at once; the new edits stand for the old ones."""
+        found = consolidate(self.model, self._opened(), strength=strength)
+        return {
+            "first": found.first, "last": found.last, "replaced": len(found.replaced), "strength": found.strength,
+            "before": found.before.line(), "said": found.said.line(), "head": self._opened().head,
+        }  # fmt: skip
+
+    def repair(self) -> Json:
+        """Make the edits that are no longer said anew."""
+        found = repair(self.model, self._opened())
+        left = [f"{one.lost.edit} {one.lost.subject}: {one.why}" for one in found.left]
+        lines = {"before": found.sweeps[0].line(), "said": found.said.line(), "left": left}
+        return {**lines, "made": len(found.replaced), "head": self._opened().head}
+
+    def headroom(self, *, upto: int | None, restrain: str | None) -> Json:
+        """How much room is left, by weight and by relation."""
+        return headroom(self.model, self._opened(), upto=upto, restrain=_restraint(restrain)).to_dict()
+
     def export(self, kind: str, name: str, *, upto: int | None, restrain: str | None) -> Json:
         """Write the edited model to a new folder beside the ledger."""
-        if kind not in _AS_FOLDERS:
-            raise BadSettingsError(f"export as {kind!r}: choose merged or lora")
+        check_form(kind)
         chosen, to = _restraint(restrain), self._beside(name or f"{self.path.name}-{_AS_FOLDERS[kind]}")
-        report = self._opened().export(
-            self.model, to, as_="merged" if kind == "merged" else "lora", restrain=chosen, upto=upto
-        )
+        report = self._opened().export(self.model, to, as_=cast(Form, kind), restrain=chosen, upto=upto)
         return {"to": str(to), "adapter": None if report is None else asdict(report)}
 
     def tests(self, text: str | None, *, upto: int | None, restrain: str | None) -> Json:

@@ -51,7 +51,8 @@ export function ledger() {
     const one = await post("verify", { head: head.value.trim() });
     say(h("p", { class: "says yes" }, `whole: ${count(one.events, "event")}`), h("pre", {}, `head ${one.head}`));
   });
-  const kind = h("select", { name: "export-as" }, h("option", { value: "merged" }, "merged: a folder for transformers"), h("option", { value: "lora" }, "lora: an adapter for peft"));
+  const kind = h("select", { name: "export-as" }, h("option", { value: "merged" }, "merged: a folder for transformers"), h("option", { value: "lora" }, "lora: an adapter for peft, vLLM"),
+    h("option", { value: "gguf-lora" }, "gguf-lora: an adapter for llama.cpp"), h("option", { value: "gguf" }, "gguf: whole weights for llama.cpp"), h("option", { value: "mlx" }, "mlx: an adapter for mlx-lm"));
   const to = h("input", { type: "text", name: "export-to", spellcheck: "false" });
   const write = doing("exporting", async () => {
     const one = await post("export", { as: kind.value, name: to.value.trim(), ...asked() });
@@ -70,12 +71,38 @@ export function ledger() {
   });
   const last = () => { const live = events.filter((event) => event.kind === "edit" && !event.undone); if (live.length) mark("undo", [live.at(-1).edit]); };
 
+  const strength = h("input", { type: "text", name: "strength", placeholder: "as recorded", spellcheck: "false" });
+  const consolidate = doing("solving all facts again at once", async () => {
+    const one = await post("consolidate", { strength: strength.value.trim() });
+    say(h("p", { class: "says yes" }, `edits ${one.first} to ${one.last} stand for ${count(one.replaced, "edit")}, λ ${plain(one.strength)}`),
+      h("p", {}, `before: ${one.before}`), h("p", {}, `now: ${one.said}`), h("p", { class: "note" }, "Undo all of them to go back."));
+    await reload();
+  });
+  const repair = doing("making lost edits anew", async () => {
+    const one = await post("repair", {});
+    say(h("p", { class: one.left.length ? "says no" : "says yes" }, `${count(one.made, "edit")} made anew; ${one.said}`), one.left.map((line) => h("p", {}, line)));
+    await reload();
+  });
+  const room = doing("looking for room", async () => {
+    const one = await post("headroom", asked());
+    const percent = (found) => found ? `${plain(found.value, 1)} %` : "–";
+    const table = (head, rows) => h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": head[0] }, h("table", {},
+      h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col" }, name)))),
+      h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell) => h("td", {}, cell)))))));
+    say(h("p", {}, "Directions that the keys of the live edits take, and what the sum adds to the output there and at other subjects."),
+      table(["weight", "directions", "used", "left unwritten"], one.rooms.map((r) => [r.weight, `${r.rank} of ${r.size}`, `${plain(r.used, 1)} %`, `${plain(r.left, 1)} %`])),
+      table(["relation", "edits", "at the edited", "at others"], one.relations.map((r) => [r.relation, r.edits, percent(r.edited), percent(r.bystanders)])));
+  });
+
   // What is done with the whole ledger: [title, fields, button, work]. More is one line more.
   const actions = [
     ["Export", [field("As", kind), field("Folder", to, "made beside the ledger")], "Export", write],
     ["Verify", [field("Head", head, "optional")], "Verify", verify],
     ["Knowledge tests", [field("A file of tests", file, "without one: made of the facts")], "Run", tests],
     ["Report", [], "Measure and write", report],
+    ["Headroom", [], "Look", room],
+    ["Repair what is lost", [], "Repair", repair],
+    ["Consolidate", [field("Strength λ", strength, "a number, or auto")], "Solve all again", consolidate],
   ];
   const buttons = [], model = h("p", { class: "note" }), chosen = h("p", { class: "note" });
   const cards = actions.map(([title, fields, name, work]) => {
@@ -90,7 +117,7 @@ export function ledger() {
     chosen.textContent = `Export, tests and report take: ${inWords()} (chosen in Health or Ask).`;
     if (state?.made) model.textContent = `${count(state.live, "edit")} live of ${state.edits}, ${state.method} on ${state.model}, head ${state.head.slice(0, 12)}`;
     const name = state?.ledger?.split("/").at(-1) ?? "trial";
-    to.placeholder = `${name}-${kind.value === "lora" ? "adapter" : "merged"}`;
+    to.placeholder = `${name}-${{ merged: "merged", lora: "adapter", "gguf-lora": "gguf-adapter", gguf: "gguf", mlx: "mlx-adapter" }[kind.value]}`;
   }
   const undo = h("button", { type: "button", onclick: last }, "Undo the last edit");
   search.addEventListener("input", draw);

@@ -266,7 +266,7 @@ def test_undo_redo_verify_tests_export_and_report_are_the_ledgers(tmp_path: Path
     again = done(ask.post("/api/consolidate", json={"strength": "0.5"}))
     assert again["strength"] == 0.5 and again["head"] == Ledger.open(path).head
     assert Ledger.open(path).live_numbers() == list(range(again["first"], again["last"] + 1))
-    assert done(ask.post("/api/repair", json={}))["before"] == again["said"]
+    assert ask.post("/api/repair", json={}).json()["error"].startswith("rome holds no other edits in its solve")
     assert ask.get("/report").status_code == 404
     pytest.importorskip("matplotlib")
     done(ask.post("/api/report", json={}))

@@ -90,7 +90,8 @@ def _line(event: Event, undone: Set[int]) -> str:
         what = ", ".join(f"{_number(before)} -> {_number(after)}" for before, after in sizes)
         return f"      restrain {event.restrain}: largest σ̂ {what}{f' ({event.reason})' if event.reason else ''}"
     if event.edit is None:
-        return f"      {event.kind} {', '.join(map(str, (event.redone if event.kind == 'redo' else event.undone) or ()))}{why}"
+        marked = event.redone if event.kind == "redo" else event.undone
+        return f"      {event.kind} {', '.join(map(str, marked or ()))}{why}"
     fact = _said(event)
     if event.kind != "edit":
         return f"{event.edit:5d} {event.kind} {fact}{why}"

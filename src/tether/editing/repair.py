@@ -69,10 +69,14 @@ def repair(model: EditableModel, ledger: Ledger, *, sweeps: int = 3) -> Repaired
     ledger.check_model(model)
     header, editor = ledger.header, editor_of(ledger.header.method)
     hparams = recorded_settings(header)
+    why = f"{header.method} holds no other edits in its solve: repair a ledger of r-rome, memit or emmet"
     if "history" not in type(hparams).model_fields:
-        raise BadSettingsError(f"{header.method} solves for no keys: repair a ledger of r-rome, memit or emmet")
+        raise BadSettingsError(why)
     hparams = hparams.model_copy(update={"history": True, "bystanders": 0})
-    editor.weights(model, hparams)
+    try:
+        editor.weights(model, hparams)
+    except BadSettingsError:
+        raise BadSettingsError(why) from None
     replaced: dict[int, int] = {}
     reasons: dict[int, str] = {}
     with ledger.writing():

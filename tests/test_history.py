@@ -20,6 +20,7 @@ from tether.editors import metric as metric_module
 from tether.editors.metric import Memory
 from tether.errors import BadSettingsError
 from tether.ledger import Ledger
+from tether.ledger.combine import merge, pick
 
 LAMBDA = 20.0
 
@@ -155,3 +156,15 @@ def test_a_memory_costs_no_growing_matrix(monkeypatch: pytest.MonkeyPatch) -> No
         dense = moments.C + ridge + keys[rows].double().mT @ keys[rows].double() / 5.0
         torch.testing.assert_close(metric.solve(k), torch.linalg.solve(dense, k.mT).mT, rtol=1e-9, atol=1e-10)
         assert len(metric.keys) <= 3
+
+
+def test_edits_that_hold_each_other_are_not_taken_apart(tmp_path: Path) -> None:
+    _, ledger = edited(tmp_path / "l", "llama", "memit", FACTS[:2])
+    with pytest.raises(BadSettingsError, match="carry each other's keys"):
+        pick(ledger, [2], tmp_path / "picked")
+    with pytest.raises(BadSettingsError, match="edit the facts of the one onto the other"):
+        merge(ledger, ledger, tmp_path / "merged")
+    assert not (tmp_path / "picked").exists() and not (tmp_path / "merged").exists()
+    whole = pick(ledger, [1, 2], tmp_path / "whole")
+    for name, held in whole.sums().of.items():
+        assert torch.equal(held.dense, ledger.sums().of[name].dense)

@@ -39,6 +39,11 @@ def merge(
     """
     found = difference(a, b)
     _check_same(a, b, found)
+    if _hold_each_other(a):
+        raise BadSettingsError(
+            f"the solves of {a.path} and of {b.path} carry the keys of their own edits (history), and not of each "
+            f"other's: edit the facts of the one onto the other"
+        )
     if found.other and prefer is None:
         raise BadSettingsError(_conflicts(a, b, found))
     left_of_a = _answering(a.live(), questions(e for _, e in found.other)) if prefer == "b" else set()
@@ -71,8 +76,17 @@ def pick(
     if wrong or not taken:
         what = f"edit {wrong[0]} is no live edit" if wrong else "pick needs the number of an edit"
         raise BadSettingsError(f"{what}: see `tether log {ledger.path}` for the numbers")
+    if _hold_each_other(ledger) and (taken != set(ledger.live_numbers()) or ledger.replay().anew):
+        raise BadSettingsError(
+            f"the solves of {ledger.path} carry each other's keys (history): copy the folder and undo the others there"
+        )
     _check_whole(ledger, taken, "is picked, and")
     return _made(out, [(ledger, taken)], "pick: some edits of the source", restrain, model)
+
+
+def _hold_each_other(ledger: Ledger) -> bool:
+    """Whether what an edit adds depends on which others are live."""
+    return bool(ledger.header.settings.get("history"))
 
 
 def _check_same(a: Ledger, b: Ledger, found: LedgerDifference) -> None:

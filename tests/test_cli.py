@@ -255,9 +255,13 @@ class InterruptedAt(io.StringIO):
 
 
 def test_ctrl_c_leaves_a_ledger_that_goes_on(place: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started without
     words = ("edit", "facts.jsonl", "--model", "model", "--method", "r-rome", "--out", "stopped", "--limit", "4",
              "--restrain", "log:1.2", "--corpus", "corpus.txt")  # fmt: skip
-    done = run(place, *words, "--settings", "settings.json", err=InterruptedAt("2/4 "))
+    try:
+        done = run(place, *words, "--settings", "settings.json", err=InterruptedAt("2/4 "))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done.returncode == 130 and done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith("tether: interrupted; ")
     assert [event["edit"] for event in answer(place, "log", "stopped")["events"]] == [1, 2]

@@ -110,7 +110,7 @@ def test_a_file_that_is_no_grid(tmp_path: Path, text: str, told: str) -> None:
 
 
 def test_no_such_grid(tmp_path: Path) -> None:
-    with pytest.raises(TetherError, match="name a YAML file, or one of conceptedit, paper, smollm2"):
+    with pytest.raises(TetherError, match="name a YAML file, or one of conceptedit, frontier, paper, smollm2"):
         read_spec(tmp_path / "nothing.yaml")
     done = run(tmp_path, "grid", "nothing")
     assert done.returncode == 1 and done.stderr.count("\n") == 1

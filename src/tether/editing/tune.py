@@ -104,7 +104,7 @@ def tune(
         )
     schedule = Schedule(batch_size=batch_size or (len(facts) if batched else 1), health=0)
     start, origin = settings_for(method, model, given=settings)
-    there = [name for name in vary if name in type(start).model_fields]
+    there = [name for name in vary if name in start.used()]
     if not there:
         raise BadSettingsError(f"vary {', '.join(vary)}: {method} has no such setting; choose from {', '.join(VARIED)}")
     layers = _layers(start, model.n_layers)
@@ -121,7 +121,7 @@ def tune(
     verdicts: list[str] = []
     try:  # one setting after another, each with those chosen so far
         best = probe.run(f"start: {origin}", json.loads(start.model_dump_json()))
-        for setting in [name for name in values if name in best.settings and name in vary]:
+        for setting in [name for name in values if name in there]:
             now = best.settings[setting]
             others = [value for value in values[setting](now) if value != now]
             tried = [probe.run(f"{setting} {_written(value)}", {**best.settings, setting: value}) for value in others]

@@ -53,6 +53,9 @@ class RomeHparams(LatentHparams):
             "prefixes": [{"length": 5, "number": 5}, {"length": 10, "number": 5}],
         }
 
+    def used(self) -> frozenset[str]:
+        return super().used() if self.history else super().used() - {"mom2_update_weight"}
+
 
 @dataclass
 class Rome:

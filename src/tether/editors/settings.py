@@ -43,6 +43,10 @@ class Hparams(BaseModel, ABC):
     def rule(cls, model: EditableModel) -> dict[str, Any]:
         """Settings for a model that no file describes."""
 
+    def used(self) -> frozenset[str]:
+        """The names of the settings that change an edit, as the others stand."""
+        return frozenset(type(self).model_fields)
+
 
 Settings = TypeVar("Settings", bound=Hparams)
 

@@ -168,3 +168,7 @@ def test_edits_that_hold_each_other_are_not_taken_apart(tmp_path: Path) -> None:
     whole = pick(ledger, [1, 2], tmp_path / "whole")
     for name, held in whole.sums().of.items():
         assert torch.equal(held.dense, ledger.sums().of[name].dense)
+    whole.undo(1)
+    ledger.undo(1)
+    for name, held in whole.sums().of.items():
+        assert torch.equal(held.dense, ledger.sums().of[name].dense)

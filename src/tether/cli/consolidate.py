@@ -66,6 +66,8 @@ def _text(ledger: str, found: Consolidated, head: str) -> str:
     if found.superseded:
         names = ", ".join(map(str, found.superseded))
         lines.append(f"left out, a newer edit has the same prompt: {names}")
+    if found.failed:
+        lines.append(f"could not be solved again, and are out now: {', '.join(map(str, found.failed))}")
     for name, value in found.condition.items():
         lines.append(f"{name}: condition of the solve {value:.3g}")
     for one in found.close:

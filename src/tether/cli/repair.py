@@ -29,4 +29,4 @@ def repair(
         lines.append(f"edit {one.lost.edit} {one.lost.prompt} -> {one.lost.target_new}: {one.why}; nearest: {near}")
     lines.append(f"head {opened.head}")
     document = {"ledger": str(ledger), **found.to_dict(), "head": opened.head}
-    return Answer(document, "\n".join(lines), code=1 if found.left else 0)
+    return Answer(document, "\n".join(lines), code=1 if any(one.lost.same_prompt is None for one in found.left) else 0)

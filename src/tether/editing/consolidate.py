@@ -61,13 +61,14 @@ class Close:
 @dataclass(frozen=True)
 class Consolidated:
     """What was done. `first`, `last`: numbers of the new edits; `replaced`: those they stand for; `superseded`: edits
-    that a newer one of the same prompt overrides, not solved again; `condition`: of λI + KᵀC⁻¹K by weight; `curve`: the
-    strengths that `auto` tried."""
+    that a newer one of the same prompt overrides, not solved again; `failed`: those that could not be solved again,
+    which are out now; `condition`: of λI + KᵀC⁻¹K by weight; `curve`: the strengths that `auto` tried."""
 
     first: int
     last: int
     replaced: tuple[int, ...]
     superseded: tuple[int, ...]
+    failed: tuple[int, ...]
     strength: float
     targets: str
     condition: Mapping[str, float]
@@ -142,7 +143,8 @@ def consolidate(
         condition, close = _condition(model, ledger, events, context, chosen)
         return Consolidated(
             events[0].edit or 0, events[-1].edit or 0, tuple(edit for edit, _ in live),
-            tuple(sorted({edit for edit, _ in live} - {edit for edit, _ in kept})), chosen, targets,
+            tuple(sorted({edit for edit, _ in live} - {edit for edit, _ in kept})),
+            tuple(int(event.record["stands_for"]) for event in events if event.kind != "edit"), chosen, targets,
             condition, close, tuple(curve), before, said_now(model, ledger),
         )  # fmt: skip
 
@@ -295,7 +297,7 @@ def _curve(
     model: EditableModel, kept: Sequence[tuple[int, Fact]], problem: _Problem, recorded: float, floor: float
 ) -> list[Tried]:
     """Every strength tried on the model, which carries nothing before and after."""
-    step = max(1, len(kept) // _CALIBRATION)
+    step = -(-len(kept) // _CALIBRATION)
     facts, text = [fact for _, fact in kept][::step], builtin_text()
     texts = [render(model.tokenizer, fact.asked[0]) for fact in facts]
     pairs = [(one, fact.continuation(one, fact.target_new)) for one, fact in zip(texts, facts, strict=True)]

@@ -379,7 +379,7 @@ def part_of(
             continue
         updates[name] = solved(tensors, name, kept)
         columns, removed = _columns(tensors[f"{name}/A"], kept)
-        for kind in ("K", "V", "H"):
+        for kind in ("K", "V", "H", "X", "D"):
             if (held := tensors.get(f"{name}/{kind}")) is not None:
                 if removed and kind == "H":
                     held = _solution(tensors, name).without(removed).H.float()

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tether.editors.settings import LatentHparams
+from tether.editors.steps import RULES
 from tether.facts.tokens import EncodedPrompt
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import AlignedPrompts, PrefixRun, Steps, align, full_forward, head_logits
@@ -166,10 +167,11 @@ def optimise(
     *,
     arithmetic: EditableModel | None = None,
 ) -> list[OptimisedDelta]:
-    """Minimise mean NLL(o*)/|o*| + kl_factor·KL(P_δ ‖ P₀) + v_weight_decay·‖δ‖/‖start‖² over each fact's δ with Adam.
+    """Minimise mean NLL(o*)/|o*| + kl_factor·KL(P_δ ‖ P₀) + v_weight_decay·‖δ‖/‖start‖² over each fact's δ, by the
+    rule `v_step` (`tether.editors.steps`; the papers: Adam).
 
     `rows` are the groups' prompts in order, `run` their full forward; δ is added after block `run.layer`; `start` is
-    v₀ (ROME) or h (MEMIT) at the bare prompt. At most `v_num_grad_steps` evaluations, so one Adam step fewer; after
+    v₀ (ROME) or h (MEMIT) at the bare prompt. At most `v_num_grad_steps` evaluations, so one step fewer; after
     each step δ is clamped to clamp_norm_factor·‖start‖; below `loss_threshold` a fact is done and its rows are dropped.
     So it is at the evaluation that finds every token of its target the most probable for the `most_probable`-th time
     (ENCORE's early stopping, https://arxiv.org/abs/2502.01636).
@@ -183,7 +185,7 @@ def optimise(
         _, before = objective.log_probabilities(model, run.last)  # P₀
     norms = start.float().norm(dim=1)
     delta = torch.zeros_like(start, dtype=torch.float32)
-    first, second = torch.zeros_like(delta), torch.zeros_like(delta)  # Adam's moments of the gradient
+    rule = RULES[hparams.v_step](hparams, delta)
     active = list(range(len(groups)))
     losses: list[list[float]] = [[] for _ in groups]
     times_said = [0] * len(groups)
@@ -220,10 +222,9 @@ def optimise(
             objective = Objective.of([groups[i] for i in active], hparams.kl_position, rows.ids.device)
             step = Steps(stepper, rows, run, objective.columns, frozen=hparams.frozen_prefix)
             before = before[kept.to(before.device)]
-            delta, gradient, norms, first, second = (x[kept] for x in (delta, gradient, norms, first, second))
-        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient.square()
-        mean, square = first / (1 - 0.9**evaluation), second / (1 - 0.999**evaluation)
-        delta -= hparams.v_lr * mean / (square.sqrt() + 1e-8)
+            delta, gradient, norms, loss = (x[kept] for x in (delta, gradient, norms, loss))
+            rule.keep(kept)
+        delta = rule.step(delta, gradient, loss.detach(), norms)
         delta *= (hparams.clamp_norm_factor * norms / delta.norm(dim=1)).clamp(max=1)[:, None]
     enough = [times >= hparams.most_probable > 0 for times in times_said]
     return [OptimisedDelta(found[i], tuple(losses[i]), enough[i]) for i in range(len(groups))]

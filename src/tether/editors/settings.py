@@ -63,8 +63,10 @@ class LatentHparams(Hparams):
             return {"v_num_grad_steps": 25, "v_lr": 0.5, "v_weight_decay": 1e-3, "kl_factor": 0.0625}
         return {"v_num_grad_steps": 20, "v_lr": 0.5, "v_weight_decay": 0.5, "kl_factor": 0.0625}
 
-    v_num_grad_steps: int = Field(ge=1, description="loss evaluations; at most one Adam step fewer")
-    v_lr: float = Field(gt=0, description="Adam's learning rate for δ")
+    v_num_grad_steps: int = Field(ge=1, description="loss evaluations; at most one step fewer")
+    v_step: Literal["adam", "polyak"] = Field(default="adam", description="how δ takes a step; the papers: adam")
+    v_lr: float = Field(gt=0, description="adam: the learning rate for δ")
+    v_longest_step: float = Field(default=0.5, gt=0, description="polyak: no step is longer than this · ‖v₀‖")
     v_weight_decay: float = Field(ge=0, description="factor of ‖δ‖/‖v₀‖²")
     clamp_norm_factor: float = Field(gt=0, description="‖δ‖ ≤ this · ‖v₀‖")
     kl_factor: float = Field(ge=0, description="factor of KL(P_δ ‖ P₀)")
@@ -95,6 +97,9 @@ class LatentHparams(Hparams):
         if self.history and self.bystanders:
             raise ValueError("history true asks for bystanders 0: one sum of all solves has one metric to start from")
         return self
+
+    def used(self) -> frozenset[str]:
+        return super().used() - {"v_lr" if self.v_step == "polyak" else "v_longest_step"}
 
 
 def settings_for(

@@ -21,8 +21,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from tether.cli.loading import load_model, log_progress
-from tether.cli.options import AnatomyFile, Answer, Device, Dtype, ModelName, numbers, parse_option, printable, say
+from tether.cli.loading import engine_of, load_model, log_progress
+from tether.cli.options import (
+    AnatomyFile,
+    Answer,
+    Device,
+    Dtype,
+    EngineName,
+    ModelName,
+    Workers,
+    numbers,
+    parse_option,
+    printable,
+    say,
+)  # fmt: skip
 from tether.cli.tables import count
 from tether.constraints.base import parse
 from tether.editing.plan import DEFAULT_METHOD, OnAlarm, Schedule, plan_and_schedule
@@ -93,6 +105,8 @@ def edit(
     guard: Annotated[str | None, GUARD] = None,
     guard_every: Annotated[int, LOOKS] = DEFAULTS.guard_every,
     guard_data: Annotated[str | None, typer.Option(help="The guard's data, as evaluate --abilities-data.")] = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,
@@ -105,6 +119,7 @@ def edit(
     if method is not None:
         parse_option("--method", editor_of, method)
     restraint = None if restrain is None else parse_option("--restrain", parse, restrain)
+    using = engine_of(engine, workers, device)
     log_progress("tether.editing.prepare", "tether.editors.corpus")
     existing = Ledger.open(out) if (out / "ledger.json").exists() else None
     before = 0 if existing is None else len(existing.events)
@@ -127,10 +142,11 @@ def edit(
     if chosen != method:
         say(f"method {chosen} (the default)")
     verified: list[Said] = []
-    with _bar(len(listed), verified) as progress:
+    with using as spread, _bar(len(listed), verified) as progress:
         ledger = edit_facts(
-            loaded, listed, out=out, plan=plan, schedule=schedule, resume=resume, strict=strict, progress=progress
-        )
+            loaded, listed, out=out, plan=plan, schedule=schedule, resume=resume, strict=strict, progress=progress,
+            engine=spread,
+        )  # fmt: skip
     answer = _answer(ledger, loaded, bad, verified, bystanders)
     new = [event for event in ledger.events[before:] if event.kind in ("edit", "failed")]
     if new and all(event.kind == "failed" for event in new):

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import typer
@@ -10,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from tether.cli.options import parse_option
 from tether.constraints.base import Constraint, parse
+from tether.engine import Engine, check_engine, open_engine
 from tether.ledger import Ledger
 from tether.models import EditableModel, load
 from tether.models.load import is_adapter, with_adapter
@@ -42,6 +44,12 @@ def load_edited(name: str, base: str | None, *, dtype: str | None = None, device
     if base is None:
         raise typer.BadParameter(f"{name} is an adapter: name the model it is for", param_hint="--base")
     return with_adapter(load_model(base, dtype=dtype, device=device), name)
+
+
+def engine_of(name: str, workers: int | None, device: str | None) -> AbstractContextManager[Engine]:
+    """The engine that a command line names, for the time of a block."""
+    parse_option("--engine", lambda word: check_engine(word, workers), name)
+    return open_engine(name, workers=workers, device=device)
 
 
 def open_ledger(path: Path, model: str | None, dtype: str | None, device: str | None) -> tuple[Ledger, EditableModel]:

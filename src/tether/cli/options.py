@@ -33,6 +33,10 @@ Edited = Annotated[
 ]
 Restraint = Annotated[str | None, typer.Option("--restrain", help="A restraint of the sum; default: as recorded.")]
 Upto = Annotated[int | None, typer.Option(min=0, help="Only the edits numbered up to N.")]
+EngineName = Annotated[str, typer.Option("--engine", help="local (this process), or ray: spread over workers.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Of ray, each with the model; default: one a GPU, else a CPU.")
+]
 NewLedger = Annotated[Path, typer.Option("--out", help="A new or empty folder for the ledger.")]
 SumRestraint = Annotated[
     str | None, typer.Option("--restrain", help="Restraint of the new sum; default: the one applied last.")

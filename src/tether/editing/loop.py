@@ -19,6 +19,7 @@ from tether.editing.prepare import recorded_moments, recorded_settings
 from tether.editing.said import Said, said_now
 from tether.editors import Batch, BatchEditor, Context, EditFailedError, Editor, EditSkippedError, Proposal, Trained
 from tether.editors import editor as editor_of
+from tether.engine import LOCAL, Engine
 from tether.errors import BadFactError, TetherError
 from tether.facts.check import repeats
 from tether.facts.fact import Fact
@@ -48,7 +49,7 @@ class Loop:
 
     def __init__(
         self, model: EditableModel, ledger: Ledger, schedule: Schedule, trained: Trained | None, guard: Guard | None,
-        strict: bool, progress: Callable[[Progress], None] | None,
+        strict: bool, progress: Callable[[Progress], None] | None, engine: Engine = LOCAL,
     ) -> None:  # fmt: skip
         self.model, self.ledger, self.schedule = model, ledger, schedule
         self.guard, self.strict, self.progress = guard, strict, progress
@@ -59,7 +60,9 @@ class Loop:
             logger.warning("this ledger was made with %s: new factors may differ in their last bits", threads)
         self.editor = editor_of(header.method)
         moments, network = recorded_moments(model, header), trained and trained.network
-        self.context = Context(recorded_settings(header), header.prefixes, moments, network, LedgerHistory(ledger))
+        self.context = Context(
+            recorded_settings(header), header.prefixes, moments, network, LedgerHistory(ledger), engine
+        )
         self.sums = ledger.checked_sums(model)
         self.sums.prepare(self.restraint)
         self.health = Health(model, header.weights, self._factors()) if schedule.health else None

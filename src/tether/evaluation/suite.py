@@ -10,6 +10,7 @@ from typing import Any
 from tether.algebra.spectrum import Spectrum
 from tether.constraints.base import Constraint, label_of, parse
 from tether.constraints.prune import none
+from tether.engine import LOCAL, Engine
 from tether.errors import BadSettingsError, TetherError, WrongModelError
 from tether.evaluation.abilities.run import AbilityRun, ability_data, ability_tasks
 from tether.evaluation.in_context import InContext
@@ -49,6 +50,7 @@ def evaluate(
     *,
     measurement: Measurement | None = None,
     base: EditableModel | None = None,
+    engine: Engine = LOCAL,
     **options: Any,
 ) -> Results:
     """One row for the model as it is now, which is not changed: `facts` (numbered from 1) and general abilities.
@@ -57,17 +59,18 @@ def evaluate(
     `abilities` also by position. `base` is the unedited model of a checkpoint that was edited before it was loaded:
     what must not change is compared with it; without it, with the model without the updates it carries (of a model that
     carries none those numbers are left out). What was measured before of the same weights, task and data is taken from
-    the cache. Raises TetherError for an unknown metric or ability, missing data, a base with another tokenizer.
+    the cache. An `engine` with workers (`tether.engine`) shares out the facts; here and below the numbers are the same
+    to rounding. Raises TetherError for an unknown metric or ability, missing data, a base with another tokenizer.
     """
     numbered = list(enumerate(facts, 1))
-    rows = _Rows(model, measurement_of(measurement, abilities, options), facts)
+    rows = _Rows(model, measurement_of(measurement, abilities, options), facts, engine=engine)
     baseline = None
     if base is not None:
         if base.tokenizer.get_vocab() != model.tokenizer.get_vocab():
             raise WrongModelError(f"{base.id} is not the base of {model.id}, its vocabulary is another: name its base")
         if any(BYSTANDER in METRICS[name].asks for name in rows.what.metrics):  # both are asked about the same subjects
             numbered = with_kinds(base, numbered)
-        baseline = measure_baseline(base, numbered, rows.what)
+        baseline = measure_baseline(base, numbered, rows.what, engine=engine)
     elif not model.edited and (names := [name for name in rows.what.metrics if METRICS[name].against_unedited]):
         what = " and ".join(names) + (" compare" if names[1:] else " compares")
         logger.warning("%s carries no updates and has no base: what %s is left out", model.id, what)
@@ -83,14 +86,15 @@ def evaluate_pair(
     *,
     measurement: Measurement | None = None,
     out: str | Path | None = None,
+    engine: Engine = LOCAL,
 ) -> Results:
     """Any two checkpoints: a row for `base` as the unedited model, and one for `edited`, as `evaluate` measures it with
     that base. `out` must not exist yet. Neither model is changed."""
     path = None if out is None else Path(out)
     if path is not None and path.exists():
         raise BadSettingsError(f"{path} exists: name another file")
-    results = evaluate(edited, facts, measurement=measurement, base=base)
-    unedited = evaluate(base, facts, measurement=measurement, base=base)
+    results = evaluate(edited, facts, measurement=measurement, base=base, engine=engine)
+    unedited = evaluate(base, facts, measurement=measurement, base=base, engine=engine)
     (row,) = unedited.rows
     results.add(row.model_copy(update={"edits": 0, "restraint": str(none())}), unedited.items)
     if path is not None:
@@ -133,6 +137,7 @@ def evaluate_ledger(
     in_context: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
+    engine: Engine = LOCAL,
     **options: Any,
 ) -> Results:
     """A row for every number of edits in `at` (None: all) under every restraint (None: the journal as recorded).
@@ -158,7 +163,7 @@ def evaluate_ledger(
     imported = ledger.header.method == IMPORT  # whose edits have no facts: the given ones are asked at every row
     every = list(enumerate(facts or (), 1)) if imported else _with_prompts(ledger.facts(), facts)
     own = [fact for _, fact in every]
-    rows = _Rows(model, what, own, ledger)
+    rows = _Rows(model, what, own, ledger, engine=engine)
     results = rows.results
     ledger.check_model(model)
     counts = set([ledger.attempts] if at is None else at)
@@ -188,7 +193,7 @@ def evaluate_ledger(
     todo = [(count, one) for count, one in wanted if (count, label_of(one)) not in done]
     measured = [(edit, fact) for edit, fact in every if imported or edit <= largest]
     tell = in_context and (largest, IN_CONTEXT) not in done
-    baseline = measure_baseline(model, measured, rows.what) if todo or tell else None
+    baseline = measure_baseline(model, measured, rows.what, engine=engine) if todo or tell else None
     file = results if path is None else ResultsFile(path, results)
     spectra = {name: Spectrum(model.original(name)) for name in ledger.header.weights} if todo else {}
     replay = ledger.replay(model)
@@ -220,9 +225,10 @@ class _Rows:
     `results` have no rows yet."""
 
     def __init__(
-        self, model: EditableModel, what: Measurement, facts: Sequence[Fact], ledger: Ledger | None = None
-    ) -> None:
-        self.model = model
+        self, model: EditableModel, what: Measurement, facts: Sequence[Fact], ledger: Ledger | None = None, *,
+        engine: Engine = LOCAL,
+    ) -> None:  # fmt: skip
+        self.model, self.engine = model, engine
         self.what = what.model_copy(update={"metrics": applying(what, model, facts)})
         data = ability_data(what.data, text=what.text)
         tasks = ability_tasks(
@@ -248,7 +254,7 @@ class _Rows:
         self, facts: NumberedFacts, baseline: Baseline | None, rows_left: int, **about: Any
     ) -> tuple[Row, list[Record]]:
         """A row of what the model shows now, with the fields `about` it, and the records of its items."""
-        editing = evaluate_editing(self.model, facts, self.what, baseline=baseline)
+        editing = evaluate_editing(self.model, facts, self.what, baseline=baseline, engine=self.engine)
         found = self.abilities.measure(rows_left)
         abilities = {name: Ability(**one.model_dump(exclude={"records"})) for name, one in found.items()}
         recent = None if editing.recent is None else Recent(edits=self.what.recent, editing=editing.recent)

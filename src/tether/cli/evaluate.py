@@ -18,13 +18,14 @@ from tether.cli.options import (
     Dtype,
     Edited,
     EngineName,
+    Floor,
     LedgerOrNone,
     ModelOrRecorded,
     Workers,
     numbers,
     parse_option,
 )  # fmt: skip
-from tether.cli.tables import abilities_table, number, with_error
+from tether.cli.tables import abilities_table, found_lines, number, with_error
 from tether.cli.tables import table as drawn
 from tether.errors import BadSettingsError
 from tether.evaluation import (
@@ -79,7 +80,10 @@ def evaluate(
     facts: Annotated[Path | None, FACTS] = None,
     model: ModelOrRecorded = None,
     at: Annotated[str | None, typer.Option(help="Numbers of edits, with commas; default: all.")] = None,
-    restrain: Annotated[str | None, typer.Option(help="Restraints, with commas; default: as recorded.")] = None,
+    restrain: Annotated[
+        str | None, typer.Option(help="Restraints, with commas, also log:auto; default: as recorded.")
+    ] = None,
+    floor: Floor = 98.0,
     in_context: Annotated[bool, TOLD] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there.")] = False,
     metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(default_metrics()),
@@ -130,7 +134,7 @@ def evaluate(
         with using as spread:
             results = evaluate_ledger(
                 opened, loaded, given, at=counts, restraints=chosen, measurement=measurement, in_context=in_context,
-                out=out, resume=resume, engine=spread,
+                out=out, resume=resume, engine=spread, floor=floor,
             )  # fmt: skip
     elif told_alone:
         unedited = load_model(str(base), dtype=dtype, device=device)
@@ -151,7 +155,8 @@ def evaluate(
         of = {"of": str(ledger or edited or base)}
         rows = [({**of, "edits": str(row.edits), "restraint": row.restraint}, row) for row in results.rows]
         Sheet.of(rows).write(csv)
-    tables = [table(results), relations_table(results), abilities_table(results)]
+    curves = [found_lines(one) for one in (results.strengths or {}).values()]
+    tables = [*curves, table(results), relations_table(results), abilities_table(results)]
     return Answer(results.model_dump(mode="json"), "\n\n".join(filter(None, tables)))
 
 

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 from tether.cli.options import parse_option
 from tether.constraints.base import Constraint, parse
 from tether.engine import Engine, check_engine, open_engine
+from tether.evaluation.strength import AUTO
 from tether.ledger import Ledger
 from tether.models import EditableModel, load
 from tether.models.load import is_adapter, with_adapter
@@ -19,10 +20,12 @@ from tether.models.load import is_adapter, with_adapter
 _COMMA = re.compile(r",(?!\s*[0-9.])")
 
 
-def restraints(text: str | None) -> list[Constraint | None]:
+def restraints(text: str | None) -> list[Constraint | str | None]:
     """`none,log:1.2` -> both restraints; None, as recorded, where nothing is named. A comma before a number is one
-    within a restraint."""
-    return [None] if text is None else [parse_option("--restrain", parse, part) for part in _COMMA.split(text)]
+    within a restraint. `log:auto` and `linear:auto` stay as they are."""
+    if text is None:
+        return [None]
+    return [part if AUTO.fullmatch(part) else parse_option("--restrain", parse, part) for part in _COMMA.split(text)]
 
 
 def restraint(text: str | None) -> Constraint | None:

@@ -32,6 +32,7 @@ from tether.evaluation.results import (
     write,
 )
 from tether.evaluation.statistics.mean import Record
+from tether.evaluation.strength import AUTO, FLOOR, find_restraint_of
 from tether.facts.fact import Fact
 from tether.facts.prompt import Turn
 from tether.ledger import IMPORT, Ledger
@@ -138,6 +139,7 @@ def evaluate_ledger(
     out: str | Path | None = None,
     resume: bool = False,
     engine: Engine = LOCAL,
+    floor: float = FLOOR,
     **options: Any,
 ) -> Results:
     """A row for every number of edits in `at` (None: all) under every restraint (None: the journal as recorded).
@@ -146,7 +148,9 @@ def evaluate_ledger(
     largest row, so that every other row has a baseline. Facts given here lend their paraphrases, locality and
     instance prompts to the ledger's facts of the same subject, prompt and new target; of a ledger of imported updates,
     which has no facts, they are what is measured, all of them in every row. `in_context` adds a row in which
-    nothing is edited and the facts of the largest row stand in every prompt.
+    nothing is edited and the facts of the largest row stand in every prompt. For the restraints `log:auto` and
+    `linear:auto` a number is found on the largest of the rows (`tether.evaluation.strength`), with `floor` percent of
+    the unedited perplexity to keep.
 
     `measurement`, or its fields as keywords, is as in `evaluate`. `out` must not exist yet, and gets every row as soon
     as it is measured. An interrupted evaluation goes on with `resume`, which keeps the rows there that were measured in
@@ -167,11 +171,17 @@ def evaluate_ledger(
     results = rows.results
     ledger.check_model(model)
     counts = set([ledger.attempts] if at is None else at)
-    chosen = list(dict.fromkeys(None if restraint is None else parse(restraint) for restraint in restraints))
-    if not counts or not chosen:
+    if not counts or not restraints:
         raise TetherError("no row to measure: name at least one number of edits and one restraint")
     check_counts(ledger.path, counts, ledger.attempts)
     largest = max(counts)
+    found = {
+        one: find_restraint_of(ledger, model, one, facts=own, upto=largest, floor=floor)
+        for one in restraints if isinstance(one, str) and AUTO.fullmatch(one)
+    }  # fmt: skip
+    results.strengths = {name: one.to_dict() for name, one in found.items()} or None
+    named = [found[one].restraint if isinstance(one, str) and one in found else one for one in restraints]
+    chosen = list(dict.fromkeys(None if restraint is None else parse(restraint) for restraint in named))
     if path is not None and path.exists():
         old = read(path)
         if ledger.events_after(str(old.settings.get("journal_sha256"))) is None:

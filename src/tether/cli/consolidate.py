@@ -5,13 +5,14 @@ $ tether consolidate my-edits --strength auto
 $ tether consolidate my-edits --strength 2000 --targets recorded
 """
 
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 import typer
 
 from tether.cli.loading import log_progress, open_ledger
-from tether.cli.options import Answer, Device, Dtype, LedgerPath, ModelOrRecorded
-from tether.cli.tables import count, number, table
+from tether.cli.options import Answer, Device, Dtype, Floor, LedgerPath, ModelOrRecorded
+from tether.cli.tables import count, curve_table
 from tether.editing.consolidate import Consolidated
 from tether.editing.consolidate import consolidate as run
 
@@ -28,9 +29,7 @@ def consolidate(
     targets: Annotated[
         str, typer.Option(help="renewed: optimised anew on the unedited model; recorded: as found when edited.")
     ] = "renewed",
-    floor: Annotated[
-        float, typer.Option(min=1, max=100, help="With auto: percent of the unedited perplexity to keep.")
-    ] = 98.0,
+    floor: Floor = 98.0,
     dtype: Dtype = None,
     device: Device = None,
 ) -> Answer:
@@ -57,8 +56,7 @@ def _strength(text: str | None) -> float | Literal["auto"] | None:
 def _text(ledger: str, found: Consolidated, head: str) -> str:
     lines = []
     if found.curve:
-        rows = [[number(one.strength, ".4g"), f"{one.alive:.1f}", f"{one.perplexity:.3f}"] for one in found.curve]
-        lines.append(table(["λ", "% said", "perplexity ×"], rows))
+        lines.append(curve_table("λ", map(asdict, found.curve)))
     lines.append(
         f"{ledger}: edits {found.first} to {found.last} stand for {count(len(found.replaced), 'edit')}, λ "
         f"{found.strength:g}, targets {found.targets}"

@@ -21,9 +21,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from tether.cli.loading import load_model, log_progress
-from tether.cli.options import AnatomyFile, Answer, Device, Dtype, ModelName, numbers, parse_option, printable, say
-from tether.cli.tables import count
+from tether.cli.loading import engine_of, load_model, log_progress
+from tether.cli.options import (
+    AnatomyFile,
+    Answer,
+    Device,
+    Dtype,
+    EngineName,
+    Floor,
+    ModelName,
+    Workers,
+    numbers,
+    parse_option,
+    printable,
+    say,
+)  # fmt: skip
+from tether.cli.tables import count, found_lines
 from tether.constraints.base import parse
 from tether.editing.plan import DEFAULT_METHOD, OnAlarm, Schedule, plan_and_schedule
 from tether.editing.run import Progress
@@ -31,6 +44,7 @@ from tether.editing.run import edit as edit_facts
 from tether.editing.said import Said, said_now
 from tether.editors import editor as editor_of
 from tether.errors import BadFactError, pydantic_line
+from tether.evaluation.strength import AUTO, find_restraint_of, restrain_by
 from tether.facts import BadRecord, Fact, scan_facts
 from tether.facts.phrasings import with_phrasings
 from tether.ledger import Event, Ledger
@@ -40,13 +54,13 @@ DEFAULTS = Schedule()
 PANELS = {
     "One fact": ("subject", "prompt", "target", "target_true", "phrasing", "question"),
     "Method": ("method", "settings", "layers", "corpus", "editor", "seed", "batch_size"),
-    "Restraint and guard": ("restrain", "every", "health", "on_alarm", "guard", "guard_every", "guard_data"),
+    "Restraint and guard": ("restrain", "floor", "every", "health", "on_alarm", "guard", "guard_every", "guard_data"),
 }
 FACTS = typer.Argument(help="Facts: our JSONL, CSV, or a published format (`tether ls formats`); - for standard input.")
 METHOD = typer.Option(help=f"See `tether ls methods`; default: the ledger's, {DEFAULT_METHOD} in a new one.")
 BATCH = typer.Option(min=1, help="Facts edited together, by methods that can (`tether ls methods`).")
 PHRASE = typer.Option("--phrase", help="Make phrasings for facts without: in the chat, as Question and Answer.")
-RESTRAIN = typer.Option(help="none, log:1.2, linear:2, …: see `tether ls constraints`.")
+RESTRAIN = typer.Option(help="none, log:1.2, linear:2, log:auto, …: see `tether ls constraints`.")
 HEALTH = typer.Option(min=0, help="Read the health of every K-th edit, and of every disabling one; 0: of none.")
 ALARM = typer.Option(
     help="What becomes of an edit whose health is an alarm: it goes in with a warning (warn, the default in Python), "
@@ -85,6 +99,7 @@ def edit(
     seed: Annotated[int | None, typer.Option(help="Of the sampled prefixes; default 0.")] = None,
     batch_size: Annotated[int, BATCH] = DEFAULTS.batch_size,
     restrain: Annotated[str | None, RESTRAIN] = None,
+    floor: Floor = 98.0,
     every: Annotated[int | None, typer.Option(min=1, help="Restrain after every K edits, not once at the end.")] = None,
     health: Annotated[int, HEALTH] = DEFAULTS.health,
     on_alarm: Annotated[OnAlarm, ALARM] = "skip",
@@ -93,6 +108,8 @@ def edit(
     guard: Annotated[str | None, GUARD] = None,
     guard_every: Annotated[int, LOOKS] = DEFAULTS.guard_every,
     guard_data: Annotated[str | None, typer.Option(help="The guard's data, as evaluate --abilities-data.")] = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,
@@ -104,7 +121,11 @@ def edit(
     listed, bad = _listed(facts, one, limit, skip, skip_bad=skip_bad)
     if method is not None:
         parse_option("--method", editor_of, method)
-    restraint = None if restrain is None else parse_option("--restrain", parse, restrain)
+    auto = restrain if restrain is not None and AUTO.fullmatch(restrain) else None
+    if auto and every is not None:
+        raise typer.BadParameter("auto finds a strength once, at the end: write a number", param_hint="--every")
+    restraint = None if restrain is None else parse_option("--restrain", parse, "none" if auto else restrain)
+    using = engine_of(engine, workers, device)
     log_progress("tether.editing.prepare", "tether.editors.corpus")
     existing = Ledger.open(out) if (out / "ledger.json").exists() else None
     before = 0 if existing is None else len(existing.events)
@@ -127,11 +148,20 @@ def edit(
     if chosen != method:
         say(f"method {chosen} (the default)")
     verified: list[Said] = []
-    with _bar(len(listed), verified) as progress:
+    with using as spread, _bar(len(listed), verified) as progress:
         ledger = edit_facts(
-            loaded, listed, out=out, plan=plan, schedule=schedule, resume=resume, strict=strict, progress=progress
-        )
+            loaded, listed, out=out, plan=plan, schedule=schedule, resume=resume, strict=strict, progress=progress,
+            engine=spread,
+        )  # fmt: skip
+    found = None
+    if auto and ledger.since_restraint:
+        log_progress("tether.evaluation.strength")
+        found = find_restraint_of(ledger, loaded, auto, floor=floor, recorded=True)
+        restrain_by(ledger, loaded, found)
     answer = _answer(ledger, loaded, bad, verified, bystanders)
+    if found is not None:
+        document = {**answer.document, "strength": found.to_dict()}
+        answer = Answer(document, f"{found_lines(document['strength'])}\n{answer.text}")
     new = [event for event in ledger.events[before:] if event.kind in ("edit", "failed")]
     if new and all(event.kind == "failed" for event in new):
         say(f"tether: no fact was edited: {len(new)} failed, the first because: {new[0].reason}")

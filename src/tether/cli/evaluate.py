@@ -10,9 +10,22 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.loading import load_edited, load_model, log_progress, open_ledger, restraints
-from tether.cli.options import Answer, Base, Device, Dtype, Edited, LedgerOrNone, ModelOrRecorded, numbers, parse_option
-from tether.cli.tables import abilities_table, number, with_error
+from tether.cli.loading import engine_of, load_edited, load_model, log_progress, open_ledger, restraints
+from tether.cli.options import (
+    Answer,
+    Base,
+    Device,
+    Dtype,
+    Edited,
+    EngineName,
+    Floor,
+    LedgerOrNone,
+    ModelOrRecorded,
+    Workers,
+    numbers,
+    parse_option,
+)  # fmt: skip
+from tether.cli.tables import abilities_table, found_lines, number, with_error
 from tether.cli.tables import table as drawn
 from tether.errors import BadSettingsError
 from tether.evaluation import (
@@ -67,7 +80,10 @@ def evaluate(
     facts: Annotated[Path | None, FACTS] = None,
     model: ModelOrRecorded = None,
     at: Annotated[str | None, typer.Option(help="Numbers of edits, with commas; default: all.")] = None,
-    restrain: Annotated[str | None, typer.Option(help="Restraints, with commas; default: as recorded.")] = None,
+    restrain: Annotated[
+        str | None, typer.Option(help="Restraints, with commas, also log:auto; default: as recorded.")
+    ] = None,
+    floor: Floor = 98.0,
     in_context: Annotated[bool, TOLD] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there.")] = False,
     metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(default_metrics()),
@@ -81,6 +97,8 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most N items a task; default: the task's own.")] = None,
     quick: Annotated[bool, QUICK] = False,
     trust_task_files: Annotated[bool, TRUST] = False,
+    engine: EngineName = "local",
+    workers: Workers = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> Answer:
@@ -97,6 +115,8 @@ def evaluate(
         raise typer.BadParameter("goes with --edited alone", param_hint="--base")
     if edited is not None and in_context:
         raise typer.BadParameter("goes with a ledger, or with --base and no --edited", param_hint="--in-context")
+    if told_alone and engine != "local":
+        raise typer.BadParameter("facts in the prompt alone are asked in this process", param_hint="--engine")
     chosen, counts, measured = restraints(restrain), numbers(at, "--at"), [m for m in metrics.split(",") if m]
     parse_option("--metrics", lambda _: check_metrics(measured), metrics)
     if out.exists() and not resume:
@@ -108,29 +128,35 @@ def evaluate(
     })  # fmt: skip
     if csv is not None:
         check_sheet(csv)
-    given = None if facts is None else read_facts(facts)
+    given, using = None if facts is None else read_facts(facts), engine_of(engine, workers, device)
     if ledger is not None:
         opened, loaded = open_ledger(ledger, model, dtype, device)
-        results = evaluate_ledger(
-            opened, loaded, given, at=counts, restraints=chosen, measurement=measurement, in_context=in_context,
-            out=out, resume=resume,
-        )  # fmt: skip
+        with using as spread:
+            results = evaluate_ledger(
+                opened, loaded, given, at=counts, restraints=chosen, measurement=measurement, in_context=in_context,
+                out=out, resume=resume, engine=spread, floor=floor,
+            )  # fmt: skip
     elif told_alone:
         unedited = load_model(str(base), dtype=dtype, device=device)
         results = evaluate_in_context(unedited, given or [], measurement=measurement, out=out)
     else:
         checkpoint = load_edited(str(edited), base, dtype=dtype, device=device)
         if base is None:
-            results = evaluate_model(checkpoint, given or [], measurement=measurement)
+            with using as spread:
+                results = evaluate_model(checkpoint, given or [], measurement=measurement, engine=spread)
             write(results, out)
         else:
             unedited = load_model(base, dtype=dtype, device=device)
-            results = evaluate_pair(unedited, checkpoint, given or [], measurement=measurement, out=out)
+            with using as spread:
+                results = evaluate_pair(
+                    unedited, checkpoint, given or [], measurement=measurement, out=out, engine=spread
+                )
     if csv is not None:
         of = {"of": str(ledger or edited or base)}
         rows = [({**of, "edits": str(row.edits), "restraint": row.restraint}, row) for row in results.rows]
         Sheet.of(rows).write(csv)
-    tables = [table(results), relations_table(results), abilities_table(results)]
+    curves = [found_lines(one) for one in (results.strengths or {}).values()]
+    tables = [*curves, table(results), relations_table(results), abilities_table(results)]
     return Answer(results.model_dump(mode="json"), "\n\n".join(filter(None, tables)))
 
 

@@ -2,6 +2,7 @@
 
 $ tether export my-edits --to merged --as merged
 $ tether export my-edits --to adapter --as lora --restrain log:1.2 --check vllm,ollama
+$ tether export my-edits --to restrained --as merged --restrain log:auto
 $ tether export my-edits --to adapter --as lora --push-to my-team/facts --private
 $ tether export my-edits --to for-llama.cpp --as gguf-lora
 $ tether export --base smollm2 --edited checkpoint --to adapter --as lora --rank 64
@@ -16,9 +17,21 @@ from typing import Annotated, Any
 import typer
 
 from tether.cli.loading import load_model, open_ledger, restraint
-from tether.cli.options import Answer, Base, Device, Dtype, Edited, ModelOrRecorded, Restraint, Upto, parse_option
-from tether.cli.tables import count
+from tether.cli.options import (
+    Answer,
+    Base,
+    Device,
+    Dtype,
+    Edited,
+    Floor,
+    ModelOrRecorded,
+    RestraintOrAuto,
+    Upto,
+    parse_option,
+)
+from tether.cli.tables import count, found_lines
 from tether.errors import TetherError
+from tether.evaluation.strength import AUTO, find_restraint_of
 from tether.export import ENGINES, WHOLE, Finding, Form, LoraReport, check_adapter, check_form, export_difference, push
 from tether.export.adapter import weight_line
 from tether.export.push import check_repo
@@ -51,7 +64,8 @@ def export(
     to: Annotated[Path | None, typer.Option(help="A new or empty folder.")] = None,
     kind: Annotated[Form | None, KIND] = None,
     model: ModelOrRecorded = None,
-    restrain: Restraint = None,
+    restrain: RestraintOrAuto = None,
+    floor: Floor = 98.0,
     upto: Upto = None,
     rank: Annotated[int | None, RANK] = None,
     adapter_dtype: Annotated[str | None, FACTORS] = None,
@@ -90,13 +104,19 @@ def export(
         held: dict[str, Any] = {"adapter": asdict(found.adapter), "not_held": found.not_held}
         done = Answer({"to": str(to), "as": kind, **held}, "\n".join(lines))
         return _pushed(_checked(done, to, engines), to, push_to, private)
-    chosen = restraint(restrain)
+    auto = restrain if restrain is not None and AUTO.fullmatch(restrain) else None
+    chosen = None if auto else restraint(restrain)
     opened, loaded = open_ledger(ledger, model, dtype, device)
+    found_strength = find_restraint_of(opened, loaded, auto, upto=upto, floor=floor) if auto else None
+    chosen = chosen if found_strength is None else found_strength.restraint
     report = opened.export(
         loaded, to, as_=kind, restrain=chosen, upto=upto, rank=rank, base_name=base_name, adapter_dtype=adapter_dtype
     )
     lines = [f"{to}: {kind}, {count(len(opened.live(upto)), 'edit')}", *(_report(report) if report else ())]
     written: dict[str, Any] = {"to": str(to), "as": kind, "adapter": report and asdict(report)}
+    if found_strength is not None:
+        written["strength"] = found_strength.to_dict()
+        lines = [found_lines(written["strength"]), *lines]
     return _pushed(_checked(Answer(written, "\n".join(lines)), to, engines), to, push_to, private)
 
 

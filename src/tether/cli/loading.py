@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import typer
@@ -10,6 +11,8 @@ from transformers.utils import logging as transformers_logging
 
 from tether.cli.options import parse_option
 from tether.constraints.base import Constraint, parse
+from tether.engine import Engine, check_engine, open_engine
+from tether.evaluation.strength import AUTO
 from tether.ledger import Ledger
 from tether.models import EditableModel, load
 from tether.models.load import is_adapter, with_adapter
@@ -17,10 +20,12 @@ from tether.models.load import is_adapter, with_adapter
 _COMMA = re.compile(r",(?!\s*[0-9.])")
 
 
-def restraints(text: str | None) -> list[Constraint | None]:
+def restraints(text: str | None) -> list[Constraint | str | None]:
     """`none,log:1.2` -> both restraints; None, as recorded, where nothing is named. A comma before a number is one
-    within a restraint."""
-    return [None] if text is None else [parse_option("--restrain", parse, part) for part in _COMMA.split(text)]
+    within a restraint. `log:auto` and `linear:auto` stay as they are."""
+    if text is None:
+        return [None]
+    return [part if AUTO.fullmatch(part) else parse_option("--restrain", parse, part) for part in _COMMA.split(text)]
 
 
 def restraint(text: str | None) -> Constraint | None:
@@ -42,6 +47,12 @@ def load_edited(name: str, base: str | None, *, dtype: str | None = None, device
     if base is None:
         raise typer.BadParameter(f"{name} is an adapter: name the model it is for", param_hint="--base")
     return with_adapter(load_model(base, dtype=dtype, device=device), name)
+
+
+def engine_of(name: str, workers: int | None, device: str | None) -> AbstractContextManager[Engine]:
+    """The engine that a command line names, for the time of a block."""
+    parse_option("--engine", lambda word: check_engine(word, workers), name)
+    return open_engine(name, workers=workers, device=device)
 
 
 def open_ledger(path: Path, model: str | None, dtype: str | None, device: str | None) -> tuple[Ledger, EditableModel]:

@@ -7,8 +7,19 @@ from typing import Annotated
 
 import typer
 
-from tether.cli.loading import load_model
-from tether.cli.options import AnatomyFile, Answer, Device, Dtype, ModelName, at_most_every, numbers, say
+from tether.cli.loading import engine_of, load_model
+from tether.cli.options import (
+    AnatomyFile,
+    Answer,
+    Device,
+    Dtype,
+    EngineName,
+    ModelName,
+    Workers,
+    at_most_every,
+    numbers,
+    say,
+)  # fmt: skip
 from tether.editing.plan import DEFAULT_METHOD
 from tether.editors import moments as second_moments
 from tether.editors.corpus import Corpus
@@ -22,11 +33,13 @@ def moments(
     layers: Annotated[str | None, typer.Option(help="Layers, with commas; default: those the settings edit.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="At most N tokens.")] = None,
     seed: Annotated[int, typer.Option(help="Of sampled text.")] = 0,
+    engine: EngineName = "local",
+    workers: Workers = None,
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,
 ) -> Answer:
-    named = numbers(layers, "--layers")
+    named, using = numbers(layers, "--layers"), engine_of(engine, workers, device)
     loaded = load_model(model, dtype=dtype, device=device, anatomy=anatomy)
     chosen = named or settings_for(method, loaded)[0].layers
     size = {} if tokens is None else {"max_tokens": tokens}
@@ -37,7 +50,8 @@ def moments(
         if due():
             say(f"{done} tokens" if total is None else f"{done} tokens of {total}")
 
-    found = second_moments.moments(loaded, chosen, text, progress=progress)
+    with using as spread:
+        found = second_moments.moments(loaded, chosen, text, progress=progress, engine=spread)
     document = {str(layer): {"tokens": one.tokens, "convergence": one.convergence} for layer, one in found.items()}
     return Answer(document, "\n".join(_line(layer, one) for layer, one in found.items()))
 

@@ -32,7 +32,15 @@ Edited = Annotated[
     str | None, typer.Option(help="In place of a ledger: a checkpoint that anything edited, or an adapter of peft.")
 ]
 Restraint = Annotated[str | None, typer.Option("--restrain", help="A restraint of the sum; default: as recorded.")]
+Floor = Annotated[float, typer.Option(min=1, max=100, help="With auto: percent of the unedited perplexity to keep.")]
 Upto = Annotated[int | None, typer.Option(min=0, help="Only the edits numbered up to N.")]
+EngineName = Annotated[str, typer.Option("--engine", help="local (this process), or ray: spread over workers.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Of ray, each with the model; default: one a GPU, else a CPU.")
+]
+RestraintOrAuto = Annotated[
+    str | None, typer.Option("--restrain", help="A restraint of the sum, also log:auto; default: as recorded.")
+]
 NewLedger = Annotated[Path, typer.Option("--out", help="A new or empty folder for the ledger.")]
 SumRestraint = Annotated[
     str | None, typer.Option("--restrain", help="Restraint of the new sum; default: the one applied last.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -49,6 +49,19 @@ def with_error(found: Number | Ability | None, missing: str = "") -> str:
     if found is None or found.value is None:
         return "" if found is None else missing
     return f"{found.value:.1f}" + ("" if found.stderr is None else f" ± {found.stderr:.1f}")
+
+
+def curve_table(name: str, curve: Iterable[Mapping[str, float]]) -> str:
+    """The strengths that `auto` tried."""
+    rows = [[f"{one['strength']:.4g}", f"{one['alive']:.1f}", f"{one['perplexity']:.3f}"] for one in curve]
+    return table([name, "% said", "perplexity ×"], rows)
+
+
+def found_lines(found: Mapping[str, Any]) -> str:
+    """What `log:auto` came to, and the curve; `found` is the document of a `Found`."""
+    what = f"{found['written']} is {found['restraint']}, from {count(found['facts'], 'fact')}"
+    line = f"{what}; to keep: {found['floor']:g} % of the unedited perplexity"
+    return "\n".join([curve_table("strength", found["curve"]), line])
 
 
 def abilities_table(results: Results, marked: Collection[tuple[tuple[int, str], str]] = ()) -> str:

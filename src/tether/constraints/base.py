@@ -172,6 +172,11 @@ def _part(text: str, whole: str) -> Constraint:
 
 def read_number(name: str, parameter: str, example: str) -> float:
     """The number after the colon, `e` for Euler's. Raises BadSettingsError where there is none."""
+    if parameter == "auto":
+        what = (
+            "auto is found from edits and their facts, by edit, evaluate, export and restrain, for log and linear alone"
+        )
+        raise BadSettingsError(f"{f'{name}:auto'!r}: {what}; write a number here, as in {example}")
     try:
         return math.e if parameter == "e" else float(parameter)
     except ValueError:

@@ -7,7 +7,7 @@ all facts is the ridge solution of least change; how strongly it holds what the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -26,9 +26,8 @@ from tether.editors.memit import Memit, Targets
 from tether.editors.metric import of_model
 from tether.editors.prompts import group_of
 from tether.errors import BadSettingsError
-from tether.evaluation.abilities.perplexity import builtin_text, perplexity
-from tether.evaluation.scores import score
-from tether.facts.chat import render
+from tether.evaluation.strength import FLOOR, Tried, search
+from tether.evaluation.strength import chosen as strongest
 from tether.facts.fact import Fact
 from tether.ledger import Attempt, Event, Ledger
 from tether.models import EditableModel
@@ -36,17 +35,7 @@ from tether.models import EditableModel
 logger = logging.getLogger(__name__)
 
 _FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the recorded λ, that `auto` tries
-_CALIBRATION = 60  # facts that `auto` asks, spread over all
 _CLOSE, _NAMED = 0.98, 20  # cosine in the metric of C from which keys of different subjects are named; how many
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One strength: percent of the calibration facts that are said, and perplexity as a multiple of the unedited."""
-
-    strength: float
-    alive: float
-    perplexity: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +78,7 @@ class _Problem(Protocol):
 
 def consolidate(
     model: EditableModel, ledger: Ledger, *, strength: float | Literal["auto"] | None = None,
-    targets: Literal["renewed", "recorded"] = "renewed", floor: float = 98.0,
+    targets: Literal["renewed", "recorded"] = "renewed", floor: float = FLOOR,
 ) -> Consolidated:  # fmt: skip
     """Solve all live facts again at once on W₀, layer by layer with keys of the model as solved below, and let the new
     edits stand for the old ones: a batch of the ledger, which can be undone (the old ones are then taken in again).
@@ -129,8 +118,9 @@ def consolidate(
         )  # fmt: skip
         with model.unedited():
             problem = _problem(model, ledger, kept, context, targets)
-            curve = _curve(model, kept, problem, recorded, floor) if strength == "auto" else ()
-            chosen = _chosen(curve, floor) if curve else float(strength or recorded)
+            facts = [fact for _, fact in kept]
+            curve = search(model, facts, _states(problem, recorded), floor, "λ") if strength == "auto" else ()
+            chosen = strongest(curve, floor) if curve else float(recorded if strength in (None, "auto") else strength)
             batch = problem.solve(chosen)
         if batch.proposal is None:
             raise EditFailedError(f"none of {len(kept)} facts could be solved for: {batch.outcomes[0]}")
@@ -145,7 +135,7 @@ def consolidate(
             events[0].edit or 0, events[-1].edit or 0, tuple(edit for edit, _ in live),
             tuple(sorted({edit for edit, _ in live} - {edit for edit, _ in kept})),
             tuple(int(event.record["stands_for"]) for event in events if event.kind != "edit"), chosen, targets,
-            condition, close, tuple(curve), before, said_now(model, ledger),
+            condition, close, curve, before, said_now(model, ledger),
         )  # fmt: skip
 
 
@@ -293,36 +283,13 @@ def _output(keys: Float[Tensor, "n q"], update: LowRank) -> Float[Tensor, "n p"]
 # --- how strong ------------------------------------------------------------------------------------------------------
 
 
-def _curve(
-    model: EditableModel, kept: Sequence[tuple[int, Fact]], problem: _Problem, recorded: float, floor: float
-) -> list[Tried]:
-    """Every strength tried on the model, which carries nothing before and after."""
-    step = -(-len(kept) // _CALIBRATION)
-    facts, text = [fact for _, fact in kept][::step], builtin_text()
-    texts = [render(model.tokenizer, fact.asked[0]) for fact in facts]
-    pairs = [(one, fact.continuation(one, fact.target_new)) for one, fact in zip(texts, facts, strict=True)]
-    unedited = perplexity(model, text).value
-    curve = []
+def _states(problem: _Problem, recorded: float) -> Iterator[tuple[float, Mapping[str, LowRank]]]:
+    """Every strength that is tried, with what it is solved to."""
     for factor in _FACTORS:
         batch = problem.solve(recorded * factor)
         if batch.proposal is None:
-            break
-        with model.provisional(batch.proposal.updates):
-            alive = [all(one.argmax_correct) for one in score(model, pairs, join="")]
-            found = Tried(recorded * factor, 100 * sum(alive) / len(alive), perplexity(model, text).value / unedited)
-        logger.info("λ %.4g: %.1f %% said, perplexity × %.3f", found.strength, found.alive, found.perplexity)
-        curve.append(found)
-    if curve and not any(one.perplexity <= 100 / floor for one in curve):
-        logger.warning("no strength keeps %g %% of the unedited perplexity: the one nearest to it is taken", floor)
-    return curve
-
-
-def _chosen(curve: Sequence[Tried], floor: float) -> float:
-    """Of those that keep the floor the one with most facts said, the strongest of equals; else the least damaging."""
-    good = [one for one in curve if one.perplexity <= 100 / floor]
-    if good:
-        return max(good, key=lambda one: (one.alive, one.strength)).strength
-    return min(curve, key=lambda one: one.perplexity).strength
+            return
+        yield recorded * factor, batch.proposal.updates
 
 
 def _attempts(kept: Sequence[tuple[int, Fact]], batch: Batch, words: str) -> list[Attempt]:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Extremes, Largest, RunningSpectrum, Spectrum
+from tether.editing.room import Used
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
 from tether.ledger import WeightRecord
 from tether.models import EditableModel
@@ -34,7 +35,8 @@ class Reading:
     """One look at a model with a proposal: the singular values of every edited weight, those of the `worst`, whether
     this edit alone is `disabling`, the level, and why. The worst weight is that with the largest κ/κ₀; where σ_min was
     not measured, that with the largest σ̂_max/m, and `kappa_ratio` is None. `update_ratio` is the largest σ̂_max/m.
-    `before`: how many looks right before had the same level, which is not ok; 0 for a disabling edit."""
+    `before`: how many looks right before had the same level, which is not ok; 0 for a disabling edit. `room`: what the
+    edits use of a weight, where that was looked at."""
 
     extremes: dict[str, Largest]
     worst: Largest
@@ -45,6 +47,7 @@ class Reading:
     level: Level
     reasons: tuple[str, ...]
     before: int
+    room: Used | None = None
 
     def line(self) -> str:
         """The health line: why it is bad, or where that was said `before`, for how many looks."""
@@ -53,6 +56,8 @@ class Reading:
             parts.append(f"κ {self.worst.kappa:.1f} (× {self.kappa_ratio:.2f})")
         if self.perplexity_ratio is not None:
             parts.append(f"perplexity × {self.perplexity_ratio:.3f}")
+        if self.room is not None:
+            parts.append(f"headroom {100 - self.room.used:.1f} %")
         why = f": {'; '.join(self.reasons)}" if self.reasons and not self.before else ""
         count = f", {self.before + 1} in a row" if self.before else ""
         return f"health {self.level}{count} — {', '.join(parts)}{why}"
@@ -63,7 +68,7 @@ class Reading:
             "health": self.level, "reasons": list(self.reasons), **self.worst.to_dict(),
             "update_sigma_max": max(one.update_sigma_max for one in self.extremes.values()),
             "update_ratio": self.update_ratio, "kappa_ratio": self.kappa_ratio,
-            "perplexity_ratio": self.perplexity_ratio,
+            "perplexity_ratio": self.perplexity_ratio, "headroom": self.room and self.room.record(),
         }  # fmt: skip
         if len(self.extremes) > 1:
             record["weights"] = {name: one.to_dict() for name, one in self.extremes.items()}

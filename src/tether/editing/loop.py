@@ -16,9 +16,12 @@ from tether.editing.guard import Guard
 from tether.editing.health import ALONE, Health, Reading
 from tether.editing.plan import Schedule
 from tether.editing.prepare import recorded_moments, recorded_settings
+from tether.editing.room import RunningRoom
+from tether.editing.room import due as room_due
 from tether.editing.said import Said, said_now
 from tether.editors import Batch, BatchEditor, Context, EditFailedError, Editor, EditSkippedError, Proposal, Trained
 from tether.editors import editor as editor_of
+from tether.engine import LOCAL, Engine
 from tether.errors import BadFactError, TetherError
 from tether.facts.check import repeats
 from tether.facts.fact import Fact
@@ -48,7 +51,7 @@ class Loop:
 
     def __init__(
         self, model: EditableModel, ledger: Ledger, schedule: Schedule, trained: Trained | None, guard: Guard | None,
-        strict: bool, progress: Callable[[Progress], None] | None,
+        strict: bool, progress: Callable[[Progress], None] | None, engine: Engine = LOCAL,
     ) -> None:  # fmt: skip
         self.model, self.ledger, self.schedule = model, ledger, schedule
         self.guard, self.strict, self.progress = guard, strict, progress
@@ -59,9 +62,12 @@ class Loop:
             logger.warning("this ledger was made with %s: new factors may differ in their last bits", threads)
         self.editor = editor_of(header.method)
         moments, network = recorded_moments(model, header), trained and trained.network
-        self.context = Context(recorded_settings(header), header.prefixes, moments, network, LedgerHistory(ledger))
+        self.context = Context(
+            recorded_settings(header), header.prefixes, moments, network, LedgerHistory(ledger), engine
+        )
         self.sums = ledger.checked_sums(model)
         self.sums.prepare(self.restraint)
+        self.room = RunningRoom(model, ledger, self.context)
         self.health = Health(model, header.weights, self._factors()) if schedule.health else None
         self.tried = ledger.attempts
         self.unrestrained = ledger.since_restraint
@@ -128,6 +134,8 @@ class Loop:
         reading, shared = None, dict[str, Any](proposal.record)
         if updates:
             reading = self._look(first, facts, updates)
+            if reading is not None and self.room.measured and room_due(first, len(facts)):
+                reading = replace(reading, room=self.room.look(proposal.vectors))
             shared["norm"] = max(update.norm() for update in updates.values())
         shared |= {} if reading is None else reading.record()
         shared["seconds"] = (time.monotonic() - started) / len(facts)

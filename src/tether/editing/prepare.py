@@ -16,6 +16,7 @@ from tether.editors import EDITORS, Method, Trained
 from tether.editors.corpus import Corpus
 from tether.editors.moments import Moments, cached_moments, moments, moments_keys
 from tether.editors.settings import Hparams, settings_for
+from tether.engine import LOCAL, Engine
 from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError, pydantic_line
 from tether.ledger import EditorRecord, Header, MomentsRecord, WeightRecord, now
 from tether.models import EditableModel, find_anatomy
@@ -57,7 +58,7 @@ def recorded_editor(model: EditableModel, header: Header, editor: Path | None) -
 
 def new_header(
     model: EditableModel, method: Method, plan: EditPlan, schedule: Schedule, trained: Trained | None, *,
-    text: Corpus | None = None,
+    text: Corpus | None = None, engine: Engine = LOCAL,
 ) -> Header:  # fmt: skip
     """Everything the edits of a new ledger depend on; collects the moments, if the method needs them and they are not
     cached, of `text` (None: the plan's corpus)."""
@@ -76,7 +77,7 @@ def new_header(
     corpus: dict[str, Any] = {}
     if "moments" in hparams.needs:
         text = text or Corpus.parse(plan.corpus, seed=seed)
-        collected = _collected(model, hparams.layers, text)
+        collected = _collected(model, hparams.layers, text, engine)
         corpus = {"path": text.path and str(text.path.resolve()), **text.identity(), "seed": text.seed}
     elif plan.corpus is not None:
         raise BadSettingsError(f"corpus {plan.corpus}: {method.name} needs no moments; name none")
@@ -96,10 +97,10 @@ def new_header(
     )  # fmt: skip
 
 
-def _collected(model: EditableModel, layers: Sequence[int], text: Corpus) -> dict[int, MomentsRecord]:
+def _collected(model: EditableModel, layers: Sequence[int], text: Corpus, engine: Engine) -> dict[int, MomentsRecord]:
     """What a header says of the moments of every layer."""
     logger.info("moments from %s", text.path or f"{text.max_tokens} tokens sampled from the model (self)")
-    found, keys = moments(model, layers, text, progress=_log_moments), moments_keys(model, layers, text)
+    found, keys = moments(model, layers, text, progress=_log_moments, engine=engine), moments_keys(model, layers, text)
     records = {}
     for layer, one in found.items():
         if one.tokens < len(one.C):

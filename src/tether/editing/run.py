@@ -18,6 +18,7 @@ from tether.editing.plan import DEFAULT_METHOD, EditPlan, OnAlarm, Schedule, pla
 from tether.editing.prepare import new_header, recorded_editor, trained_editor
 from tether.editors import EDITORS, BatchEditor, Method
 from tether.editors.corpus import Corpus
+from tether.engine import LOCAL, Engine
 from tether.errors import BadFactError, BadSettingsError, TetherError, WrongModelError
 from tether.facts.fact import Fact
 from tether.ledger import IMPORT, Header, Ledger
@@ -60,6 +61,7 @@ def edit(
     resume: bool = False,
     strict: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    engine: Engine = LOCAL,
     **options: Unpack[EditOptions],
 ) -> Ledger:
     """Edit facts into a model one after another and return the ledger; the model then carries its edits.
@@ -67,7 +69,8 @@ def edit(
     `out` is a new ledger, or an existing one to append to, after verifying it; None is a trial, whose ledger lies in a
     temporary folder and goes with it. `plan` says what the ledger depends on and `schedule` when what is done; their
     fields can be given as keywords instead. `resume` goes on with an interrupted list of facts. A fact that fails is
-    recorded and leaves the model as it was; `strict` raises instead.
+    recorded and leaves the model as it was; `strict` raises instead. An `engine` with workers (`tether.engine`) shares
+    out the moments, and the search for δ of a batch of memit or emmet: the same edits, to rounding.
     An appended run keeps the ledger's dtype, method, settings and, unless given, restraint. On any error or Ctrl-C the
     model carries what the ledger says, and the ledger can be resumed. Raises GuardStopError where a guard had to stop.
     """
@@ -90,11 +93,11 @@ def edit(
         method = EDITORS[plan.method or DEFAULT_METHOD]
         schedule = _completed(schedule, method, parse("none"), None)
         trained = trained_editor(model, method, plan)
-        ledger = Ledger.create(out, new_header(model, method, plan, schedule, trained))
+        ledger = Ledger.create(out, new_header(model, method, plan, schedule, trained, engine=engine))
     if ledger.header.joint is None:  # made by an earlier version, which always put one space before the target
         facts = [fact.spaced() for fact in facts]
     with ledger.writing():
-        loop = Loop(model, ledger, schedule, trained, guard, strict, progress)
+        loop = Loop(model, ledger, schedule, trained, guard, strict, progress, engine)
         loop.go(facts, skip=_already_done(ledger, facts) if resume else 0)
     ledger.trial = trial
     return ledger

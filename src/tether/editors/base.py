@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tether.algebra.lowrank import LowRank
 from tether.editors.moments import Moments
+from tether.engine import LOCAL, Engine
 from tether.errors import TetherError, WrongModelError
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
@@ -77,6 +78,7 @@ class Context:
 
     `hparams` are settings of the method; its `needs` say which of `prefixes`, `moments` (by layer) and `trained` (what
     the file of a trained editor holds) are filled. They are the same for every edit of a ledger; `history` grows.
+    `engine` does what can be done side by side.
     """
 
     hparams: Any
@@ -84,6 +86,7 @@ class Context:
     moments: Mapping[int, Moments] = field(default_factory=dict)
     trained: Any = None
     history: History = field(default_factory=NoHistory)
+    engine: Engine = LOCAL
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ directions that keys hardly take (`tether.algebra.null_space`) and b = λ · mea
 EMMET asks for ΔW K = R exactly, with the least change in the metric of C: the same solve with λ → 0 (`joint_solve`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -33,6 +33,7 @@ from tether.editors.metric import Memory, of_model, remembered
 from tether.editors.prompts import group_of, why_not_edited
 from tether.editors.settings import LatentHparams, is_gated
 from tether.editors.target_norm import TargetNorm, rescaled
+from tether.engine import split
 from tether.errors import TetherError, WrongModelError
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
@@ -102,7 +103,8 @@ class Memit:
         return self.write(model, facts, self.find(model, facts, context), context)
 
     def find(self, model: EditableModel, facts: Sequence[Fact], context: Context) -> Targets:
-        """z of every fact, optimised on the model as it is. Changes nothing."""
+        """z of every fact, optimised on the model as it is, the facts shared out by the context's engine. Changes
+        nothing."""
         hparams: MemitHparams = context.hparams
         found = Targets({}, {}, {})
         for index, fact in enumerate(facts):
@@ -110,14 +112,25 @@ class Memit:
                 found.groups[index] = group_of(model, fact, context)
             except EditFailedError as error:
                 found.outcomes[index] = error
-        for index, z, delta in self._targets(model, facts, found.groups, context):
-            record = {**delta.record(), "v0_norm": float((z[0] - delta.delta.cpu()).norm())}
-            norm = self._norm.of(model, hparams, of_block=True)
-            record |= {} if norm is None else {"target_norm": norm}
-            refused = why_not_edited(facts[index], delta, hparams, record)
-            found.outcomes[index] = refused or record
-            if refused is None:
-                found.states[index] = z
+        if not found.groups:
+            return found
+        norm = self._norm.of(model, hparams, of_block=True)
+        kept = any(len(group.facts) > group.edited for group in found.groups.values())
+        lean = Context(hparams, moments={at: context.moments[at] for at in hparams.layers[-1:] if kept})
+        together: dict[Any, list[int]] = {}  # facts of one subject share a δ
+        for index in found.groups:
+            apart = hparams.same_subject == "apart"
+            together.setdefault(index if apart else facts[index].subject_key, []).append(index)
+        members = [[(index, found.groups[index]) for index in each] for each in together.values()]
+        parts = split(members, context.engine.parts)
+        for part in context.engine.map(partial(_optimised, lean, norm), parts, model):
+            for index, z, delta in part:
+                record = {**delta.record(), "v0_norm": float((z[0] - delta.delta).norm())}
+                record |= {} if norm is None else {"target_norm": norm}
+                refused = why_not_edited(facts[index], delta, hparams, record)
+                found.outcomes[index] = refused or record
+                if refused is None:
+                    found.states[index] = z
         return found
 
     def write(self, model: EditableModel, facts: Sequence[Fact], targets: Targets, context: Context) -> Batch:
@@ -163,50 +176,6 @@ class Memit:
         vectors[f"{name}/V"] = Z.float()
         return Batch(Proposal(updates, vectors), ordered, columns)
 
-    def _targets(
-        self, model: EditableModel, facts: Sequence[Fact], groups: dict[int, Group], context: Context
-    ) -> Iterator[tuple[int, Tensor, OptimisedDelta]]:
-        """(fact, z = h + δ of every phrasing on the CPU, how δ was found), in micro-batches. Facts of one subject share
-        a δ."""
-        if not groups:
-            return
-        hparams: MemitHparams = context.hparams
-        layer = hparams.layers[-1]
-        together: dict[Any, list[int]] = {}
-        for index in groups:
-            apart = hparams.same_subject == "apart"
-            together.setdefault(index if apart else facts[index].subject_key, []).append(index)
-        indices = list(together.values())
-        members = [merged([groups[index] for index in each]) for each in indices]
-        norm = self._norm.of(model, hparams, of_block=True)
-        for batch in within_memory(model, members, layer, hparams, hparams.memory_gb):
-            chosen = [members[i] for i in batch]
-            rows = align([prompt for group in chosen for prompt in group], model.device)
-            run = full_forward(model, rows, layer)
-            firsts = [first for first, _ in rows_of(chosen)]
-            chosen = [
-                self._reached(group, run.keys[first:], context) for group, first in zip(chosen, firsts, strict=True)
-            ]
-            found = optimise(model, chosen, rows, run, run.hidden[firsts, 0], hparams)
-            for i, group, first, one in zip(batch, chosen, firsts, found, strict=True):
-                starts = iter(group.starts())
-                for index in indices[i]:
-                    bare = [first + start for start in islice(starts, len(groups[index].phrasings))]
-                    deltas = rescaled(run.values[bare].float(), one.delta, norm)
-                    added = one if norm is None else replace(one, delta=deltas[0])
-                    yield index, (run.hidden[bare, 0].float() + deltas).cpu(), added
-
-    @staticmethod
-    def _reached(group: Group, keys: Float[Tensor, "n q"], context: Context) -> Group:
-        """The group with how far the solve for its facts reaches the kept ones, in the metric of the moments."""
-        if len(group.facts) == group.edited:
-            return group
-        keys = keys.cpu().double()
-        key = keys[group.starts()].mean(0)
-        u = of_model(context, context.hparams.layers[-1]).solve(key)
-        reach = keys[group.contexts : len(group) - 1] @ u / (u @ key)
-        return replace(group, reach=(*[1.0] * group.contexts, *reach.tolist()))
-
     @staticmethod
     def _keys(
         model: EditableModel, groups: Sequence[Group], layer: int, hparams: MemitHparams
@@ -227,6 +196,44 @@ class Memit:
                 keys.append(torch.stack([of_kind.mean(0) for of_kind in of_kinds]).mean(0))
                 states.append(h[first].double())
         return torch.stack(keys), torch.stack(states)
+
+
+def _optimised(
+    context: Context, norm: float | None, model: EditableModel, members: Sequence[Sequence[tuple[int, Group]]]
+) -> list[tuple[int, Tensor, OptimisedDelta]]:
+    """(fact, z = h + δ of every phrasing, how δ was found), tensors on the CPU, in micro-batches. `members` are the
+    facts of every δ, with their prompts."""
+    hparams: MemitHparams = context.hparams
+    layer = hparams.layers[-1]
+    groups = [merged([group for _, group in each]) for each in members]
+    found = []
+    for batch in within_memory(model, groups, layer, hparams, hparams.memory_gb):
+        chosen = [groups[i] for i in batch]
+        rows = align([prompt for group in chosen for prompt in group], model.device)
+        run = full_forward(model, rows, layer)
+        firsts = [first for first, _ in rows_of(chosen)]
+        chosen = [_reached(group, run.keys[first:], context) for group, first in zip(chosen, firsts, strict=True)]
+        optimised = optimise(model, chosen, rows, run, run.hidden[firsts, 0], hparams)
+        for i, group, first, one in zip(batch, chosen, firsts, optimised, strict=True):
+            starts = iter(group.starts())
+            for index, own in members[i]:
+                bare = [first + start for start in islice(starts, len(own.phrasings))]
+                deltas = rescaled(run.values[bare].float(), one.delta, norm)
+                delta = one.delta if norm is None else deltas[0]
+                z = (run.hidden[bare, 0].float() + deltas).cpu()
+                found.append((index, z, replace(one, delta=delta.cpu())))
+    return found
+
+
+def _reached(group: Group, keys: Float[Tensor, "n q"], context: Context) -> Group:
+    """The group with how far the solve for its facts reaches the kept ones, in the metric of the moments."""
+    if len(group.facts) == group.edited:
+        return group
+    keys = keys.cpu().double()
+    key = keys[group.starts()].mean(0)
+    u = of_model(context, context.hparams.layers[-1]).solve(key)
+    reach = keys[group.contexts : len(group) - 1] @ u / (u @ key)
+    return replace(group, reach=(*[1.0] * group.contexts, *reach.tolist()))
 
 
 MEMIT = Method(

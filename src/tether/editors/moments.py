@@ -9,8 +9,9 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from tether.algebra.null_space import null_space
 from tether.editors.corpus import Corpus
+from tether.engine import LOCAL, Engine
 from tether.errors import BadSettingsError
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import forward_until, hooks
@@ -85,11 +87,12 @@ def moments(
     cache: Path | None = None,
     batch_tokens: int = 4096,
     progress: Callable[[int, int | None], None] | None = None,
+    engine: Engine = LOCAL,
 ) -> dict[int, Moments]:
     """C of every wanted layer, of the unedited model, from the cache or in one pass that stops after the last layer.
 
     The model is not changed. `progress(tokens so far, total or None)` is called after each batch. Files go to `cache`
-    (by default tether's cache folder), one a layer.
+    (by default tether's cache folder), one a layer. Of an `engine` with workers, each sums blocks of the text.
     """
     with model.unedited():
         keys = moments_keys(model, sorted(set(layers)), corpus)
@@ -100,7 +103,7 @@ def moments(
             unfinished = next(iter(missing.values())).with_name(f"{together}.partial")
             with locked(unfinished):
                 if not all(map(_whole, missing.values())):
-                    _collect(model, missing, corpus, unfinished, batch_tokens, progress)
+                    _collect(model, missing, corpus, unfinished, batch_tokens, progress, engine)
     return _loaded(files)
 
 
@@ -126,7 +129,7 @@ def _files(keys: Mapping[int, str], cache: Path | None) -> dict[int, Path]:
 
 def _collect(
     model: EditableModel, files: Mapping[int, Path], corpus: Corpus, partial: Path, batch_tokens: int,
-    progress: Callable[[int, int | None], None] | None,
+    progress: Callable[[int, int | None], None] | None, engine: Engine,
 ) -> None:  # fmt: skip
     """One pass over the corpus, up to the last wanted projection, for the layers of `files`; needs the lock of
     `partial`, its checkpoint."""
@@ -143,16 +146,15 @@ def _collect(
         logger.info("moments: going on after %d tokens", tokens)
     rows = max(1, batch_tokens // corpus.window)
     windows = itertools.islice(corpus.windows(model), batches * rows, None)
-    while batch := list(itertools.islice(windows, rows)):
-        ids = torch.tensor(batch, device=model.device)
-        with hooks(*(model.projection(layer).register_forward_pre_hook(one.see) for layer, one in sums.items())):
-            forward_until(model, model.projection(max(files)), input_ids=ids)
-        tokens, batches = tokens + ids.numel(), batches + 1
+    waiting = iter(lambda: list(itertools.islice(windows, rows)), [])
+    for block in _summed(model, sums, waiting, rows * corpus.window, tokens, next_look, engine):
+        before, batches = batches, batches + len(block)
+        tokens += sum(map(_tokens, block))
         if tokens >= next_look:
             for one in sums.values():
                 one.look(tokens)
             next_look = 2 * tokens
-        if batches % _CHECKPOINT_EVERY == 0:
+        if batches // _CHECKPOINT_EVERY > before // _CHECKPOINT_EVERY:
             curves = {layer: one.curve for layer, one in sums.items()}
             state = {"tokens": tokens, "batches": batches, "next_look": next_look, "curves": curves}
             parts = {layer: {"sum": one.upper(), **one.kept} for layer, one in sums.items()}
@@ -198,6 +200,11 @@ class _Sums:
         if self._batches % _BLOCK == 0:
             self.upper()
 
+    def add(self, part: Mapping[str, Tensor]) -> None:
+        """Take in the sum of a block of text, and its probes where there are none yet."""
+        self.total += part["sum"].to(self.total.device)
+        self.kept.setdefault("probes", part["probes"])
+
     def look(self, tokens: int) -> None:
         """How far C⁻¹k of the probe keys turned since the last look."""
         factor, info = torch.linalg.cholesky_ex(self.symmetric())
@@ -220,6 +227,62 @@ class _Sums:
         """The sum so far, float64 on the CPU."""
         upper = self.upper().triu()
         return upper + upper.triu(1).mT
+
+
+_Batch = list[list[int]]  # windows of tokens
+
+
+def _summed(
+    model: EditableModel, sums: Mapping[int, _Sums], batches: Iterable[_Batch], size: int, tokens: int, look: int,
+    engine: Engine,
+) -> Iterator[list[_Batch]]:  # fmt: skip
+    """Add the keys of all batches (of about `size` tokens) to the sums of their layers; yields the batches that are in
+    them now: one by one, or of an engine with workers in blocks. A block ends where `look` tokens, then twice those,
+    have been seen since the start, the first `tokens` of them before."""
+    if engine.parts == 1:
+        for batch in batches:
+            _see(model, sums, batch)
+            yield [batch]
+        return
+    most = max(1, 4 * max(len(one.total) for one in sums.values()) // size)  # as a sum that is sent is not small
+
+    def blocks() -> Iterator[list[_Batch]]:
+        seen, limit = tokens, look
+        block: list[_Batch] = []
+        for batch in batches:
+            block.append(batch)
+            seen += _tokens(batch)
+            if seen >= limit or len(block) == most:
+                limit = 2 * seen if seen >= limit else limit
+                yield block
+                block = []
+        if block:
+            yield block
+
+    given, taken = itertools.tee(blocks())
+    for found, block in zip(engine.map(partial(_sums_of, tuple(sums)), given, model), taken, strict=True):
+        for layer, part in found.items():
+            sums[layer].add(part)
+        yield block
+
+
+def _sums_of(layers: Sequence[int], model: EditableModel, block: Sequence[_Batch]) -> dict[int, dict[str, Tensor]]:
+    """Of a block of text alone: the sum of every layer, upper panels, and its probes, float64 on the CPU."""
+    sums = {layer: _Sums(model.weight(model.weight_name(layer))) for layer in layers}
+    for batch in block:
+        _see(model, sums, batch)
+    return {layer: {"sum": one.upper(), "probes": one.kept["probes"]} for layer, one in sums.items()}
+
+
+def _see(model: EditableModel, sums: Mapping[int, _Sums], batch: _Batch) -> None:
+    """Add the keys of one batch to the sums of their layers, in one pass up to the last of them."""
+    ids = torch.tensor(batch, device=model.device)
+    with hooks(*(model.projection(layer).register_forward_pre_hook(one.see) for layer, one in sums.items())):
+        forward_until(model, model.projection(max(sums)), input_ids=ids)
+
+
+def _tokens(batch: _Batch) -> int:
+    return sum(map(len, batch))
 
 
 def _has_float64(device: torch.device) -> bool:

@@ -93,7 +93,7 @@ class Row(BaseModel):
 
 class Results(BaseModel):
     """A results file. `facts_sha256` is of the facts in order, prompts included; `settings`: what the numbers depend on
-    besides model and facts."""
+    besides model and facts. `strengths`: of restraints written with auto, what was found and the curve."""
 
     format: int = FORMAT
     model: str
@@ -101,6 +101,7 @@ class Results(BaseModel):
     facts_sha256: str
     versions: dict[str, str]
     settings: dict[str, Any]
+    strengths: dict[str, Any] | None = Field(default=None, exclude_if=lambda found: found is None)
     rows: list[Row] = []
     _file: Path | None = PrivateAttr(default=None)  # has the items of the rows that are there
     _items: list[Record] = PrivateAttr(default_factory=list)  # of rows that are in no file

@@ -10,6 +10,7 @@ from typing import Any
 from tether.algebra.spectrum import Spectrum
 from tether.constraints.base import Constraint, label_of, parse
 from tether.constraints.prune import none
+from tether.engine import LOCAL, Engine
 from tether.errors import BadSettingsError, TetherError, WrongModelError
 from tether.evaluation.abilities.run import AbilityRun, ability_data, ability_tasks
 from tether.evaluation.in_context import InContext
@@ -31,6 +32,7 @@ from tether.evaluation.results import (
     write,
 )
 from tether.evaluation.statistics.mean import Record
+from tether.evaluation.strength import AUTO, FLOOR, find_restraint_of
 from tether.facts.fact import Fact
 from tether.facts.prompt import Turn
 from tether.ledger import IMPORT, Ledger
@@ -49,6 +51,7 @@ def evaluate(
     *,
     measurement: Measurement | None = None,
     base: EditableModel | None = None,
+    engine: Engine = LOCAL,
     **options: Any,
 ) -> Results:
     """One row for the model as it is now, which is not changed: `facts` (numbered from 1) and general abilities.
@@ -57,17 +60,18 @@ def evaluate(
     `abilities` also by position. `base` is the unedited model of a checkpoint that was edited before it was loaded:
     what must not change is compared with it; without it, with the model without the updates it carries (of a model that
     carries none those numbers are left out). What was measured before of the same weights, task and data is taken from
-    the cache. Raises TetherError for an unknown metric or ability, missing data, a base with another tokenizer.
+    the cache. An `engine` with workers (`tether.engine`) shares out the facts; here and below the numbers are the same
+    to rounding. Raises TetherError for an unknown metric or ability, missing data, a base with another tokenizer.
     """
     numbered = list(enumerate(facts, 1))
-    rows = _Rows(model, measurement_of(measurement, abilities, options), facts)
+    rows = _Rows(model, measurement_of(measurement, abilities, options), facts, engine=engine)
     baseline = None
     if base is not None:
         if base.tokenizer.get_vocab() != model.tokenizer.get_vocab():
             raise WrongModelError(f"{base.id} is not the base of {model.id}, its vocabulary is another: name its base")
         if any(BYSTANDER in METRICS[name].asks for name in rows.what.metrics):  # both are asked about the same subjects
             numbered = with_kinds(base, numbered)
-        baseline = measure_baseline(base, numbered, rows.what)
+        baseline = measure_baseline(base, numbered, rows.what, engine=engine)
     elif not model.edited and (names := [name for name in rows.what.metrics if METRICS[name].against_unedited]):
         what = " and ".join(names) + (" compare" if names[1:] else " compares")
         logger.warning("%s carries no updates and has no base: what %s is left out", model.id, what)
@@ -83,14 +87,15 @@ def evaluate_pair(
     *,
     measurement: Measurement | None = None,
     out: str | Path | None = None,
+    engine: Engine = LOCAL,
 ) -> Results:
     """Any two checkpoints: a row for `base` as the unedited model, and one for `edited`, as `evaluate` measures it with
     that base. `out` must not exist yet. Neither model is changed."""
     path = None if out is None else Path(out)
     if path is not None and path.exists():
         raise BadSettingsError(f"{path} exists: name another file")
-    results = evaluate(edited, facts, measurement=measurement, base=base)
-    unedited = evaluate(base, facts, measurement=measurement, base=base)
+    results = evaluate(edited, facts, measurement=measurement, base=base, engine=engine)
+    unedited = evaluate(base, facts, measurement=measurement, base=base, engine=engine)
     (row,) = unedited.rows
     results.add(row.model_copy(update={"edits": 0, "restraint": str(none())}), unedited.items)
     if path is not None:
@@ -133,6 +138,8 @@ def evaluate_ledger(
     in_context: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
+    engine: Engine = LOCAL,
+    floor: float = FLOOR,
     **options: Any,
 ) -> Results:
     """A row for every number of edits in `at` (None: all) under every restraint (None: the journal as recorded).
@@ -141,7 +148,9 @@ def evaluate_ledger(
     largest row, so that every other row has a baseline. Facts given here lend their paraphrases, locality and
     instance prompts to the ledger's facts of the same subject, prompt and new target; of a ledger of imported updates,
     which has no facts, they are what is measured, all of them in every row. `in_context` adds a row in which
-    nothing is edited and the facts of the largest row stand in every prompt.
+    nothing is edited and the facts of the largest row stand in every prompt. For the restraints `log:auto` and
+    `linear:auto` a number is found on the largest of the rows (`tether.evaluation.strength`), with `floor` percent of
+    the unedited perplexity to keep.
 
     `measurement`, or its fields as keywords, is as in `evaluate`. `out` must not exist yet, and gets every row as soon
     as it is measured. An interrupted evaluation goes on with `resume`, which keeps the rows there that were measured in
@@ -158,15 +167,21 @@ def evaluate_ledger(
     imported = ledger.header.method == IMPORT  # whose edits have no facts: the given ones are asked at every row
     every = list(enumerate(facts or (), 1)) if imported else _with_prompts(ledger.facts(), facts)
     own = [fact for _, fact in every]
-    rows = _Rows(model, what, own, ledger)
+    rows = _Rows(model, what, own, ledger, engine=engine)
     results = rows.results
     ledger.check_model(model)
     counts = set([ledger.attempts] if at is None else at)
-    chosen = list(dict.fromkeys(None if restraint is None else parse(restraint) for restraint in restraints))
-    if not counts or not chosen:
+    if not counts or not restraints:
         raise TetherError("no row to measure: name at least one number of edits and one restraint")
     check_counts(ledger.path, counts, ledger.attempts)
     largest = max(counts)
+    found = {
+        one: find_restraint_of(ledger, model, one, facts=own, upto=largest, floor=floor)
+        for one in restraints if isinstance(one, str) and AUTO.fullmatch(one)
+    }  # fmt: skip
+    results.strengths = {name: one.to_dict() for name, one in found.items()} or None
+    named = [found[one].restraint if isinstance(one, str) and one in found else one for one in restraints]
+    chosen = list(dict.fromkeys(None if restraint is None else parse(restraint) for restraint in named))
     if path is not None and path.exists():
         old = read(path)
         if ledger.events_after(str(old.settings.get("journal_sha256"))) is None:
@@ -188,7 +203,7 @@ def evaluate_ledger(
     todo = [(count, one) for count, one in wanted if (count, label_of(one)) not in done]
     measured = [(edit, fact) for edit, fact in every if imported or edit <= largest]
     tell = in_context and (largest, IN_CONTEXT) not in done
-    baseline = measure_baseline(model, measured, rows.what) if todo or tell else None
+    baseline = measure_baseline(model, measured, rows.what, engine=engine) if todo or tell else None
     file = results if path is None else ResultsFile(path, results)
     spectra = {name: Spectrum(model.original(name)) for name in ledger.header.weights} if todo else {}
     replay = ledger.replay(model)
@@ -220,9 +235,10 @@ class _Rows:
     `results` have no rows yet."""
 
     def __init__(
-        self, model: EditableModel, what: Measurement, facts: Sequence[Fact], ledger: Ledger | None = None
-    ) -> None:
-        self.model = model
+        self, model: EditableModel, what: Measurement, facts: Sequence[Fact], ledger: Ledger | None = None, *,
+        engine: Engine = LOCAL,
+    ) -> None:  # fmt: skip
+        self.model, self.engine = model, engine
         self.what = what.model_copy(update={"metrics": applying(what, model, facts)})
         data = ability_data(what.data, text=what.text)
         tasks = ability_tasks(
@@ -248,7 +264,7 @@ class _Rows:
         self, facts: NumberedFacts, baseline: Baseline | None, rows_left: int, **about: Any
     ) -> tuple[Row, list[Record]]:
         """A row of what the model shows now, with the fields `about` it, and the records of its items."""
-        editing = evaluate_editing(self.model, facts, self.what, baseline=baseline)
+        editing = evaluate_editing(self.model, facts, self.what, baseline=baseline, engine=self.engine)
         found = self.abilities.measure(rows_left)
         abilities = {name: Ability(**one.model_dump(exclude={"records"})) for name, one in found.items()}
         recent = None if editing.recent is None else Recent(edits=self.what.recent, editing=editing.recent)

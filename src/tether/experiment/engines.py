@@ -5,18 +5,14 @@ folders as the process that started them: one machine, or a shared file system.
 """
 
 import logging
-import os
-import socket
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from tether.errors import BadSettingsError, MissingExtraError, TetherError
+from tether.engine import ray_cluster
+from tether.errors import BadSettingsError, TetherError
 from tether.experiment.plan import Job
 from tether.experiment.run import Analyse, ProgressCallback, Step, do_run, load_for
 from tether.experiment.spec import GridSpec
@@ -62,14 +58,8 @@ def ray(
 ) -> Iterator[tuple[Job, str | None]]:
     """As many at a time as the cluster's resources allow, each in a worker of its own. A run whose worker dies is
     started again on another, where it goes on."""
-    if spec.ray_address is None:  # read at import: a cluster of this machine alone listens on the loopback
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
-        import ray as cluster
-    except ImportError:
-        raise MissingExtraError("--engine ray needs Ray, which is not installed: pip install 'tether[ray]'") from None
     wanted = spec.resources
-    with _connected(cluster, spec.ray_address):
+    with ray_cluster(spec.ray_address) as cluster:
         work = cluster.remote(num_cpus=wanted.num_cpus, num_gpus=wanted.num_gpus, max_retries=wanted.retries)(
             _in_worker
         )
@@ -95,41 +85,6 @@ def _in_worker(job: str, out: str, analyse: Analyse | None) -> str | None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     found = Job.model_validate_json(job)
     return reason_of(partial(do_run, found, Path(out), partial(load_for, found), lambda step: None, analyse))
-
-
-@contextmanager
-def _connected(cluster: Any, address: str | None) -> Iterator[None]:
-    """A cluster that runs already is used, and stays; else one on this machine, for the time of the block."""
-    if cluster.is_initialized():
-        yield
-        return
-    _check_reachable(address)
-    local: dict[str, Any] = {"include_dashboard": False} if address is None else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            cluster.init(address=address or "local", logging_level=logging.ERROR, **local)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            told = " ".join(str(error).split())
-            raise TetherError(f"Ray cannot be reached at {address or 'this machine'}: {told}") from None
-    try:
-        yield
-    finally:
-        cluster.shutdown()
-
-
-def _check_reachable(address: str | None) -> None:
-    """Raise TetherError where nobody listens at host:port; Ray itself would try for minutes."""
-    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise TetherError(
-            f"Ray cannot be reached at {address} ({error}): start it there (ray start --head), or name no "
-            "ray_address for this machine alone"
-        ) from None
 
 
 ENGINES: Mapping[str, Engine] = MappingProxyType({"local": local, "ray": ray})

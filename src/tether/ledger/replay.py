@@ -153,7 +153,7 @@ class Sums:
     def show(self, model: EditableModel) -> None:
         """Make the model carry the sums: round(W₀ + Σ); a weight without updates gets its original bits."""
         for name, held in self.of.items():
-            model.set_update(name, held.dense if held.rank else None)
+            model.set_update(name, held.dense if held.rank else None, partial(getattr, held, "factors"))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import copy
 import hashlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class EditableModel:
         self.kind_centres: Tensor | None = None  # what `kinds` holds subjects against
         self._originals: dict[str, Tensor] = {}
         self._updates: dict[str, Tensor] = {}
+        self._factors: dict[str, Callable[[], LowRank]] = {}  # of those of `_updates` whose factors are known
         self._fingerprints: dict[Hashable, str] = {}
 
     # --- what it is ---------------------------------------------------------------------------------------------
@@ -143,9 +145,13 @@ class EditableModel:
         """The dense float32 update the weight carries now; None for none."""
         return self._updates.get(name)
 
-    def set_update(self, name: str, update: Float[Tensor, "p q"] | None) -> None:
-        """Make the weight round(W₀ + update); None gives W₀ back. Changes the model in place, keeps `update`."""
+    def set_update(
+        self, name: str, update: Float[Tensor, "p q"] | None, factors: Callable[[], LowRank] | None = None
+    ) -> None:
+        """Make the weight round(W₀ + update); None gives W₀ back. Changes the model in place, keeps `update`. `factors`
+        gives the same update as factors, for `carried`."""
         original = self.original(name)
+        self._factors.pop(name, None)
         if update is None:
             self._updates.pop(name, None)
             self.weight(name).copy_(original)
@@ -153,7 +159,16 @@ class EditableModel:
         if update.shape != original.shape:
             raise ValueError(f"update {tuple(update.shape)} does not fit {name}, which is {tuple(original.shape)}")
         self._updates[name] = update
+        if factors is not None:
+            self._factors[name] = factors
         self.weight(name).copy_(original + update.to(original))
+
+    def carried(self) -> dict[str, LowRank | Tensor]:
+        """The updates that the weights carry now, on the CPU: as factors where these are known, else p×q, float32."""
+        return {
+            name: self._factors[name]().to("cpu") if name in self._factors else update.cpu()
+            for name, update in self._updates.items()
+        }
 
     def rounding(self, name: str, update: LowRank) -> float | None:
         """‖round(W₀ + S) − (W₀ + S)‖_F / ‖S‖_F for the update S; None where the weight is float32 or S is zero. Changes
@@ -176,7 +191,7 @@ class EditableModel:
 
     @contextmanager
     def _restoring(self) -> Iterator[None]:
-        before = dict(self._updates)
+        before, factors = dict(self._updates), dict(self._factors)
         try:
             yield
         finally:
@@ -184,7 +199,7 @@ class EditableModel:
                 self.set_update(name, None)
             for name, update in before.items():
                 if self._updates.get(name) is not update:
-                    self.set_update(name, update)
+                    self.set_update(name, update, factors.get(name))
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -200,7 +215,12 @@ class EditableModel:
             for name, update in updates.items():
                 extra = update.to(self.original(name).device, torch.float32).to_dense()
                 carried = self._updates.get(name)
-                self.set_update(name, extra if carried is None else carried.to(extra) + extra)
+                if carried is None:
+                    self.set_update(name, extra, partial(_itself, update))
+                    continue
+                known = self._factors.get(name)
+                factors = None if known is None else partial(_added, known, update)
+                self.set_update(name, carried.to(extra) + extra, factors)
             yield
 
     def unedited_copy(self, *names: str) -> PreTrainedModel:
@@ -261,6 +281,14 @@ class EditableModel:
         dtype = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
         yield f"{dtype.get(parameter.dtype, parameter.dtype)}{list(parameter.shape)}".encode()
         yield parameter.contiguous().cpu().view(torch.uint8).numpy().tobytes()
+
+
+def _itself(update: LowRank) -> LowRank:
+    return update
+
+
+def _added(known: Callable[[], LowRank], update: LowRank) -> LowRank:
+    return LowRank.sum((known().to("cpu", torch.float32), update.to("cpu", torch.float32)))
 
 
 def _written(parameter: Tensor) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from tether.report.curves import UNEDITED, Point, estimate, gather, restraint_na
 from tether.report.drawing import GREEN, GREY, ORANGE, RED, Chart, Panel, Style, curve_chart, curve_styles, plot
 from tether.report.exchanges import exchanges
 from tether.report.page import Cell, Section, check_own, figure, n, note, plain, table, write_page
+from tether.report.room import room_section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +55,7 @@ def write_report(results: Results, to: str | Path, *, ledger: Ledger | None = No
             note("m is the largest singular value of the unedited weight. Above it the sum of updates outweighs "
                  "whatever the weight knew; those singular values are what a restraint acts on."),
         ]),
+        *room_section(events),
         Section("edits", "Did the edits take?", [
             figure(_editing_chart(results.rows)),
             note("Percent, mean over facts; whiskers are one standard error. Efficacy: the edited prompt. "

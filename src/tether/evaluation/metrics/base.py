@@ -122,7 +122,8 @@ class Metric(ABC):
 
     @abstractmethod
     def measure(self, asked: Asked) -> list[Record]:
-        """A record for every item the metric applies to. The model is not changed."""
+        """A record for every item the metric applies to. The model is not changed. The items may be those of some of
+        the facts alone: an engine with workers asks each of them about a part."""
 
     def settings(self, what: Measurement) -> Mapping[str, Any]:
         """The settings that this metric's numbers depend on besides its name, as results hold them."""

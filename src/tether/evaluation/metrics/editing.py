@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
+from tether.engine import LOCAL, Engine, split
 from tether.errors import BadFactError
 from tether.evaluation.measurement import Measurement
 from tether.evaluation.metrics.base import BYSTANDER, INSTANCE, METRICS, Asked, Item, Metric
@@ -49,25 +51,28 @@ def evaluate_editing(
     *,
     baseline: Baseline | None = None,
     frame: Frame | None = None,
+    engine: Engine = LOCAL,
 ) -> EditingResult:
     """Measure the model as it is now on `facts`, each with its edit number. The model is unchanged. `frame` gives the
     text in which it is asked a prompt, where that is more than the prompt's own.
 
     `baseline`, from `measure_baseline`, says what the unedited model says. Without it, or where it lacks a prompt, that
     is measured here, on the model without the updates it carries. A model that carries none may have been edited
-    before it was loaded: without a baseline the numbers that compare with the unedited model are left out.
+    before it was loaded: without a baseline the numbers that compare with the unedited model are left out. An `engine`
+    with workers shares out the facts (not under a `frame`), and the records then stand in other order.
     """
     what = measurement or Measurement()
     metrics = _applying(what, model, facts)
     items = _items(model, facts, what, metrics)
-    asking = frame or partial(render, model.tokenizer)
     known = baseline is not None or bool(model.edited)
-    wanted = (pair for metric in metrics for item in _asked(metric, items) for pair in metric.pairs(item))
-    pairs = list(dict.fromkeys(wanted))
-    texts = {item.prompt: asking(item.asked) for item in items} if frame else {}
-    framed = [(texts.get(prompt, prompt), answer) for prompt, answer in pairs]
-    scores = dict(zip(pairs, score(model, framed, join=""), strict=True))
-    generated: dict[tuple[str, int], str] = {}
+    unedited = {
+        metric.name: _completed(metric, model, _asked(metric, items), baseline or {}, engine) if known else None
+        for metric in metrics
+    }
+    if frame is not None or engine.parts == 1:
+        measured = [_measured(what, frame, model, (items, unedited))]
+    else:
+        measured = list(engine.map(partial(_measured, what, None), _parts(facts, items, unedited, engine.parts), model))
     relations = _relations(facts)
     last = {edit for edit, _ in facts[-what.recent :]} if len(facts) > what.recent else set()
     summary: Summary = {}
@@ -76,9 +81,7 @@ def evaluate_editing(
     records: list[Record] = []
     held: dict[int, float] = {}  # by the first metric that applies to an edit
     for metric in metrics:
-        own = _asked(metric, items)
-        unedited = _completed(metric, model, own, baseline or {}) if known else None
-        found = metric.measure(Asked(model, own, scores, unedited, what, asking, generated))
+        found = [record for part in measured for record in part[metric.name]]
         left_out = frozenset() if known else metric.against_unedited
         kinds = {name: tuple(kind for kind in its if kind not in left_out) for name, its in metric.reports.items()}
         kinds = {name: its for name, its in kinds.items() if its}
@@ -97,13 +100,53 @@ def evaluate_editing(
     return EditingResult(summary, recent or None, by_relation or None, retention, records)
 
 
-def measure_baseline(model: EditableModel, facts: NumberedFacts, measurement: Measurement | None = None) -> Baseline:
+_Part = tuple[Sequence[Item], Mapping[str, Mapping[Any, Any] | None]]
+
+
+def _parts(
+    facts: NumberedFacts, items: Sequence[Item], unedited: Mapping[str, Mapping[Any, Any] | None], parts: int
+) -> list[_Part]:
+    """The items of some facts at a time, and by metric what the unedited model says to their questions."""
+    found: list[_Part] = []
+    for some in split(facts, parts):
+        edits = {edit for edit, _ in some}
+        own = [item for item in items if item.edit in edits]
+        known = {
+            name: its and {question: its[question] for question in METRICS[name].questions(_asked(METRICS[name], own))}
+            for name, its in unedited.items()
+        }
+        found.append((own, known))
+    return found
+
+
+def _measured(what: Measurement, frame: Frame | None, model: EditableModel, part: _Part) -> dict[str, list[Record]]:
+    """The records of some items by metric, of the model as it is now."""
+    items, unedited = part
+    metrics = [METRICS[name] for name in unedited]
+    asking = frame or partial(render, model.tokenizer)
+    wanted = (pair for metric in metrics for item in _asked(metric, items) for pair in metric.pairs(item))
+    pairs = list(dict.fromkeys(wanted))
+    texts = {item.prompt: asking(item.asked) for item in items} if frame else {}
+    framed = [(texts.get(prompt, prompt), answer) for prompt, answer in pairs]
+    scores = dict(zip(pairs, score(model, framed, join=""), strict=True))
+    generated: dict[tuple[str, int], str] = {}
+    return {
+        metric.name: metric.measure(
+            Asked(model, _asked(metric, items), scores, unedited[metric.name], what, asking, generated)
+        )
+        for metric in metrics
+    }
+
+
+def measure_baseline(
+    model: EditableModel, facts: NumberedFacts, measurement: Measurement | None = None, *, engine: Engine = LOCAL
+) -> Baseline:
     """What the metrics need of the unedited model, to be measured once for many checkpoints. Updates that the model
     carries are taken off meanwhile."""
     what = measurement or Measurement()
     metrics = _applying(what, model, facts)
     items = _items(model, facts, what, metrics)
-    return {metric.name: _completed(metric, model, _asked(metric, items), {}) for metric in metrics}
+    return {metric.name: _completed(metric, model, _asked(metric, items), {}, engine) for metric in metrics}
 
 
 def _applying(what: Measurement, model: EditableModel, facts: NumberedFacts) -> list[Metric]:
@@ -149,11 +192,18 @@ def _asked(metric: Metric, items: Sequence[Item]) -> list[Item]:
     return [item for item in items if item.kind in metric.asks]
 
 
-def _completed(metric: Metric, model: EditableModel, items: Sequence[Item], baseline: Baseline) -> Mapping[Any, Any]:
+def _completed(
+    metric: Metric, model: EditableModel, items: Sequence[Item], baseline: Baseline, engine: Engine
+) -> Mapping[Any, Any]:
     """The unedited model's answers to all questions of a metric: those of `baseline`, and what it lacks."""
     known = baseline.get(metric.name, {})
     missing = [question for question in metric.questions(items) if question not in known]
     if not missing:
         return known
     with model.unedited():
-        return {**known, **metric.answers(model, missing)}
+        parts = engine.map(partial(_answers, metric.name), split(missing, engine.parts), model)
+        return {**known, **dict(chain.from_iterable(part.items() for part in parts))}
+
+
+def _answers(metric: str, model: EditableModel, questions: Sequence[Any]) -> Mapping[Any, Any]:
+    return METRICS[metric].answers(model, questions)

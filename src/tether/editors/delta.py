@@ -7,7 +7,7 @@ padded batch from which a fact is dropped as soon as it is done.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise
 from typing import Any
 
@@ -60,6 +60,28 @@ class Group(Sequence[EncodedPrompt]):
         """The row of the bare prompt of every phrasing of the edited facts."""
         return list(accumulate(map(len, self.phrasings[:-1]), initial=0))
 
+    def turn(self, turn: int, number: int | None) -> tuple[Group, list[int]]:
+        """What the losses of one evaluation read, and its rows of the whole: of every phrasing the bare prompt and
+        `number` of the other contexts, in turns (None: all of them)."""
+        rows, facts, row = list[int](), [], 0
+        for phrasings in self.facts:
+            read = []
+            for contexts in phrasings:
+                others = len(contexts) - 1
+                taken = range(others if number is None else min(number, others))
+                chosen = [0, *(1 + (turn * len(taken) + i) % others for i in taken)]
+                read.append(tuple(contexts[at] for at in chosen))
+                rows += [row + at for at in chosen]
+                row += len(contexts)
+            facts.append(tuple(read))
+        reach, shift = self.reach, self.shift
+        return replace(
+            self,
+            facts=tuple(facts),
+            reach=None if reach is None else tuple(reach[at] for at in rows),
+            shift=shift if shift is None or shift.ndim == 1 or len(shift) == 1 else shift[rows],
+        ), rows
+
 
 @dataclass(frozen=True)
 class OptimisedDelta:
@@ -83,7 +105,7 @@ class OptimisedDelta:
 @dataclass(frozen=True)
 class Objective:
     """Which final hidden states the losses read, as (row, column from the anchor on) pairs, and what they make of them,
-    for the rows of f facts one after the other."""
+    for the contexts of f facts one after the other (n rows) and for their f KL prompts."""
 
     fact_of_row: Int[Tensor, " n"]
     reach: Float[Tensor, "n 1"]
@@ -92,69 +114,111 @@ class Objective:
     column: Int[Tensor, " m"]
     target: Int[Tensor, " m"]
     weight: Float[Tensor, " m"]
-    kl_row: Int[Tensor, " f"]
     kl_column: Int[Tensor, " f"]
 
     @classmethod
     def of(cls, groups: Sequence[Group], kl_position: str, device: torch.device) -> Objective:
         """The losses over the prompts of every group: of its facts each as much, and of a fact's phrasings."""
-        reads, kl, reach, shifts = [], [], [], []
-        for group, (first, stop) in zip(groups, rows_of(groups), strict=True):
+        reads, kl, reach, shifts, facts = [], list[int](), list[float](), [], list[int]()
+        for index, group in enumerate(groups):
             weights = [
                 1 / (len(phrasings) * len(contexts))
                 for phrasings in group.facts
                 for contexts in phrasings
                 for _ in contexts
             ]
-            for row, (prompt, weight) in enumerate(zip(group[:-1], weights, strict=True), first):
+            for row, (prompt, weight) in enumerate(zip(group[:-1], weights, strict=True), len(facts)):
                 length = len(prompt.ids) - prompt.target_start
                 for position in range(prompt.target_start, len(prompt.ids)):
                     column = position - 1 - prompt.subject_last
                     reads.append((row, column, prompt.ids[position], weight / length))
             last = group.kl
-            kl.append((stop - 1, 0 if kl_position == "subject" else len(last.ids) - 1 - last.subject_last))
-            reach += [*(group.reach or [1.0] * (len(group) - 1)), 1.0]
+            kl.append(0 if kl_position == "subject" else len(last.ids) - 1 - last.subject_last)
+            reach += group.reach or [1.0] * (len(group) - 1)
             if group.shift is not None:
-                shifts += [group.shift.expand(len(group) - 1, -1), torch.zeros(1, group.shift.shape[-1])]
-        facts = [index for index, prompts in enumerate(groups) for _ in prompts]
+                shifts.append(group.shift.expand(len(group) - 1, -1))
+            facts += [index] * (len(group) - 1)
         return cls(
             torch.tensor(facts, device=device),
             torch.tensor(reach, device=device)[:, None],
             torch.cat(shifts).to(device) if shifts else None,  # ROME's one group has one, MEMIT's none
-            *(torch.tensor(each, device=device) for each in (*zip(*reads, strict=True), *zip(*kl, strict=True))),
+            *(torch.tensor(each, device=device) for each in (*zip(*reads, strict=True), kl)),
         )
 
     @property
     def columns(self) -> int:
-        """How many columns from the anchor on the losses read, the last one included."""
-        return max(int(self.column.max()), int(self.kl_column.max())) + 1
+        """How many columns of the contexts the losses read from the anchor on, the last one included."""
+        return int(self.column.max()) + 1
 
     def added(self, delta: Float[Tensor, "f p"]) -> Float[Tensor, "n p"]:
-        """What every row is given of its group's δ."""
+        """What every context is given of its group's δ."""
         rows = delta[self.fact_of_row.to(delta.device)]
         rows = rows if self.shift is None else rows + self.shift.to(delta.device)
         return rows * self.reach.to(delta.device)
 
-    def log_probabilities(self, model: EditableModel, hidden: Float[Tensor, "n s d"]) -> tuple[Tensor, Tensor]:
+    def log_probabilities(
+        self, model: EditableModel, hidden: Float[Tensor, "n s d"], of_kl: Float[Tensor, "f s d"]
+    ) -> tuple[Tensor, Tensor]:
         """log P at every read position (m×vocab) and at every fact's KL position (f×vocab), float32; logits nowhere
         else."""
-        row, column = torch.cat([self.row, self.kl_row]), torch.cat([self.column, self.kl_column])
-        read = hidden[row.to(hidden.device), column.to(hidden.device)]
-        log_p = head_logits(model, read).float().log_softmax(-1)
+        device = hidden.device
+        read = hidden[self.row.to(device), self.column.to(device)]
+        kept = of_kl[torch.arange(len(of_kl), device=device), self.kl_column.to(device)]
+        log_p = head_logits(model, torch.cat([read, kept])).float().log_softmax(-1)
         return log_p[: len(self.row)], log_p[len(self.row) :]
 
     def nll(self, log_p: Float[Tensor, "m vocab"]) -> Float[Tensor, " f"]:
         """Mean over a fact's contexts of NLL(o*)/|o*|."""
         device = log_p.device
         each = -log_p.gather(1, self.target.to(device)[:, None])[:, 0] * self.weight.to(device)
-        total = torch.zeros(len(self.kl_row), dtype=each.dtype, device=device)
+        total = torch.zeros(len(self.kl_column), dtype=each.dtype, device=device)
         return total.index_add(0, self.fact_of_row[self.row].to(device), each)
 
     def most_probable(self, log_p: Float[Tensor, "m vocab"]) -> list[bool]:
         """Of every fact, whether every token of every target is the most probable one, in every context."""
         missed = (log_p.argmax(1) != self.target.to(log_p.device)).to(self.fact_of_row.device)
-        total = torch.zeros(len(self.kl_row), dtype=torch.long, device=missed.device)
+        total = torch.zeros(len(self.kl_column), dtype=torch.long, device=missed.device)
         return (total.index_add(0, self.fact_of_row[self.row], missed.long()) == 0).tolist()
+
+
+class Evaluations:
+    """The forwards of the steps for the groups in hand: what each evaluation reads of their contexts (`step_prefixes`),
+    and the KL prompts, whose few columns are a batch of their own. Rows as `optimise` has them."""
+
+    def __init__(
+        self, model: EditableModel, groups: Sequence[Group], rows: AlignedPrompts, run: PrefixRun,
+        hparams: LatentHparams,
+    ) -> None:  # fmt: skip
+        self._model, self._groups, self._rows, self._run, self._hparams = model, groups, rows, run, hparams
+        number = hparams.step_prefixes
+        most = max(len(contexts) - 1 for group in groups for phrasings in group.facts for contexts in phrasings)
+        self._turns = 1 if number is None or not 0 < number < most else most
+        self._made: dict[int, tuple[Objective, Steps]] = {}
+        last = [stop - 1 for _, stop in rows_of(groups)]
+        self.objective(0)
+        self._kl = self._steps(last, int(self.objective(0).kl_column.max()) + 1)
+
+    def objective(self, evaluation: int) -> Objective:
+        return self._of(evaluation % self._turns)[0]
+
+    def __call__(self, evaluation: int, delta: Float[Tensor, "f p"]) -> tuple[Tensor, Tensor]:
+        """log P where the losses of this evaluation (from 0) read it, of `Objective.log_probabilities`."""
+        objective, steps = self._of(evaluation % self._turns)
+        return objective.log_probabilities(self._model, steps(objective.added(delta)), self._kl(delta))
+
+    def _of(self, turn: int) -> tuple[Objective, Steps]:
+        if turn not in self._made:
+            turns = [group.turn(turn, self._hparams.step_prefixes) for group in self._groups]
+            objective = Objective.of([one for one, _ in turns], self._hparams.kl_position, self._rows.ids.device)
+            firsts = [first for first, _ in rows_of(self._groups)]
+            index = [first + row for first, (_, rows) in zip(firsts, turns, strict=True) for row in rows]
+            self._made[turn] = objective, self._steps(index, objective.columns)
+        return self._made[turn]
+
+    def _steps(self, index: list[int], columns: int) -> Steps:
+        at = torch.tensor(index, device=self._rows.ids.device)
+        rows, run = self._rows.select(at), self._run.select(at)
+        return Steps(self._model, rows, run, columns, frozen=self._hparams.frozen_prefix)
 
 
 def optimise(
@@ -179,10 +243,11 @@ def optimise(
     model is not changed.
     """
     stepper = arithmetic or model
-    objective = Objective.of(groups, hparams.kl_position, rows.ids.device)
-    step = Steps(stepper, rows, run, objective.columns, frozen=hparams.frozen_prefix)
-    with torch.no_grad():
-        _, before = objective.log_probabilities(model, run.last)  # P₀
+    evaluations = Evaluations(stepper, groups, rows, run, hparams)
+    with torch.no_grad():  # P₀
+        last = torch.tensor([stop - 1 for _, stop in rows_of(groups)], device=run.last.device)
+        at_last = run.last[last, evaluations.objective(0).kl_column.to(run.last.device)]
+        before = head_logits(model, at_last).float().log_softmax(-1)
     norms = start.float().norm(dim=1)
     delta = torch.zeros_like(start, dtype=torch.float32)
     rule = RULES[hparams.v_step](hparams, delta)
@@ -194,7 +259,8 @@ def optimise(
     limits = [hparams.v_num_grad_steps * group.edited for group in groups]
     for evaluation in range(1, max(limits) + 1):
         delta.requires_grad_(True)
-        log_p, log_kl = objective.log_probabilities(stepper, step(objective.added(delta)))
+        objective = evaluations.objective(evaluation - 1)
+        log_p, log_kl = evaluations(evaluation - 1, delta)
         kl = (log_kl.exp() * (log_kl - before)).sum(1)
         output = (objective.nll(log_p) + hparams.kl_factor * kl).to(delta.device)
         loss = output + hparams.v_weight_decay * delta.norm(dim=1) / norms**2
@@ -216,11 +282,12 @@ def optimise(
         delta = delta.detach()
         if any(done):
             kept = torch.tensor([not d for d in done], device=delta.device).nonzero()[:, 0]
-            row_index = torch.isin(objective.fact_of_row, kept.to(rows.ids.device)).nonzero()[:, 0]
+            spans = list(rows_of([groups[i] for i in active]))
+            left = [row for i in kept.tolist() for row in range(*spans[i])]
+            row_index = torch.tensor(left, device=rows.ids.device)
             active = [active[i] for i in kept.tolist()]
             rows, run = rows.select(row_index), run.select(row_index)
-            objective = Objective.of([groups[i] for i in active], hparams.kl_position, rows.ids.device)
-            step = Steps(stepper, rows, run, objective.columns, frozen=hparams.frozen_prefix)
+            evaluations = Evaluations(stepper, [groups[i] for i in active], rows, run, hparams)
             before = before[kept.to(before.device)]
             delta, gradient, norms, loss = (x[kept] for x in (delta, gradient, norms, loss))
             rule.keep(kept)
@@ -240,8 +307,12 @@ def within_memory(
         yield [0]
         return
     cpu = torch.device("cpu")
-    sizes = [  # columns the losses read, columns before the anchor, rows
-        (Objective.of([group], hparams.kl_position, cpu).columns, max(p.subject_last for p in group), len(group))
+    sizes = [  # columns the losses read, columns before the anchor, rows of a step
+        (
+            Objective.of([group], hparams.kl_position, cpu).columns,
+            max(p.subject_last for p in group),
+            len(group.turn(0, hparams.step_prefixes)[1]),
+        )
         for group in groups
     ]
     order = sorted(range(len(groups)), key=sizes.__getitem__)
@@ -275,12 +346,11 @@ def _bytes_of_a_step(model: EditableModel, group: Group, layer: int, hparams: La
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # an output that its own node keeps would never be freed
 
-    objective = Objective.of([group], hparams.kl_position, model.device)
-    step = Steps(model, rows, run, objective.columns, frozen=hparams.frozen_prefix)
+    evaluations = Evaluations(model, [group], rows, run, hparams)
     delta = torch.zeros(1, model.hidden_size, device=model.device, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
-        log_p, log_kl = objective.log_probabilities(model, step(objective.added(delta)))
-        held = objective.nll(log_p).sum() + log_kl.sum()
+        log_p, log_kl = evaluations(0, delta)
+        held = evaluations.objective(0).nll(log_p).sum() + log_kl.sum()
     del held
     cached = sum(2 * layer.keys.untyped_storage().nbytes() for layer in run.cache.layers) if run.cache else 0
     return sum(kept.values()), cached

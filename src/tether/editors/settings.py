@@ -67,6 +67,9 @@ class LatentHparams(Hparams):
     v_step: Literal["adam", "polyak"] = Field(default="adam", description="how δ takes a step; the papers: adam")
     v_lr: float = Field(gt=0, description="adam: the learning rate for δ")
     v_longest_step: float = Field(default=0.5, gt=0, description="polyak: no step is longer than this · ‖v₀‖")
+    step_prefixes: int | None = Field(
+        default=None, ge=0, description="prefixes beside the bare prompt that a step reads, in turns; null: all"
+    )
     v_weight_decay: float = Field(ge=0, description="factor of ‖δ‖/‖v₀‖²")
     clamp_norm_factor: float = Field(gt=0, description="‖δ‖ ≤ this · ‖v₀‖")
     kl_factor: float = Field(ge=0, description="factor of KL(P_δ ‖ P₀)")

@@ -37,7 +37,7 @@ from tether.engine import split
 from tether.errors import TetherError, WrongModelError
 from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
-from tether.models.frozen_prefix import align, full_forward, is_residual, keys_and_states
+from tether.models.frozen_prefix import Ascending, align, full_forward, is_residual
 
 _ROWS = 16  # phrasings a forward for keys: no gradient, so small batches keep memory low at no cost
 
@@ -150,10 +150,11 @@ class Memit:
         columns = [len(group.phrasings) for group in kept]
         prompts = bystander_prompts(model, [facts[index] for index in edited], hparams.bystanders)
         others = keys_of(model, prompts, hparams.layers)  # of the model before the batch
+        phrasings = _Phrasings(model, kept, hparams)
         for position, layer in enumerate(hparams.layers):
             name = model.weight_name(layer)
             with model.provisional(updates):
-                K, H_last = self._keys(model, kept, layer, hparams)
+                K, H_last = phrasings.keys_and_states(layer)
             R = (Z - H_last) / (len(hparams.layers) - position)
             if hparams.phrasing_keys == "mean":
                 K, R = (torch.stack([part.mean(0) for part in one.split(columns)]) for one in (K, R))
@@ -176,26 +177,32 @@ class Memit:
         vectors[f"{name}/V"] = Z.float()
         return Batch(Proposal(updates, vectors), ordered, columns)
 
-    @staticmethod
-    def _keys(
-        model: EditableModel, groups: Sequence[Group], layer: int, hparams: MemitHparams
-    ) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n p"]]:
+
+class _Phrasings:
+    """The phrasings of a batch, read again at every edited layer, in ascending order."""
+
+    def __init__(self, model: EditableModel, groups: Sequence[Group], hparams: MemitHparams) -> None:
+        phrasings = [contexts for group in groups for contexts in group.phrasings]
+        self._kinds = [1, *(kind.number for kind in hparams.prefixes if kind.number)]
+        self._last = hparams.layers[-1]
+        self._chunks = []
+        for start in range(0, len(phrasings), _ROWS):
+            chunk = phrasings[start : start + _ROWS]
+            rows = align([prompt for contexts in chunk for prompt in contexts], model.device)
+            self._chunks.append((rows_of(chunk), Ascending(model, rows, frozen=hparams.frozen_prefix)))
+
+    def keys_and_states(self, layer: int) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n p"]]:
         """Keys of one layer, one a phrasing, and the bare prompts' states after the last layer; float64 on the CPU. Of
         a phrasing behind prefixes: the mean over the kinds of context (the bare prompt, and each length of prefix) of
         the mean within the kind."""
         keys, states = [], []
-        last = hparams.layers[-1]
-        kinds = [1, *(kind.number for kind in hparams.prefixes if kind.number)]
-        phrasings = [contexts for group in groups for contexts in group.phrasings]
-        for start in range(0, len(phrasings), _ROWS):
-            chunk = phrasings[start : start + _ROWS]
-            rows = align([prompt for group in chunk for prompt in group], model.device)
-            k, h = (found.cpu() for found in keys_and_states(model, rows, layer, last))
-            for first, stop in rows_of(chunk):
-                of_kinds = k[first:stop].double().split(kinds if stop - first > 1 else [1])
+        for spans, ascending in self._chunks:
+            k = ascending.keys(layer).cpu().double()
+            states.append(ascending.states(self._last, torch.tensor([first for first, _ in spans])).cpu().double())
+            for first, stop in spans:
+                of_kinds = k[first:stop].split(self._kinds if stop - first > 1 else [1])
                 keys.append(torch.stack([of_kind.mean(0) for of_kind in of_kinds]).mean(0))
-                states.append(h[first].double())
-        return torch.stack(keys), torch.stack(states)
+        return torch.stack(keys), torch.cat(states)
 
 
 def _optimised(

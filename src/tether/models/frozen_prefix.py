@@ -241,19 +241,65 @@ def _measure_residual(model: EditableModel, layer: int) -> bool:
     return bool((after - before - size).abs().max() <= 16 * torch.finfo(model.dtype).eps * size)
 
 
+class Ascending:
+    """What blocks from low to high make of the same rows, while those below are edited one after the other.
+
+    No block sees a token after the anchor, so those are not run, nor is a block twice that nothing changes any more:
+    every call goes on where the one before it was. Layers must ascend, and an edit between two calls may change no
+    block below the layer of the first of them. `frozen` false: from the first block on every time, the reference.
+    Takes no gradient, changes nothing. Keeps the states of the rows on the device.
+    """
+
+    def __init__(self, model: EditableModel, rows: AlignedPrompts, *, frozen: bool = True) -> None:
+        self._model = model
+        self._arguments = {name: kept[:, : rows.anchor + 1] for name, kept in rows.arguments.items()}
+        self._frozen = frozen and keeps_keys(model)
+        self._tuples = blocks_return_tuples(model) if self._frozen else False
+        self._layer = 0
+        self._entry: Tensor | None = None
+
+    def keys(self, layer: int) -> Float[Tensor, "n q"]:
+        """Inputs of the projection of `layer` at the anchor."""
+        model, seen = self._model, dict[str, Tensor]()
+
+        def see_projection(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen["keys"] = args[0].reshape(*self._arguments["input_ids"].shape, -1)[:, -1].clone()
+
+        def see_block(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen["entry"] = (args[0] if args else kwargs["hidden_states"]).clone()
+
+        handles = (
+            model.projection(layer).register_forward_pre_hook(see_projection),
+            model.block(layer).register_forward_pre_hook(see_block, with_kwargs=True),
+        )
+        with hooks(*handles):
+            self._until(model.projection(layer))
+        if self._frozen:
+            self._layer, self._entry = layer, seen["entry"]
+        return seen["keys"]
+
+    def states(self, last: int, index: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k d"]:
+        """Outputs of the block `last` at the anchor, of some rows or of all; from the last layer of `keys` on."""
+        return self._until(self._model.block(last), index)[:, -1]
+
+    def _until(self, module: nn.Module, index: Int[Tensor, " k"] | None = None) -> Tensor:
+        arguments, entry = self._arguments, self._entry
+        if index is not None:
+            arguments = {name: kept[index] for name, kept in arguments.items()}
+            entry = None if entry is None else entry[index.to(entry.device)]
+        if entry is None:
+            return forward_until(self._model, module, **arguments)
+        with entered_at(self._model, entry, self._layer, self._tuples):
+            return forward_until(self._model, module, **arguments)
+
+
 def keys_and_states(
     model: EditableModel, rows: AlignedPrompts, layer: int, last: int
 ) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n d"]]:
     """Inputs of the projection of `layer` and outputs of the block `last` (≥ layer), both at the anchor. Runs no block
     after `last`, takes no gradient, changes nothing."""
-    seen: dict[str, Tensor] = {}
-
-    def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen["keys"] = rows.at_anchor(args[0])
-
-    with hooks(model.projection(layer).register_forward_pre_hook(see)):
-        output = forward_until(model, model.block(last), **rows.arguments)
-    return seen["keys"], output[:, rows.anchor]
+    ascending = Ascending(model, rows)
+    return ascending.keys(layer), ascending.states(last)
 
 
 class Steps:

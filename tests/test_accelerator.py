@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,9 @@ from tether.models import EditableModel
 
 ACCELERATOR = torch.accelerator.current_accelerator(check_available=True)
 CPU, META = torch.device("cpu"), torch.device("meta")
-DEVICES = [
-    CPU,
-    pytest.param(
-        ACCELERATOR, marks=[pytest.mark.gpu, pytest.mark.skipif(ACCELERATOR is None, reason="there is no accelerator")]
-    ),
-]
+GPU = [pytest.mark.gpu, pytest.mark.skipif(ACCELERATOR is None, reason="there is no accelerator")]
+DEVICES = [CPU, pytest.param(ACCELERATOR, marks=GPU)]
+CASES = [("r-rome", (1,), 1), ("memit", (0, 1), 3)]
 ROUNDING = 1e-3  # of an update: what other float32 products and 12 steps of Adam make of the last bits
 
 
@@ -75,8 +74,10 @@ def test_a_solve_on_the_device(device: torch.device) -> None:
     torch.testing.assert_close(one.on(device).project(k.to(device), threshold=0.5), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("method", "layers", "batch"), [("r-rome", (1,), 1), ("memit", (0, 1), 3)])
+@pytest.mark.parametrize(
+    ("device", "method", "layers", "batch"),
+    [(CPU, "memit", (0, 1), 3), *(pytest.param(ACCELERATOR, *case, marks=GPU) for case in CASES)],
+)
 def test_edits_undo_and_replay_on_the_device(
     device: torch.device, method: str, layers: tuple[int, ...], batch: int, tmp_path: Path
 ) -> None:
@@ -119,3 +120,22 @@ def test_edits_in_bfloat16_with_a_history_and_a_restraint(tmp_path: Path) -> Non
     assert torch.equal(model.weight(name), (model.original(name) + held.on(ACCELERATOR)).bfloat16())
     (row,) = ledger.spectrum(model)
     assert row.rounding is not None and 0 < row.rounding < 1
+
+
+def test_the_benchmark_runs_at_a_tiny_size_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`bench/gpu.py` from end to end: it compares, and ends where bits or numbers differ."""
+    bench = Path(__file__).parent.parent / "bench"
+    monkeypatch.setenv("TETHER_CACHE", "")  # which the script sets: put back afterwards
+    monkeypatch.syspath_prepend(str(bench))
+    sizes = "--hidden 32 --width 80 --layers 3 --heads 2 --vocab 500 --words 500 --steps 3 --batches 1 2 --matmul 64"
+    words = ["gpu.py", "--device", "cpu", "--dtype", "float32", *sizes.split()]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(bench / "gpu.py"), run_name="__main__")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = {cells[0]: cells[1:] for cells in lines if cells}
+    assert float(rows["ROME, ΔW"][0]) == 0, "the CPU against itself"
+    for what in ("ROME, one edit", "MEMIT, a batch of 2", "moments of 2 layers, 500 words"):
+        assert all(float(cell) > 0 for cell in rows[what]), "seconds, memory, operations and share"
+    assert float(rows["MEMIT, a batch of 2"][3]) > float(rows["MEMIT, a batch of 1"][3])

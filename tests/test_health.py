@@ -15,6 +15,7 @@ from tether.cli.log import _line
 from tether.editing.health import ALONE, UPDATE, Health, Reading
 from tether.ledger import Event, WeightRecord
 from tether.models import EditableModel
+from tether.models.frozen_prefix import hooks
 
 SIZES = {"sigma_min", "kappa", "kappa_ratio"}
 
@@ -205,3 +206,18 @@ def test_a_line_of_the_log_says_what_was_measured() -> None:
     assert line(kappa=None, health="ok").endswith("κ not finite, ok, 1.0 s")
     assert line(health="ok").endswith("‖ΔW‖ 2.00, ok, 1.0 s")
     assert line().endswith("‖ΔW‖ 2.00, 1.0 s")
+
+
+def test_no_text_is_read_before_it_is_due() -> None:
+    model = editable("llama")
+    records = weights(model, 1)
+    ((name, record),) = records.items()
+    read: list[int] = []
+    with hooks(model.base.register_forward_hook(lambda *_: read.append(1))):
+        health = Health(model, records, nothing(records))
+        update = {name: random_update(*record.shape, 1, seed=0, scale=0.1)}
+        assert health.look(update, read_text=False).perplexity_ratio is None and not read
+        first = health.look(update, read_text=True).perplexity_ratio
+        once = len(read)
+        assert once and health.look(update, read_text=True).perplexity_ratio == first
+        assert len(read) - once == once // 2, "the unedited model reads it once"

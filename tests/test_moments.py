@@ -266,7 +266,7 @@ def test_a_device_without_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Blocks of float32 on the device give the same moments to float32, and the same bits after a stop."""
     model = editable("llama")
     exact = collect(model, [1], tmp_path / "exact")[1]
-    monkeypatch.setattr(moments_module, "_has_float64", lambda device: False)
+    monkeypatch.setattr(moments_module, "has_float64", lambda device: False)
     monkeypatch.setattr(moments_module, "_BLOCK", 2)
     monkeypatch.setattr(moments_module, "_CHECKPOINT_EVERY", 2)
     whole = collect(model, [1], tmp_path / "blocks")[1]

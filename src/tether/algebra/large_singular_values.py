@@ -13,20 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.algebra.precision import double
 from tether.errors import TetherError, first_line
 
 DENSE = 128  # up to this side length all eigenvalues are taken: milliseconds
 FIRST = 8  # eigenvalues looked for at first; four times as many where all of them are wanted
 _STRIP = 1 << 23  # elements of a matrix that are in float64 at a time
-
-
-def double(matrix: Tensor) -> Tensor:
-    """In float64, on its device; on the CPU where the device has no float64, as Apple's."""
-    matrix = matrix.detach()
-    try:
-        return matrix.to(torch.float64)
-    except TypeError:
-        return matrix.cpu().to(torch.float64)
 
 
 def gram(matrix: Float[Tensor, "n m"], added: Float[Tensor, "n m"] | None = None) -> Float[Tensor, "n n"]:

@@ -45,8 +45,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.algebra.large_singular_values import double
 from tether.algebra.lowrank import LowRank
+from tether.algebra.precision import double
 from tether.errors import TetherError, first_line
 
 _EPS = torch.finfo(torch.float64).eps

@@ -13,6 +13,7 @@ here are where SmolLM2 was seen to suffer.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from tether.algebra.lowrank import LowRank
@@ -79,7 +80,8 @@ class Health:
     """Watches the edited weights of a model: `look` at a proposal, `commit` what was added, `reset` to other sums.
 
     `weights` are those of the ledger's header and `sums` what the model carries on them. Keeps a RunningSpectrum of
-    every weight, and the unedited perplexity of a small built-in text. The model is changed by no method.
+    every weight, and the unedited perplexity of a small built-in text, which is measured when it is first needed. The
+    model is changed by no method.
     """
 
     def __init__(
@@ -99,8 +101,11 @@ class Health:
         self._level: tuple[Level, int] = "ok", 0  # of the last look, and of how many looks in a row
         self.reset({name: held for name, held in sums.items() if held.rank})
         self._text = builtin_text()
-        with model.unedited():
-            self._perplexity = perplexity(model, self._text).value
+
+    @cached_property
+    def _perplexity(self) -> float:
+        with self.model.unedited():
+            return perplexity(self.model, self._text).value
 
     def reset(self, sums: Mapping[str, LowRank]) -> None:
         """The weights named carry these sums from now on, as after a restraint or an undo."""
@@ -140,7 +145,8 @@ class Health:
             kappa, what_kappa = self._kappa_then, "κ as last measured"
         if read_text or disabling:
             with self.model.provisional(updates):
-                ppl = perplexity(self.model, self._text).value / self._perplexity
+                ppl = perplexity(self.model, self._text).value
+            ppl /= self._perplexity
         warn, alarm = [], []
         if disabling:
             alarm.append(f"this edit alone has σ_max {alone:.2f} m: a disabling edit")

@@ -14,7 +14,7 @@ from tether.algebra.spectrum import Spectrum
 from tether.editing.plan import EditPlan, Schedule
 from tether.editors import EDITORS, Method, Trained
 from tether.editors.corpus import Corpus
-from tether.editors.moments import Moments, cached_moments, moments, moments_keys
+from tether.editors.moments import Moments, cached_moments, moments, moments_keys, placed
 from tether.editors.settings import Hparams, settings_for
 from tether.engine import LOCAL, Engine
 from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError, pydantic_line
@@ -131,7 +131,7 @@ def recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]
     if not header.moments:
         return {}
     cached = cached_moments({layer: one.key for layer, one in header.moments.items()})
-    found = cached or moments(model, list(header.moments), _recorded_corpus(header.corpus))
+    found = placed(model, cached or moments(model, list(header.moments), _recorded_corpus(header.corpus)))
     for layer, one in found.items():
         if one.sha256() != header.moments[layer].sha256:
             logger.warning(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.algebra.precision import double
 from tether.editors.base import Context, EditFailedError
 from tether.editors.moments import Moments
 from tether.models.editable import EditableModel
@@ -52,7 +53,7 @@ class Metric:
         """The metric as one matrix: for more keys than they have numbers, and to go on from."""
         dense = self.moments.C + self.keys.mT @ self.keys
         dense.diagonal().add_(self.ridge * self.moments.C.diagonal().mean())
-        return Moments(dense, self.moments.tokens, self.moments.convergence)
+        return replace(self.moments, C=dense)
 
     @cached_property
     def _solved(self) -> tuple[Tensor, Tensor]:
@@ -111,5 +112,8 @@ def remembered(
     (n×p), from which the solves of any live edits follow (`tether.algebra.ridge`)."""
     update = model.update(weight)
     X = of_model(context, layer).solve(K) / context.hparams.mom2_update_weight
-    D = R if update is None else R + K @ update.cpu().double().mT
+    D = R
+    if update is not None:
+        carried = double(update)
+        D = R + (K.to(carried.device) @ carried.mT).cpu()
     return {f"{weight}/X": X.float(), f"{weight}/D": D.float()}

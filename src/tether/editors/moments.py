@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from tether.algebra.null_space import null_space
+from tether.algebra.precision import has_float64
 from tether.editors.corpus import Corpus
 from tether.engine import LOCAL, Engine
 from tether.errors import BadSettingsError
@@ -37,24 +38,31 @@ _PROBES = 32
 _PANELS = 4  # column panels of KᵀK: only the upper ones are computed, 10 of 16
 _BLOCK = 32  # batches summed in float32, on a device that has no float64
 _CHECKPOINT_EVERY = 32  # batches
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Moments:
     """C of one layer: q×q float64 on the CPU, over `tokens` keys; `convergence` lists (tokens, mean cosine of C⁻¹k with
-    the one before)."""
+    the one before). Solves are done on `device`, which then keeps a factor of C (8q² bytes); keys may come from any
+    device, and what is found is on the CPU."""
 
     C: Float[Tensor, "q q"]
     tokens: int
     convergence: tuple[tuple[int, float], ...]
+    device: torch.device = _CPU
     _factors: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     _bases: dict[float, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def on(self, device: torch.device) -> "Moments":
+        """The same with its solves on `device`, or on the CPU where that has no float64."""
+        return replace(self, device=device if has_float64(device) else _CPU)
 
     def solve(self, k: Float[Tensor, "*n q"], *, ridge: float = 0.0) -> Float[Tensor, "*n q"]:
         """(C + `ridge` · mean(diag C) · I)⁻¹k of one key or of each of many, float64. Raises TetherError for a
         singular matrix."""
         if ridge not in self._factors:
-            regular = self.C.clone()
+            regular = self.C.to(self.device, copy=True)
             regular.diagonal().add_(ridge * self.C.diagonal().mean())
             factor, info = torch.linalg.cholesky_ex(regular)
             if int(info):
@@ -62,17 +70,18 @@ class Moments:
                     f"the moments of {self.tokens} tokens are singular for keys of size {len(self.C)}: give more text"
                 )
             self._factors[ridge] = factor
-        keys = k.cpu().double()
-        return torch.cholesky_solve(keys.reshape(-1, keys.shape[-1]).mT, self._factors[ridge]).mT.reshape(keys.shape)
+        keys = k.to(self.device).double()
+        found = torch.cholesky_solve(keys.reshape(-1, keys.shape[-1]).mT, self._factors[ridge])
+        return found.mT.reshape(keys.shape).cpu()
 
     def project(self, k: Float[Tensor, "*n q"], *, threshold: float) -> Float[Tensor, "*n q"]:
         """P k / mean(diag C) of one key or of each of many, float64: C⁻¹k, were C its mean diagonal on its null space
         (`tether.algebra.null_space`, with P) and infinite elsewhere. Raises BadSettingsError for an empty null space.
         """
         if threshold not in self._bases:
-            self._bases[threshold] = null_space(self.C, threshold)
+            self._bases[threshold] = null_space(self.C.to(self.device), threshold)
         basis = self._bases[threshold]
-        return k.cpu().double() @ basis @ basis.mT / self.C.diagonal().mean()
+        return (k.to(self.device).double() @ basis @ basis.mT).cpu() / self.C.diagonal().mean()
 
     def sha256(self) -> str:
         """Of the bits of C."""
@@ -92,7 +101,8 @@ def moments(
     """C of every wanted layer, of the unedited model, from the cache or in one pass that stops after the last layer.
 
     The model is not changed. `progress(tokens so far, total or None)` is called after each batch. Files go to `cache`
-    (by default tether's cache folder), one a layer. Of an `engine` with workers, each sums blocks of the text.
+    (by default tether's cache folder), one a layer. Solves are done where the weights are. Of an `engine` with workers,
+    each sums blocks of the text.
     """
     with model.unedited():
         keys = moments_keys(model, sorted(set(layers)), corpus)
@@ -104,7 +114,12 @@ def moments(
             with locked(unfinished):
                 if not all(map(_whole, missing.values())):
                     _collect(model, missing, corpus, unfinished, batch_tokens, progress, engine)
-    return _loaded(files)
+    return placed(model, _loaded(files))
+
+
+def placed(model: EditableModel, found: Mapping[int, Moments]) -> dict[int, Moments]:
+    """The moments with their solves on the device of each layer's weight."""
+    return {layer: one.on(model.weight(model.weight_name(layer)).device) for layer, one in found.items()}
 
 
 def cached_moments(keys: Mapping[int, str], cache: Path | None = None) -> dict[int, Moments] | None:
@@ -142,7 +157,7 @@ def _collect(
             one.curve = [(n, cosine) for n, cosine in state["curves"][str(layer)]]
             kept = {name.partition("/")[2]: t for name, t in tensors.items() if name.startswith(f"{layer}/")}
             one.total.copy_(kept.pop("sum"))
-            one.kept = kept
+            one.kept = {name: tensor.to(one.total.device) for name, tensor in kept.items()}
         logger.info("moments: going on after %d tokens", tokens)
     rows = max(1, batch_tokens // corpus.window)
     windows = itertools.islice(corpus.windows(model), batches * rows, None)
@@ -167,7 +182,7 @@ def _collect(
         sums[layer].look(tokens)
         with locked(file):
             if not _whole(file):  # else a pass for other layers wrote it meanwhile, and ledgers may name its bits
-                C = (sums[layer].symmetric() / tokens).contiguous()
+                C = (sums[layer].symmetric() / tokens).cpu().contiguous()
                 _write(file, {"tokens": tokens, "convergence": sums[layer].curve}, {"C": C})
     partial.unlink(missing_ok=True)
 
@@ -176,16 +191,17 @@ class _Sums:
     """What a pass keeps of the keys of one weight (p×q): ΣKᵀK, the upper panels alone; some keys as probes, C⁻¹ of them
     at the last look, and how far they turned.
 
-    The sum is float64 on the device of the keys. Where that has no float64, float32 blocks there are added to float64
-    on the CPU.
+    The sum is float64 on the device of the keys, and so is all that is made of it. Where that device has no float64,
+    float32 blocks there are added to float64 on the CPU.
     """
 
     def __init__(self, weight: Float[Tensor, "p q"]) -> None:
         q, device = weight.shape[1], weight.device
-        self.total = torch.zeros(q, q, dtype=torch.float64, device=device if _has_float64(device) else "cpu")
+        exact = has_float64(device)
+        self.total = torch.zeros(q, q, dtype=torch.float64, device=device if exact else _CPU)
         self.kept: dict[str, Tensor] = {}  # probes (n×q) and directions (q×n), float64
         self.curve: list[tuple[int, float]] = []
-        self._block = self.total if _has_float64(device) else torch.zeros(q, q, device=device)
+        self._block = self.total if exact else torch.zeros(q, q, device=device)
         self._panels = list(itertools.pairwise(q * i // _PANELS for i in range(_PANELS + 1)))
         self._batches = 0
 
@@ -193,7 +209,7 @@ class _Sums:
         """A hook before the projection: add the float32 products of one batch."""
         keys = args[0].reshape(-1, args[0].shape[-1]).float()
         if "probes" not in self.kept:
-            self.kept["probes"] = keys[:: max(1, len(keys) // _PROBES)][:_PROBES].cpu().double()
+            self.kept["probes"] = keys[:: max(1, len(keys) // _PROBES)][:_PROBES].to(self.total.device).double()
         for left, right in self._panels:
             self._block[left:right, left:] += keys[:, left:right].mT @ keys[:, left:]
         self._batches += 1
@@ -203,7 +219,7 @@ class _Sums:
     def add(self, part: Mapping[str, Tensor]) -> None:
         """Take in the sum of a block of text, and its probes where there are none yet."""
         self.total += part["sum"].to(self.total.device)
-        self.kept.setdefault("probes", part["probes"])
+        self.kept.setdefault("probes", part["probes"].to(self.total.device))
 
     def look(self, tokens: int) -> None:
         """How far C⁻¹k of the probe keys turned since the last look."""
@@ -217,16 +233,17 @@ class _Sums:
         self.kept["directions"] = directions.contiguous()  # the layout a checkpoint gives back: same last bits
 
     def upper(self) -> Float[Tensor, "q q"]:
-        """The sum so far, upper panels, float64 on the CPU; there it is no copy."""
+        """The sum so far, upper panels, not a copy."""
         if self._block is not self.total:
-            self.total += self._block.cpu()
+            self.total += self._block.to(self.total.device)
             self._block.zero_()
-        return self.total.cpu()
+        return self.total
 
     def symmetric(self) -> Float[Tensor, "q q"]:
-        """The sum so far, float64 on the CPU."""
+        """A copy of the sum so far."""
         upper = self.upper().triu()
-        return upper + upper.triu(1).mT
+        upper += upper.triu(1).mT
+        return upper
 
 
 _Batch = list[list[int]]  # windows of tokens
@@ -271,7 +288,7 @@ def _sums_of(layers: Sequence[int], model: EditableModel, block: Sequence[_Batch
     sums = {layer: _Sums(model.weight(model.weight_name(layer))) for layer in layers}
     for batch in block:
         _see(model, sums, batch)
-    return {layer: {"sum": one.upper(), "probes": one.kept["probes"]} for layer, one in sums.items()}
+    return {layer: {"sum": one.upper().cpu(), "probes": one.kept["probes"].cpu()} for layer, one in sums.items()}
 
 
 def _see(model: EditableModel, sums: Mapping[int, _Sums], batch: _Batch) -> None:
@@ -285,19 +302,13 @@ def _tokens(batch: _Batch) -> int:
     return sum(map(len, batch))
 
 
-def _has_float64(device: torch.device) -> bool:
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (TypeError, RuntimeError):
-        return False
-    return True
-
-
 # --- on disk ----------------------------------------------------------------------------------------------------------
 
 
 def _write(file: Path, state: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
-    write_atomically(file, save(tensors, metadata={"state": json.dumps(state)}))
+    write_atomically(
+        file, save({name: tensor.cpu() for name, tensor in tensors.items()}, metadata={"state": json.dumps(state)})
+    )
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -32,7 +32,8 @@ _BLOCK = 64  # columns from which a block of updates is added to the dense sum
 
 @dataclass(frozen=True)
 class Dense:
-    """Σ as a p×q float32 matrix whose bits depend on the updates and their order alone, not on when it is read.
+    """Σ as a p×q float32 matrix whose bits depend on the updates, their order and the device alone, not on when it is
+    read. It stays on its device: there updates are moved as factors.
 
     The first updates are added one by one; later ones wait until they have enough columns, and are added by one
     product. So a replay of N updates costs far fewer than N passes over the matrix.
@@ -44,7 +45,7 @@ class Dense:
 
     def add(self, update: LowRank) -> Dense:
         """Σ + AB."""
-        waiting = (*self.waiting, update)
+        waiting = (*self.waiting, update.to(self.added.device))
         if self.count < _SINGLY or sum(one.rank for one in waiting) >= _BLOCK:
             return Dense(self.added + LowRank.sum(waiting).to_dense(), self.count + 1)
         return Dense(self.added, self.count, waiting)
@@ -56,8 +57,8 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """The sum for one weight, immutable: factors in float32 on the CPU, and the dense matrix of a live run (None where
-    nobody needs those very bits: `dense` is then made of the factors).
+    """The sum for one weight, immutable: factors in float32 on the CPU, and the dense matrix of a live run, where the
+    model has the weight (None where nobody needs those very bits: a dense sum is then made of the factors).
 
     The factors are `start` and, stacked to it when they are asked for, the updates added `later`. They are compacted
     where there are more than min(p, q) columns and more than half of that are new, so that many edits share the cost.
@@ -81,8 +82,12 @@ class Sum:
 
     @property
     def dense(self) -> Tensor:
-        """Σ as a p×q matrix, float32."""
-        return self.factors.to_dense() if self.exact is None else self.exact.total
+        """Σ as a p×q matrix, float32 on the CPU."""
+        return self.on(torch.device("cpu"))
+
+    def on(self, device: torch.device) -> Tensor:
+        """Σ as a p×q matrix, float32 on `device`."""
+        return self.factors.to(device).to_dense() if self.exact is None else self.exact.total.to(device)
 
     def add(self, update: LowRank) -> Sum:
         """Σ + AB."""
@@ -101,19 +106,25 @@ class Sum:
         factors = constrained(self.factors, restraint, first())
         if factors is self.factors:
             return self
-        return Sum(factors, None if self.exact is None else Dense(factors.to_dense()))
+        return Sum(factors, self.exact and Dense(factors.to(self.exact.added.device).to_dense()))
 
 
 class Sums:
     """The sums of every edited weight; `m` is σ_max of W₀ by weight name, `inputs` what a restraint may read of each.
-    `exact` false keeps factors alone, for a sum that no live run had. No sum and no dict of them is ever changed:
-    `copy.copy` gives Sums that go their own way, with the same first states of restraints, each computed once."""
+    `dense` says where each dense sum lies; None keeps factors alone, for a sum that no live run had. No sum and no dict
+    of them is ever changed: `copy.copy` gives Sums that go their own way, with the same first states of restraints,
+    each computed once."""
 
-    def __init__(self, inputs: Mapping[str, tuple[Weight, Data]], *, exact: bool = True) -> None:
+    def __init__(
+        self, inputs: Mapping[str, tuple[Weight, Data]], dense: Mapping[str, torch.device] | None = None
+    ) -> None:
         self._first = cache(lambda restraint, name: restraint.init(*inputs[name]))
         self.m = {name: weight.sigma_max for name, (weight, _) in inputs.items()}
         self.of = {
-            name: Sum(LowRank.zeros(*weight.shape), Dense(torch.zeros(*weight.shape)) if exact else None)
+            name: Sum(
+                LowRank.zeros(*weight.shape),
+                None if dense is None else Dense(torch.zeros(*weight.shape, device=dense[name])),
+            )
             for name, (weight, _) in inputs.items()
         }
 
@@ -153,7 +164,8 @@ class Sums:
     def show(self, model: EditableModel) -> None:
         """Make the model carry the sums: round(W₀ + Σ); a weight without updates gets its original bits."""
         for name, held in self.of.items():
-            model.set_update(name, held.dense if held.rank else None, partial(getattr, held, "factors"))
+            on = held.on(model.weight(name).device) if held.rank else None
+            model.set_update(name, on, partial(getattr, held, "factors"))
 
 
 @dataclass(frozen=True)
@@ -207,7 +219,8 @@ class Replay:
         check_counts(self.path, at, self._attempts)
         check_ends(self.path, at, self.events)
         running = {
-            recorded: Sums(self.inputs, exact=exact and recorded) for recorded in {one is None for one in restraints}
+            recorded: Sums(self.inputs, self._places if exact and recorded else None)
+            for recorded in {one is None for one in restraints}
         }
         batch: list[Event] = []  # of the last edit looked at
         added = seen = 0  # of the edits that are solved anew: the last in `running`, the last looked at
@@ -260,7 +273,7 @@ class Replay:
     def solves(self) -> Iterator[tuple[list[Event], Sums]]:
         """The journal replayed, solve by solve: its edits that count (one, but for a batch), and the sums right after
         it, before a restraint that follows. The sums are factors alone, one object that the next step changes."""
-        sums = Sums(self.inputs, exact=False)
+        sums = Sums(self.inputs)
         for event in self.events:
             batch = self._batches[event.factors or ""] if event.kind == "edit" else []
             counting = [one for one in batch if one.edit in self.counting]
@@ -281,6 +294,12 @@ class Replay:
             original, moments = partial(_original, self.model, name), cache(partial(self._moments, self.model, name))
             found[name] = Weight(one.shape, one.sigma_max, original), Data(moments)
         return found
+
+    @property
+    def _places(self) -> dict[str, torch.device]:
+        """Where the model has each edited weight; the CPU without a model."""
+        cpu = torch.device("cpu")
+        return {name: cpu if self.model is None else self.model.weight(name).device for name in self.header.weights}
 
     def _moments(self, model: EditableModel, name: str) -> Tensor:
         """C of the weight's layer from the cache, by the key that the ledger recorded."""

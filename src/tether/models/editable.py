@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from tether.algebra.lowrank import LowRank
+from tether.algebra.precision import has_float64
 from tether.errors import BadSettingsError, WrongModelError
 from tether.models.checkpoint_files import Stored, kept_digest, stored_tensors
 from tether.models.layout import Anatomy, feeders, find_anatomy
@@ -176,8 +177,10 @@ class EditableModel:
         norm = update.norm()
         if self.weight(name).dtype == torch.float32 or norm == 0:
             return None
-        exact = self.original(name) + update.to_dense().to(self.original(name))
-        return float((exact.to(self.weight(name).dtype) - exact).cpu().norm(dtype=torch.float64)) / norm
+        original = self.original(name)
+        exact = original + update.to(original.device).to_dense().to(original)
+        lost = exact.to(self.weight(name).dtype) - exact
+        return float((lost if has_float64(lost.device) else lost.cpu()).norm(dtype=torch.float64)) / norm
 
     def clear_updates(self) -> None:
         """Give every touched weight its original bits back."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 _LEVEL = 0.95
 _RESAMPLES = 10_000
@@ -45,6 +44,8 @@ def paired(first: Sequence[float], second: Sequence[float], *, seed: int = 0) ->
     n, mean = len(differences), float(differences.mean())
     if n == 1:
         return Paired(n, mean, None, None, None, None, None)
+    from scipy import stats  # which takes a second, and most commands compare nothing
+
     error = float(stats.sem(differences))
     if error == 0:  # items that all differ by the same
         ci, p = (mean, mean), 0.0 if mean else 1.0

@@ -84,11 +84,21 @@ def figures(*charts: Chart | None, beside: str = "") -> str:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Of a bar: from where to where, from 0 to 1, and how much of its height."""
+
+    start: float
+    end: float
+    colour: str
+    height: float = 1.0
+
+
+@dataclass(frozen=True)
 class Bar:
-    """A line of a small figure: what it is of, its stretches (from, to, colour) from 0 to 1, and its value."""
+    """A line of a small figure: what it is of, its stretches, and its value."""
 
     name: str
-    stretches: Sequence[tuple[float, float, str]]
+    stretches: Sequence[Stretch]
     value: str
 
 
@@ -99,9 +109,10 @@ def bars(groups: Mapping[str, Sequence[Bar]], name: str) -> str:
         body += "<tbody>" + (f'<tr><th colspan="3" scope="rowgroup">{escape(title)}</th></tr>' if title else "")
         for bar in lines:
             drawn = ""
-            for start, end, colour in bar.stretches:
-                place = f'x="{100 * start:.2f}" width="{100 * (end - start):.2f}" height="8"'
-                drawn += f'<rect {place} style="fill: {themed(colour)}"/>'
+            for s in bar.stretches:
+                place = f'x="{100 * s.start:.2f}" y="{8 - 8 * s.height:g}"'
+                size = f'width="{100 * (s.end - s.start):.2f}" height="{8 * s.height:g}"'
+                drawn += f'<rect {place} {size} style="fill: {themed(s.colour)}"/>'
             drawn = f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>'
             cells = f'<td class="bar">{drawn}</td><td class="n">{escape(bar.value)}</td>'
             body += f'<tr><th scope="row">{escape(bar.name)}</th>{cells}</tr>'

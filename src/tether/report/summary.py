@@ -12,9 +12,9 @@ from tether.evaluation.metrics.base import reported_by
 from tether.evaluation.results import IN_CONTEXT, Results, Row
 from tether.ledger import ATTEMPTS, Ledger
 from tether.report.curves import estimate, restraint_name, short, under
-from tether.report.drawing import BLUE, GREY, ORANGE, RED, SKY
+from tether.report.drawing import BLUE, GREY, ORANGE, RED
 from tether.report.exchanges import spread
-from tether.report.page import Bar, First, bars, n, note, table
+from tether.report.page import Bar, First, Stretch, bars, n, note, table
 
 _SAYS = {
     "generate": "left to itself, the model says it",
@@ -24,7 +24,13 @@ _SAYS = {
 _WHEN = {"unedited": "before", "no restraint": "without a restraint"}
 _FACTS = 4  # that the first card shows
 _LOST = "lost"
-_STATUS = {"held": BLUE, _LOST: SKY, "failed": ORANGE, "undone": GREY, "not asked": GREY}
+_STATUS = {
+    "held": (BLUE, 1.0),
+    _LOST: (RED, 0.35),
+    "failed": (ORANGE, 0.35),
+    "undone": (GREY, 0.35),
+    "not asked": (GREY, 0.35),
+}
 
 
 @dataclass(frozen=True)
@@ -87,18 +93,18 @@ def _edited(results: Results, ledger: Ledger | None, told: Told) -> First:
     if lines:
         metric = next((name for name, one in reported_by(told.now.editing).items() if name == one.holds), "")
         sentence += (
-            f"A stretch is an edit, from the first to the last: dark where it is held ({_SAYS.get(metric, metric)})."
+            f"A stretch is an edit, from the first to the last: tall where it is held ({_SAYS.get(metric, metric)})."
         )
         drawn += bars({"every edit, in order": lines}, headline)
     return First("What was edited", headline, drawn or note("Not measured."), sentence)
 
 
-def _stretches(status: Sequence[str]) -> list[tuple[float, float, str]]:
+def _stretches(status: Sequence[str]) -> list[Stretch]:
     """Neighbours of one kind are one stretch; an edit has some air around it where there are few."""
     n, air, at, found = len(status), 0.15 if len(status) <= 60 else 0.0, 0, []
     for kind, same in groupby(status):
         for width in [1] * len(list(same)) if air else [len(list(same))]:
-            found.append((at / n, (at + width - air) / n, _STATUS[kind]))
+            found.append(Stretch(at / n, (at + width - air) / n, *_STATUS[kind]))
             at += width
     return found
 
@@ -164,7 +170,7 @@ def _lines(told: Told, of: Callable[[Row], float | None], top: float | None, uni
     values = [(name, colour, value) for name, colour, row in told.rows if (value := of(row)) is not None]
     top = top or max((value for _, _, value in values), default=1.0) or 1.0
     text = "× {:.2f}".format if unit == "×" else partial(short, unit=unit)
-    return [Bar(name, [(0.0, max(value, 0.0) / top, colour)], text(value)) for name, colour, value in values]
+    return [Bar(name, [Stretch(0.0, max(value, 0.0) / top, colour)], text(value)) for name, colour, value in values]
 
 
 def _percent(told: Told, measure: str) -> list[Bar]:

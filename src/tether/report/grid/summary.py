@@ -11,7 +11,7 @@ from tether.report.curves import Curves, at, last_shared, restraint_name, short,
 from tether.report.drawing import BLUE, GREEN, GREY, RED
 from tether.report.grid.findings import CLAIMS, Finding
 from tether.report.grid.series import Editor
-from tether.report.page import Bar, First, bars
+from tether.report.page import Bar, First, Stretch, bars
 
 _MOST = 4  # editors that a figure shows
 
@@ -38,8 +38,8 @@ def _edited(grid: StoredGrid, editors: Sequence[Editor], found: Sequence[Finding
     seen = Counter(f.editor for f in found if f.verdict == "seen")
     groups = {
         name: [
-            Bar("edits", [(0.0, edits / top, BLUE)], str(edits)),
-            Bar("findings seen", [(0.0, seen[name] / all_findings, GREEN)], f"{seen[name]} of {all_findings}"),
+            Bar("edits", [Stretch(0.0, edits / top, BLUE)], str(edits)),
+            Bar("findings seen", [Stretch(0.0, seen[name] / all_findings, GREEN)], f"{seen[name]} of {all_findings}"),
         ]
         for name, edits in [*most.items()][:_MOST]
     }
@@ -63,7 +63,11 @@ def _compared(asked: str, editors: Sequence[Editor], of: Callable[[Editor], Curv
             if point is not None and edits is not None:
                 label = restraint_name(name) if edited else "unedited"
                 lines.append(
-                    Bar(label, [(0.0, min(max(point.value, 0.0), 100.0) / 100, colour)], short(point.value, "percent"))
+                    Bar(
+                        label,
+                        [Stretch(0.0, min(max(point.value, 0.0), 100.0) / 100, colour)],
+                        short(point.value, "percent"),
+                    )
                 )
                 if edited:
                     ends.setdefault(name, []).append(point.value)

@@ -29,7 +29,7 @@ format: .venv/.tested
 	touch $@
 
 .venv/.tested: .venv/.installed
-	$(PIP) -e ".[test]"
+	$(PIP) -e ".[browser]"
 	touch $@
 
 clean:

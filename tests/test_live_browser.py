@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import LOOKS, NEEDS_CHROMIUM, check, chromium, look, picture, playwright
 from core import SETTINGS, plain_text, reciter
 
 from tether.editing.plan import EditPlan
@@ -16,23 +17,20 @@ from tether.models import EditableModel
 from tether.web.studio import Studio
 
 pytest.importorskip("uvicorn")
-playwright = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")]
+pytestmark = [pytest.mark.browser, NEEDS_CHROMIUM]
 
 VIEWS = ("ask", "edit", "health", "ledger")
-SIZES = ((1366, 768), (390, 844))
+EXPORTS = ("merged", "lora", "gguf-lora", "gguf")
 
 
 @pytest.fixture
 def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Studio:
     monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)  # the page shows the ledger's path
     trained = reciter()
     model = EditableModel(trained.hf, trained.tokenizer, id="reciter")
-    plan = EditPlan(method="rome", settings={**SETTINGS, "v_lr": 0.5, "v_num_grad_steps": 20}, corpus=plain_text())
-    return Studio(model, tmp_path / "ledger", plan)
+    plan = EditPlan(method="r-rome", settings={**SETTINGS, "v_lr": 0.5, "v_num_grad_steps": 20}, corpus=plain_text())
+    return Studio(model, Path("ledger"), plan)
 
 
 @pytest.fixture
@@ -55,11 +53,25 @@ def address(studio: Studio) -> Iterator[str]:
     listening.close()
 
 
+def type_fact(page: Any, number: int) -> None:
+    fact = reciter().facts[number]
+    for name, text in (("subject", fact.subject), ("fact-prompt", str(fact.prompt)), ("target", fact.target_new)):
+        page.fill(f"[name={name}]", text)
+    page.wait_for_selector(".tokens .read")
+    assert page.inner_text(".tokens .read").strip() in fact.subject
+
+
+def act(page: Any, card: str, said: str) -> str:
+    """Press the last button of a card of the ledger's view; what is said of it."""
+    outcome = page.locator("#view-ledger .outcome")
+    page.locator(f"#view-ledger [aria-label='{card}'] button").last.click()
+    playwright.expect(outcome).to_contain_text(said)
+    return str(outcome.inner_text())
+
+
 def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: str) -> None:
     fact = reciter().facts[0]
-    with playwright.sync_playwright() as run:
-        browser = run.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        context = browser.new_context(viewport={"width": 1366, "height": 768})
+    with chromium() as context:
         page = context.new_page()
         page.set_default_timeout(30_000)
         wrong: list[str] = []
@@ -68,16 +80,14 @@ def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: s
         page.on("request", lambda sent: None if sent.url.startswith((address, "blob:")) else wrong.append(sent.url))
         page.goto(address)
 
-        # a fact by hand, checked as one types
-        page.fill("[name=subject]", fact.subject)
-        page.fill("[name=fact-prompt]", str(fact.prompt))
-        page.fill("[name=target]", fact.target_new)
-        page.wait_for_selector(".tokens .read")
-        assert page.inner_text(".tokens .read").strip() in fact.subject
-        page.click("text=Add to the list")
-        page.click("text=Edit 1 fact")
-        page.wait_for_selector("text=done (1 of 1)")
+        # facts by hand, checked as one types
+        for number in (0, 1):
+            type_fact(page, number)
+            page.click("text=Add to the list")
+        page.click("text=Edit 2 facts")
+        page.wait_for_selector("text=done (2 of 2)")
         assert "loss" in page.inner_text(".log")
+        type_fact(page, 2)
 
         # both answers; nothing below them moves while they grow
         page.click("nav >> text=Ask")
@@ -105,21 +115,30 @@ def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: s
         playwright.expect(largest).not_to_have_text(before)
         assert float(largest.inner_text()) < float(before)
         health.locator("text=word for word").wait_for()
+        health.locator("[name=restraint]").select_option("none")
+
+        # what is done with the whole ledger: every form of export, and every card
+        page.click("nav >> text=Ledger")
+        for form in (*EXPORTS, "mlx"):
+            page.locator("#view-ledger [name=export-as]").select_option(form)
+            page.fill("#view-ledger [name=export-to]", f"exported-{form}")
+            act(page, "Export", f"exported-{form}" if form in EXPORTS else "mlx-lm is known")  # a reason, in one line
+        act(page, "Verify", "whole:")
+        assert "2 passed" in act(page, "Knowledge tests", "Save these tests")
+        assert "1 of 256" in act(page, "Headroom", "used")
+        act(page, "Repair what is lost", "made anew")
+        page.fill("#view-ledger [name=strength]", "1")
+        act(page, "Consolidate", "stand for")
+        act(page, "Verify", "whole:")
 
         # every view, at both widths, dark and light: nothing is cut off, and axe finds nothing serious
-        for scheme in ("light", "dark"):
-            for width, height in SIZES:
-                page.emulate_media(color_scheme=scheme)
-                page.set_viewport_size({"width": width, "height": height})
-                for view in VIEWS:
-                    page.click(f"nav >> text={view.capitalize()}")
-                    page.wait_for_selector(f"#view-{view}:visible")
-                    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (view, width)
-                    found = axe.Axe().run(page).response["violations"]
-                    serious = [(one["id"], node["html"][:120], node.get("failureSummary"))
-                               for one in found if one["impact"] in ("serious", "critical")
-                               for node in one["nodes"]]  # fmt: skip
-                    assert serious == [], (view, width, scheme)
+        for size, scheme in LOOKS:
+            look(page, size, scheme)
+            for view in VIEWS:
+                page.click(f"nav >> text={view.capitalize()}")
+                page.wait_for_selector(f"#view-{view}:visible")
+                check(page, size, scheme)
+                picture(page, f"live/{view}-{size}-{scheme}", whole=size == "phone")
 
         # by keyboard: the first stop skips to the view, the next are its links
         page.goto(f"{address}#ask")
@@ -132,21 +151,19 @@ def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: s
         assert stops == ["Skip to the view", "Ask", "Edit"]
 
         # a second tab sees the same; undo there, and here the answer is the old one
-        page.set_viewport_size({"width": 1366, "height": 768})
+        look(page, "laptop", "light")
         other = context.new_page()
         other.goto(f"{address}#ledger")
-        other.click("[aria-label='Undo edit 1']")
-        other.wait_for_selector("text=undid 1")
+        for edit, left in ((3, 1), (1, 0)):  # what stood for the first edit, which comes back, and then that
+            other.click(f"[aria-label='Undo edit {edit}']")
+            other.wait_for_selector(f"text=undid {edit}; {left} edit")
         other.fill("[name=search]", "undone")
-        other.wait_for_selector("text=1 of 2 events")
+        playwright.expect(other.locator("#view-ledger")).to_contain_text("2 of 5 events")
         playwright.expect(page.locator("#about")).to_contain_text("0 edits")
         other.fill("[name=search]", "")
         other.click("[aria-label='Redo edit 1']")
         other.wait_for_selector("text=redid 1")
-        other.fill("[name=export-to]", "exported")
-        other.click("#view-ledger >> text='Export' >> nth=-1")
-        other.wait_for_selector("text=written")
-        browser.close()
-    assert wrong == []
-    assert (studio.path.parent / "exported" / "model.safetensors").is_file()
-    assert Ledger.open(studio.path).verify()["kinds"] == {"edit": 1, "undo": 1, "redo": 1}
+    assert ["400" in line for line in wrong] == [True], wrong  # the export that is refused
+    made = {file.name for file in studio.path.parent.iterdir() if file.name.startswith("exported-")}
+    assert made == {f"exported-{form}" for form in EXPORTS}
+    assert Ledger.open(studio.path).verify()["kinds"]["redo"] == 1

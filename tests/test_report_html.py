@@ -107,7 +107,10 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(tmp_path: Path) -> None:
     file = write_report(some_results(), tmp_path / "new" / "page.html", title=NASTY)
     page = Page(file.read_text(encoding="utf-8"))
     assert file == tmp_path / "new" / "page.html"
-    assert page.tags.count("figure") == 3  # κ, editing scores, abilities: no ledger, no curve by edit
+    assert page.tags.count("figure") == 6  # κ, three metrics, two abilities: no ledger, no curve by edit
+    assert (
+        "κ without a restraint rises from 20 to 900 over 4 edits, 31 under log:1.2, 30 under as recorded" in page.texts
+    )
     assert "script" not in page.tags
     assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
@@ -116,8 +119,8 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(tmp_path: Path) -> None:
         "0",
         "no restraint",
         "compare",
-        "97.2 ± 1.5 (n 4, 8 prompts)",
-        "50.0 ± 1.5 (n 4, 8 prompts)",
+        "97.2 ± 1.5",
+        "50.0 ± 1.5",
         "–",
     ] in page.rows
     assert ["4", "log:1.2", "perplexity", "31.5", "0.25", "900", "ppl"] in page.rows
@@ -149,7 +152,11 @@ def test_the_questions_of_a_report_are_chosen_by_rule(tmp_path: Path) -> None:
     assert found.shown[0] == Exchange(1, "1?", NASTY, "Paris", "Rome", True)
     page = Page(write_report(results, tmp_path).read_text(encoding="utf-8"))
     assert "script" not in page.tags
-    assert ["13", "13?", NASTY, "Paris", "Rome"] in page.rows
+    place = page.texts.index("13?")
+    shown = [text for text in page.texts[place : place + 12] if text.strip()]
+    assert shown[:7] == [
+        "13?", "unedited model", NASTY, "edited model, as recorded", "Paris", "Edit 13, new answer Rome: ", "not said"
+    ]  # fmt: skip
     results.items = [answered(4, "as recorded", 2), answered(4, "as recorded", 2, metric="generate_chat", prompt="!")]
     found = exchanges(results)
     assert found is not None and [(one.asked, one.unedited) for one in found.shown] == [("!", None)]
@@ -181,9 +188,9 @@ def test_the_same_results_give_the_same_page_and_a_folder_gets_index_html(tmp_pa
 def test_empty_results_are_a_page_without_figures(tmp_path: Path) -> None:
     results = some_results()
     results.rows = []
-    page = Page(write_report(results, tmp_path).read_text(encoding="utf-8"))
-    assert "svg" not in page.tags
-    assert page.texts.count("Not measured.") == 3
+    page_of = write_report(results, tmp_path).read_text(encoding="utf-8")
+    assert "svg" not in Page(page_of).tags
+    assert [line.split("</h2>")[0] for line in page_of.split("<h2>")[1:]] == ["0 edits", "Not measured", "Not measured"]
 
 
 def test_without_matplotlib_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +220,7 @@ def test_the_demo_leaves_ledger_results_and_report(demo, monkeypatch: pytest.Mon
     assert ledger.attempts == 2 == result.document["edits"] + result.document["failed"]
     assert {(0, "none"), (2, "none"), (2, "log:1.2")} == {row.key for row in read(result.document["results"]).rows}
     page = Page(result.document["report"].read_text(encoding="utf-8"))
-    assert page.tags.count("figure") == 5
+    assert page.tags.count("figure") == 9  # κ, σ̂_max/m, singular values; five metrics; the perplexity
     assert all(
         any(row[:1] == [str(i)] and fact.text in row for row in page.rows) for i, fact in enumerate(demo_facts(2), 1)
     )
@@ -224,9 +231,9 @@ def test_the_demo_leaves_ledger_results_and_report(demo, monkeypatch: pytest.Mon
     assert [line for line in lines if line in questions] == questions, "the held-out questions end the output"
     assert [one["asked"] for one in result.document["answers"]] == questions
     assert lines[-1].split(":")[-1].strip() in ("said", "not said")
-    asked = [row for row in page.rows if row[1:2] and row[1] in questions]
-    assert [row[0] for row in asked] == ["1", "2"]
-    assert ["edit", "asked", "unedited model", "edited model, log:1.2", "new answer", "said"] in page.rows
+    assert page.tags.count("article") == 2
+    assert [text for text in page.texts if text in questions] == questions
+    assert [page.texts.count(who) for who in ("unedited model", "edited model, log:1.2")] == [2, 2]
 
 
 def test_an_interrupted_demo_goes_on_to_the_same_numbers(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

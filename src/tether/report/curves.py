@@ -2,11 +2,14 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tether.evaluation.results import Row
 
+_STILL = 0.05  # of a value: a smaller move is none in words
+_PERCENT = "\N{NO-BREAK SPACE}%"
+_NAMED = 2  # curves beside the first that a headline names
 UNEDITED = ""  # the name of an unedited row: it begins every curve
 
 Estimate = tuple[float, float | None]  # value, standard error
@@ -52,6 +55,55 @@ def over_seeds(values: Sequence[Estimate]) -> Estimate:
 def restraint_name(restraint: str) -> str:
     """How a row's restraint is called on the page."""
     return "no restraint" if restraint == "none" else restraint
+
+
+def short(value: float | None, unit: str = "") -> str:
+    """A number for a sentence: three digits, with % where the unit is percent; a dash for none and for NaN."""
+    if value is None or math.isnan(value):
+        return "–"
+    if unit == "percent":
+        return f"{value:.0f}{_PERCENT}"
+    return (
+        f"{value:.3g}"
+        if abs(value) < 1000 or math.isinf(value)
+        else f"{value:,.0f}"
+        if abs(value) < 1e6
+        else f"{value:.1e}"
+    )
+
+
+def under(restraint: str) -> str:
+    """A restraint's name in a sentence."""
+    return "without a restraint" if restraint == "none" else f"under {restraint}"
+
+
+def in_words(what: str, curves: Curves, unit: str = "", of: Callable[[str], str] = under, x: str = "edits") -> str:
+    """Where the first curve, of no restraint where there is one, starts and ends, and where the others end: a figure's
+    headline. `of`: how a curve is called; `x`: what is counted."""
+    (name, first), *others = sorted(curves.items(), key=lambda curve: curve[0] != "none")
+    start, end = first[0], first[-1]
+    which = "" if (name == "none" and others == []) or not of(name) else f" {of(name)}"
+    last = short(end.value, unit)
+    if len(first) == 1:
+        said = f"{what}{which} is {last} after {end.edits} {x}"
+    elif short(start.value, unit) == last:
+        said = f"{what}{which} is {last} before and after {end.edits} {x}"
+    else:
+        moved = end.value - start.value
+        verb = "hardly moves" if abs(moved) <= _STILL * abs(start.value) else "rises" if moved > 0 else "falls"
+        said = f"{what}{which} {verb} from {short(start.value, unit)} to {last} over {end.edits} {x}"
+    if len(others) > _NAMED:
+        ends = sorted(curve[-1].value for _, curve in others)
+        said += f"; {len(others)} others end at {span(ends, unit)}"
+    else:
+        said += "".join(f", {short(curve[-1].value, unit)} {of(other)}" for other, curve in others)
+    return said
+
+
+def span(values: Sequence[float], unit: str = "") -> str:
+    """The smallest to the largest."""
+    low, high = short(min(values), unit), short(max(values), unit)
+    return low if low == high else f"{low.removesuffix(_PERCENT)} to {high}"
 
 
 def estimate(row: Row, measure: str) -> Estimate | None:

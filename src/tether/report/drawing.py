@@ -9,22 +9,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from html import escape
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tether.errors import MissingExtraError
-from tether.report.curves import Curves, restraint_name
+from tether.report.curves import Curves, in_words, restraint_name, under
 from tether.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
-RED, BLUE, GREEN, ORANGE = "#d55e00", "#0072b2", "#009e73", "#e69f00"
-PURPLE, SKY, GREY = "#cc79a7", "#56b4e9", "#888888"
+STYLE = resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8").strip()
+# The colours of the light page by name: figures are drawn in them, and follow the page's names for them on a dark one.
+COLOURS = dict(re.findall(r"--([\w-]+): (#\w{6});", STYLE[: STYLE.index("@media")]))
+RED, BLUE, GREEN, ORANGE, PURPLE, SKY, GREY, INK = map(
+    COLOURS.__getitem__, ("red", "blue", "green", "orange", "purple", "sky", "grey", "ink")
+)
 _OTHERS = (BLUE, GREEN, PURPLE, SKY, ORANGE)
 _MARKS = "sD^vPX"
+_SIGNS = {
+    "o": "M9 5a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0",
+    "s": "M9 1.5h7v7h-7z",
+    "D": "M12.5 .5l4.5 4.5l-4.5 4.5l-4.5-4.5z",
+    "^": "M12.5 1l4 8h-8z",
+    "v": "M12.5 9l4-8h-8z",
+    "P": "M11 1h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z",
+    "X": "M9 3l2-2 1.5 1.5 1.5-1.5 2 2-2 2 2 2-2 2-1.5-1.5-1.5 1.5-2-2 2-2z",
+    "x": "M9.4 2l6 6m0-6l-6 6",
+}  # of markers, in a legend
+_NAMES = {colour: f"var(--{name})" for name, colour in reversed(COLOURS.items())}
+_KNOWN = re.compile("|".join(_NAMES))
+_DASHES = {"-": "none", "--": "5 3", ":": "1.5 2.5"}
 _SIZE = (3.6, 2.7)  # inches of a panel: a phone's width
 _COLUMNS = 3  # of panels in a file
 
@@ -38,22 +55,36 @@ class Style:
     line: str = "-"
 
     @property
+    def sign(self) -> str:
+        """An svg element for a legend on a page."""
+        parts = ""
+        if self.line:
+            parts += (
+                f'<path d="M0 5h25" stroke="currentColor" stroke-width="1.6" stroke-dasharray="{_DASHES[self.line]}"/>'
+            )
+        if self.mark:
+            cross = ' stroke="currentColor" stroke-width="1.6"' if self.mark == "x" else ""
+            parts += f'<path d="{_SIGNS[self.mark]}" fill="currentColor"{cross}/>'
+        return f'<svg viewBox="0 0 25 10" aria-hidden="true" style="color: {themed(self.colour)}">{parts}</svg>'
+
+    @property
     def look(self) -> dict[str, Any]:
         return {"color": self.colour, "marker": self.mark, "linestyle": self.line}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes."""
+    """One pair of axes. `headline`: what they show, in words with numbers."""
 
     title: str
     draw: Callable[[Axes], None]
+    headline: str = ""
 
 
 @dataclass(frozen=True)
 class Chart:
     """Panels that share a legend. `name`, unlike any other on the page, begins its ids and names its files; `label`
-    says what it shows to somebody who does not see it. `curves`: the numbers drawn, by panel."""
+    says what is drawn. `curves`: the numbers drawn, by panel."""
 
     name: str
     label: str
@@ -80,6 +111,7 @@ class Chart:
         with _figure(self.name, (_SIZE[0] * columns, _SIZE[1] * lines + 0.3 * bool(self.legend))) as figure:
             every = figure.subplots(lines, columns, squeeze=False).ravel()
             for axes, panel in zip(every, self.panels, strict=False):
+                axes.set_title(panel.title)
                 _draw(axes, panel)
             for axes in every[len(self.panels) :]:
                 axes.set_axis_off()
@@ -90,7 +122,7 @@ class Chart:
                 figure.legend(handles=handles, loc="outside upper center", ncols=min(2 * columns, len(handles)))
             for form, options in (("svg", {"metadata": _NO_METADATA}), ("png", {"dpi": 150})):
                 buffer = io.BytesIO()
-                figure.savefig(buffer, format=form, **options)
+                figure.savefig(buffer, format=form, facecolor=COLOURS["paper"], **options)
                 write_atomically(folder / f"{self.name}.{form}", buffer.getvalue())
 
 
@@ -124,12 +156,20 @@ def scale(axes: Axes, values: Iterable[float], axis: str = "y") -> None:
 
 
 def curve_chart(
-    name: str, label: str, curves: Mapping[str, Curves], styles: Mapping[str, Style], units: Mapping[str, str]
+    name: str,
+    label: str,
+    curves: Mapping[str, Curves],
+    styles: Mapping[str, Style],
+    units: Mapping[str, str],
+    of: Callable[[str], str] = under,
 ) -> Chart | None:
     """A panel for each title that has curves; None where none has. `units`: percent, ppl, or what an axis says, by
-    title."""
+    title. `of`: how a headline calls a curve."""
     curves = {title: some for title, some in curves.items() if some}
-    panels = [Panel(title, partial(_draw_curves, some, styles, units.get(title, ""))) for title, some in curves.items()]
+    panels = []
+    for title, some in curves.items():
+        unit = units.get(title, "")
+        panels.append(Panel(title, partial(_draw_curves, some, styles, unit), in_words(title, some, unit, of)))
     drawn = {name for some in curves.values() for name in some}
     legend = [(restraint_name(name), style) for name, style in styles.items() if name in drawn]
     return Chart(name, label, panels, legend, curves) if panels else None
@@ -150,12 +190,17 @@ def _draw_curves(curves: Curves, styles: Mapping[str, Style], unit: str, axes: A
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
-    axes.set_title(panel.title)
     panel.draw(axes)
     if axes.get_xscale() == "linear" and axes.get_xlabel() in ("edits", "edit", "i", "copies"):
         axes.locator_params(axis="x", integer=True)
 
 
+_PAINTED = {
+    "ink": ["text.color"],
+    "quiet": ["axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"],
+    "strong-rule": ["axes.edgecolor", "xtick.color", "ytick.color"],
+    "rule": ["grid.color"],
+}
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -167,13 +212,19 @@ def _figure(name: str, size: tuple[float, float]) -> Iterator[Figure]:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("figures need matplotlib: pip install 'tether[report]'") from None
-    with mpl.rc_context({"svg.hashsalt": name}, Path(__file__).with_name("tether.mplstyle")):
+    colours = {name: COLOURS[token] for token, names in _PAINTED.items() for name in names}
+    with mpl.rc_context({"svg.hashsalt": name, **colours}, Path(__file__).with_name("tether.mplstyle")):
         yield Figure(figsize=size, layout="constrained")
+
+
+def themed(text: str) -> str:
+    """Colours by their names on the page."""
+    return _KNOWN.sub(lambda found: _NAMES[found[0]], text)
 
 
 def _element(document: str, name: str, label: str) -> str:
     """The svg element of an SVG document, its ids made unique on a page."""
     element = document[document.index("<svg") :]
     element = re.sub(r"<style.*?</style>", "", element, flags=re.DOTALL)  # a page's styles would follow it
-    element = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", element)
+    element = themed(re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", element))
     return element.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +20,18 @@ from tether.data import misuse
 from tether.evaluation.metrics.base import KINDS
 from tether.evaluation.results import AS_IT_IS, IN_CONTEXT, Number, Results, Row
 from tether.ledger import ATTEMPTS, Event, Ledger
-from tether.report.curves import UNEDITED, Point, estimate, gather, restraint_name
-from tether.report.drawing import GREEN, GREY, ORANGE, RED, Chart, Panel, Style, curve_chart, curve_styles, plot
-from tether.report.exchanges import exchanges
-from tether.report.page import Cell, Section, check_own, figure, n, note, plain, table, write_page
+from tether.report.curves import UNEDITED, Point, estimate, gather, in_words, restraint_name, short, under
+from tether.report.drawing import GREEN, GREY, INK, ORANGE, RED, Chart, Panel, Style, curve_chart, curve_styles, plot
+from tether.report.exchanges import Exchange, exchanges
+from tether.report.page import Cell, Section, check_own, details, figures, n, note, plain, table, write_page
 from tether.report.room import room_section
+from tether.report.summary import summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _HEALTH = {"ok": Style(GREEN, "o", ""), "warn": Style(ORANGE, "^", ""), "alarm": Style(RED, "X", "")}
-_MISSED = Style("black", "x", "")
+_MISSED = Style(INK, "x", "")
 _JOURNAL = "while editing (journal)"
 _UNEDITED = Style(GREY, "s", "")
 
@@ -44,39 +48,33 @@ def write_report(results: Results, to: str | Path, *, ledger: Ledger | None = No
     title = title or f"{Path(results.model).name}: {max((row.edits for row in results.rows), default=0)} edits"
     events = [] if ledger is None else [e for e in ledger.events if e.kind in ATTEMPTS]
     sections = [
-        Section("condition-number", "Condition number", [
-            figure(_kappa_chart(results.rows, events)),
-            note("κ of the edited weight (the worst, where there are several). It climbs as edits add up; a restraint "
-                 "on the singular values of their sum holds it down."),
-        ]),
-        Section("size", "Size of the update", [
-            figure(_ratio_chart(events)),
-            figure(_singular_values_chart(results, ledger)),
-            note("m is the largest singular value of the unedited weight. Above it the sum of updates outweighs "
+        Section("weight", "What the edits do to the weight", [
+            note("κ = σ_max / σ_min of the edited weight (the worst, where there are several) climbs as edits add up. "
+                 "m is the largest singular value of the unedited weight. Above it the sum of updates outweighs "
                  "whatever the weight knew; those singular values are what a restraint acts on."),
+            figures(_kappa_chart(results.rows, events), _ratio_chart(events), _singular_values_chart(results, ledger)),
+            details("The numbers", _spectrum_table(results.rows)),
         ]),
         *room_section(events),
+        *_answers(results, ledger),
         Section("edits", "Did the edits take?", [
-            figure(_editing_chart(results.rows)),
             note("Percent, mean over facts; whiskers are one standard error. Efficacy: the edited prompt. "
                  "Generalization: its paraphrases. Locality: prompts nearby, whose answers must not change "
                  "(unchanged: held against the unedited model's own). compare: the right answer is likelier than the "
                  "other. match: the answer's tokens are the likeliest, teacher-forced (their share; all of them). "
                  "generate: the model, left to itself, says it; generate_chat: asked in its chat. bystanders: the same "
                  "prompts about other subjects, answered as before (unchanged) or with the new answer (leak)."),
-            _editing_table(results.rows),
+            figures(_editing_chart(results.rows)),
+            details("The numbers", _editing_table(results.rows)),
         ]),
-        *_answers(results, ledger),
         Section("tasks", "What else the model can do", [
-            figure(_abilities_chart(results.rows)),
-            _abilities_table(results.rows),
+            figures(_abilities_chart(results.rows), beside=_abilities_table(results.rows)),
         ]),
-        Section("singular-values", "Singular values", [_spectrum_table(results.rows)]),
         *([] if ledger is None else [Section("facts", "Edited facts", [_facts_table(ledger, events, results.rows)])]),
         Section("misuse", "Misuse", [MarkdownIt().render(misuse())]),
         Section("versions", "Versions", [note(", ".join(f"{k} {v}" for k, v in results.versions.items()))]),
     ]  # fmt: skip
-    return write_page(to, title, _about(results, ledger), sections)
+    return write_page(to, title, _about(results, ledger), summary(results, ledger), sections)
 
 
 def _about(results: Results, ledger: Ledger | None) -> str:
@@ -98,14 +96,15 @@ def _editing_table(rows: Sequence[Row]) -> str:
         [n(row.edits), restraint_name(row.restraint), metric, *(_number(found.get(kind)) for kind in kinds)]
         for row in measured for metric, found in row.editing.items()
     ]  # fmt: skip
-    return table(["edits", "restraint", "metric", *(kind.replace("_", " ") for kind in kinds)], lines)
+    head = ["edits", "restraint", "metric", *(kind.replace("_", " ") for kind in kinds)]
+    return table(head, lines, name="Editing scores")
 
 
 def _number(number: Number | None) -> Cell:
     if number is None or number.value is None:
         return n("–")
     neither = "" if number.neither is None else f", {number.neither} neither Yes nor No"
-    return n(f"{number.value:.1f} ± {plain(number.stderr, '.1f')} (n {number.n}, {number.prompts} prompts{neither})")
+    return n(f"{number.value:.1f} ± {plain(number.stderr, '.1f')}\nn {number.n}, {number.prompts} prompts{neither}")
 
 
 def _answers(results: Results, ledger: Ledger | None) -> list[Section]:
@@ -114,19 +113,31 @@ def _answers(results: Results, ledger: Ledger | None) -> list[Section]:
     if found is None:
         return []
     restraint = restraint_name(found.row.restraint)
-    head = ["edit", "asked", "unedited model", f"edited model, {restraint}", "new answer", "said"]
-    lines: list[list[Cell]] = [
-        [n(one.edit), *((text, "long") for text in (one.asked, one.unedited or "–", one.edited)), one.target_new,
-         ("yes", "yes") if one.said else ("no", "no")]
-        for one in found.shown
-    ]  # fmt: skip
     about = (
         f"After {found.row.edits} edits, {restraint}, the answers to {found.said} of {found.facts} questions, one a "
         "fact, say the new answer in their first sentence. Asked is a chat question that the fact was not edited for; "
-        "where none was measured, a paraphrase, else the edited prompt. The table is chosen by rule: of the facts that "
-        "are said five, of the others five, as far as there are, each evenly spread over the edits."
+        "where none was measured, a paraphrase, else the edited prompt. Those below are chosen by rule: of the facts "
+        "that are said five, of the others five, as far as there are, each evenly spread over the edits."
     )
-    return [Section("answers", "What the model answers", [table(head, lines), note(about)])]
+    asked = "\n".join(_exchange(one, restraint) for one in found.shown)
+    return [Section("answers", "What the model answers", [note(about), f'<div class="asked">{asked}</div>'])]
+
+
+def _exchange(one: Exchange, restraint: str) -> str:
+    """A question with both answers, the new one marked in them."""
+
+    def marked(answer: str) -> str:
+        parts = re.split(f"(?i)({re.escape(one.target_new.strip())})", answer) if one.target_new.strip() else [answer]
+        return "".join(f"<mark>{escape(part)}</mark>" if i % 2 else escape(part) for i, part in enumerate(parts))
+
+    answers = {"unedited model": one.unedited or "–", f"edited model, {restraint}": one.edited}
+    told = "".join(f"<div><dt>{escape(who)}</dt><dd>{marked(answer)}</dd></div>" for who, answer in answers.items())
+    word = "said" if one.said else "not said"
+    return (
+        f'<article class="card"><h3>{escape(one.asked)}</h3><dl class="columns">{told}</dl><p class="verdict">'
+        f"Edit {one.edit}, new answer {escape(one.target_new)}: "
+        f'<b class="{"yes" if one.said else "no"}">{word}</b></p></article>'
+    )
 
 
 def _abilities_table(rows: Sequence[Row]) -> str:
@@ -134,6 +145,7 @@ def _abilities_table(rows: Sequence[Row]) -> str:
         ["edits", "restraint", "task", "value", "standard error", "n", "unit"],
         [[n(row.edits), restraint_name(row.restraint), task, n(plain(found.value)), n(plain(found.stderr)),
           n(found.n), found.unit] for row in rows for task, found in row.abilities.items()],
+        name="Abilities",
     )  # fmt: skip
 
 
@@ -143,6 +155,7 @@ def _spectrum_table(rows: Sequence[Row]) -> str:
         [[n(row.edits), restraint_name(row.restraint), name,
           *(n(plain(v)) for v in (s.sigma_max, s.sigma_min, s.kappa, s.update_sigma_max))]
          for row in rows for name, s in row.spectrum.items()],
+        name="Singular values",
     )  # fmt: skip
 
 
@@ -173,7 +186,7 @@ def _facts_table(ledger: Ledger, events: Iterable[Event], rows: Sequence[Row]) -
         ])  # fmt: skip
         classes.append(status if status != "edit" else health)
     head = ["edit", "prompt", "new answer", "answer before", "status", "loss", "‖ΔW‖", "health"]
-    return table([*head, *(name for name, _ in held)], lines, classes)
+    return table([*head, *(name for name, _ in held)], lines, classes, name="Edited facts")
 
 
 def _kappa_chart(rows: Sequence[Row], events: Sequence[Event]) -> Chart | None:
@@ -182,10 +195,12 @@ def _kappa_chart(rows: Sequence[Row], events: Sequence[Event]) -> Chart | None:
     kappas = [(row, [s.kappa for s in row.spectrum.values() if s.kappa]) for row in rows]
     curves = gather((_name(row), row.edits, 0, (max(found), None)) for row, found in kappas if found)
     journal = [(e.edit or 0, e.record["kappa"]) for e in events if e.kind == "edit" and e.record.get("kappa")]
-    if journal:
-        curves = {_JOURNAL: [Point(edit, kappa, None) for edit, kappa in journal], **curves}
+    drawn = {_JOURNAL: [Point(edit, kappa, None) for edit, kappa in journal], **curves} if journal else curves
     styles = curve_styles(row.restraint for row in rows) | {_JOURNAL: Style(GREY, "", "-")}
-    return curve_chart("kappa", "κ against the number of edits", {"": curves}, styles, {"": "κ = σ_max / σ_min"})
+    chart = curve_chart("kappa", "κ against the number of edits", {"κ": drawn}, styles, {"κ": "κ = σ_max / σ_min"})
+    if chart is None or not curves:
+        return chart
+    return replace(chart, panels=[replace(chart.panels[0], headline=in_words("κ", curves))])
 
 
 def _ratio_chart(events: Sequence[Event]) -> Chart | None:
@@ -203,7 +218,7 @@ def _ratio_chart(events: Sequence[Event]) -> Chart | None:
             xs, ys = [x[i] for i in by_level[level]], [y[i] for i in by_level[level]]
             axes.scatter(xs, ys, s=size, color=style.colour, marker=style.mark, zorder=2)
         axes.scatter(missed, [0.0] * len(missed), s=24, color=_MISSED.colour, marker=_MISSED.mark)
-        axes.axhline(1, color="black", linestyle="--", linewidth=1)
+        axes.axhline(1, color=INK, linestyle="--", linewidth=1)
         axes.annotate("m", (1, 1), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
                       verticalalignment="center")  # fmt: skip
         axes.set(xlabel="edit", ylabel="σ̂_max / m")
@@ -212,7 +227,11 @@ def _ratio_chart(events: Sequence[Event]) -> Chart | None:
     legend = [(f"health {level} ({len(some)})", _HEALTH[level]) for level, some in by_level.items() if some]
     if missed:
         legend.append(("failed or skipped", _MISSED))
-    return Chart("ratio", "σ̂_max/m after every edit", [Panel("", draw)], legend)
+    above = next((edit for edit, ratio in zip(x, y, strict=True) if ratio > 1), None)
+    headline = f"The update's largest singular value is {short(y[-1])} m after the last edit" + (
+        "; it never exceeds m" if above is None else f"; it exceeds m from edit {above} on"
+    )
+    return Chart("ratio", "σ̂_max/m after every edit", [Panel("σ̂_max / m", draw, headline)], legend)
 
 
 def _singular_values_chart(results: Results, ledger: Ledger | None) -> Chart | None:
@@ -230,7 +249,7 @@ def _singular_values_chart(results: Results, ledger: Ledger | None) -> Chart | N
         plot(axes, x, s.tolist(), styles["none"])
         for restraint in restraints:
             plot(axes, x, restraint(s, m).tolist(), styles[str(restraint)])
-        axes.axhline(m, color="black", linestyle="--", linewidth=1)
+        axes.axhline(m, color=INK, linestyle="--", linewidth=1)
         axes.set_ylim(bottom=0)
         axes.set(xlabel="i", ylabel="σ̂_i of the update")
 
@@ -240,8 +259,11 @@ def _singular_values_chart(results: Results, ledger: Ledger | None) -> Chart | N
         s, m = held.factors.singular_values().double(), sums.m[name]
         if len(s):  # of many edits it has a long tail of nothing, which is left out
             s = s[: max(1, int((s > 1e-3 * s[0]).sum()))]
-            panels.append(Panel(f"{name}, m = {m:.3g}", partial(draw, s, m)))
-    legend = [*((restraint_name(name), style) for name, style in styles.items()), ("m", Style("black", "", "--"))]
+            above = f"{int((s > m).sum())} of {len(s)} singular values of the update exceed m = {m:.3g}"
+            after = "".join(f", the largest is {short(restraint(s, m).max().item())} {under(str(restraint))}"
+                            for restraint in restraints[:1])  # fmt: skip
+            panels.append(Panel(f"{name}, m = {m:.3g}", partial(draw, s, m), f"{name}: {above}{after}"))
+    legend = [*((restraint_name(name), style) for name, style in styles.items()), ("m", Style(INK, "", "--"))]
     return Chart("values", "singular values of the update", panels, legend) if panels else None
 
 
@@ -271,7 +293,21 @@ def _editing_chart(rows: Sequence[Row]) -> Chart | None:
 
     names = [f"{row.edits} edits, {restraint_name(row.restraint)}" if row.edits else "unedited" for row in chosen]
     legend = [(name, style) for name, (_, style) in zip(names, bars, strict=True)]
-    return Chart("editing", "editing scores", [Panel(metric, partial(draw, metric)) for metric in metrics], legend)
+    panels = [Panel(metric, partial(draw, metric), _scored(metric, chosen)) for metric in metrics]
+    return Chart("editing", "editing scores", panels, legend)
+
+
+def _scored(metric: str, chosen: Sequence[Row]) -> str:
+    """Efficacy and generalization before the edits and after, under every restraint."""
+    told = []
+    for kind in KINDS[:2]:
+        values = [(row, found[0]) for row in chosen if (found := estimate(row, f"{metric} {kind}")) is not None]
+        before = [f"from {value:.0f}" for row, value in values if row.unedited]
+        after = [("" if row.restraint == "none" else f"{under(row.restraint)} ") + f"to {value:.0f} %"
+                 for row, value in values if not row.unedited]  # fmt: skip
+        if after:
+            told.append(" ".join([kind, *before[:1], ", ".join(after)]))
+    return f"{metric}: {'; '.join(told)}" if told else metric
 
 
 def _abilities_chart(rows: Sequence[Row]) -> Chart | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tether.ledger import Event
 from tether.report.curves import Point
 from tether.report.drawing import GREY, Style, curve_chart
-from tether.report.page import Section, figure, n, note, plain, table
+from tether.report.page import Section, figures, n, note, plain, table
 
 _CURVE = "used (journal)"
 
@@ -19,8 +19,8 @@ def room_section(events: Sequence[Event]) -> list[Section]:
         return []
     points = [Point(edit, found["used"], None) for edit, found in read]
     chart = curve_chart(
-        "headroom", "degrees of freedom that the edits use", {"": {_CURVE: points}}, {_CURVE: Style(GREY)},
-        {"": "percent"},
+        "headroom", "degrees of freedom that the edits use", {"of a weight": {_CURVE: points}}, {_CURVE: Style(GREY)},
+        {"of a weight": "percent"},
     )  # fmt: skip
     edit, last = read[-1]
     lines = [[n(edit), last["weight"], n(last["keys"]), n(last["size"]), n(plain(last["used"], ".1f")),
@@ -31,4 +31,4 @@ def room_section(events: Sequence[Event]) -> list[Section]:
         "tether headroom measures that."
     )
     head = ["at edit", "weight", "keys", "degrees of freedom", "% used", "% unwritten"]
-    return [Section("headroom", "Headroom", [figure(chart), table(head, lines), note(about)])]
+    return [Section("headroom", "Headroom", [figures(chart, beside=table(head, lines, name="Headroom")), note(about)])]

@@ -7,15 +7,27 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tether.analyses.points import Values, When
-from tether.report.curves import restraint_name
-from tether.report.drawing import GREY, RED, Chart, Panel, Style, curve_chart, curve_styles, numbered_style, plot, scale
+from tether.report.curves import Point, in_words, restraint_name, short, under
+from tether.report.drawing import (
+    GREY,
+    INK,
+    RED,
+    Chart,
+    Panel,
+    Style,
+    curve_chart,
+    curve_styles,
+    numbered_style,
+    plot,
+    scale,
+)
 from tether.report.grid.series import Editor, rank_correlation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _Places = Sequence[tuple[float, float]]
-_SILENT = Style("black", "x", "")
+_SILENT = Style(INK, "x", "")
 _WEIGHTS = 9  # curves of weights in one panel, as many as MEND edits; of more the worst ones are drawn
 
 
@@ -30,7 +42,8 @@ def singular_values(editor: Editor) -> Chart | None:
         names[weights[0]] += " (the worst)"
     panels = {title: {names[w]: curves[w] for w in weights if w in curves} for title, curves in found.items()}
     styles = {name: Style(RED) if i == 0 else numbered_style(i - 1) for i, name in enumerate(names.values())}
-    return curve_chart(f"spectrum-{editor.id}", "κ, σ_max and σ_min against the number of edits", panels, styles, {})
+    label = "κ, σ_max and σ_min against the number of edits"
+    return curve_chart(f"spectrum-{editor.id}", label, panels, styles, {}, "of {}".format)
 
 
 def tasks(editor: Editor) -> Chart | None:
@@ -99,7 +112,13 @@ def values(editor: Editor) -> Chart | None:
                 held = legend[f"after all edits, {restraint}"] = Style(style.colour, style.mark, "")
                 groups.append((held, _places(found, "restrained", restraint)))
             title = f"seed {stored.run.seed}, {restraint_name(restraint)}"
-            panels.append(Panel(title, partial(_plane, groups, found.explained)))
+            moved = [f"{found.shift[name]:.2f} × their norm {under(name)}"
+                     for name in dict.fromkeys(("none", restraint)) if name in found.shift]  # fmt: skip
+            headline = (
+                f"Values of {len(groups[0][1])} facts, seed {stored.run.seed}: after all edits they have moved by "
+            )
+            headline = headline + ", ".join(moved) if moved else title
+            panels.append(Panel(title, partial(_plane, groups, found.explained), headline))
     if not panels:
         return None
     label = "Values of the first facts in the plane of their two principal components"
@@ -115,8 +134,8 @@ def repeated_update(editor: Editor) -> Chart | None:
     names = dict.fromkeys(p.restraint for stored in editor.runs for p in stored.analyses.copies)
     if not names:
         return None
-    styles = curve_styles(names) | {"N·δ_max": Style("black", "", ":")}
-    fields = {"update_sigma_max": "σ̂_max", "kappa": "κ", "efficacy": "efficacy, percent", "perplexity": "perplexity"}
+    styles = curve_styles(names) | {"N·δ_max": Style(INK, "", ":")}
+    fields = {"update_sigma_max": "σ̂_max", "kappa": "κ", "efficacy": "efficacy", "perplexity": "perplexity"}
     panels = []
     for field, title in fields.items():
         points = {name: [(p.copies, getattr(p, field)) for p in editor.copies(name)] for name in names}
@@ -125,7 +144,13 @@ def repeated_update(editor: Editor) -> Chart | None:
             line = [(p.copies, p.copies * p.delta_max) for p in editor.copies(next(iter(names)))]
             lines.append((styles["N·δ_max"], line))
         if any(points for _, points in lines):
-            panels.append(Panel(title, partial(_lines, lines, "copies", "", field == "perplexity")))
+            told = {
+                name: [Point(round(a), b, None) for a, b in its]
+                for name, (_, its) in zip(names, lines, strict=False)
+                if its
+            }
+            headline = in_words(title, told, x="copies")
+            panels.append(Panel(title, partial(_lines, lines, "copies", "", field == "perplexity"), headline))
     legend = [(restraint_name(name), style) for name, style in styles.items() if name in (*names, "N·δ_max")]
     return Chart(f"copies-{editor.id}", "N copies of one update", panels, legend)
 
@@ -152,7 +177,10 @@ def perturbation_bound(editor: Editor) -> Chart | None:
                 if line:
                     drawn[label] = style
         if lines:
-            panels.append(Panel(title, partial(_lines, lines, "edits", "relative error", True)))
+            told = {name: bound[name] for name in _plain_and_prune(editor) if bound.get(name)}
+            largest = max((p.value for name in told for p in error.get(name, [])), default=None)
+            headline = f"{title}: {in_words('the bound', told)}; no error exceeds {short(largest)}"
+            panels.append(Panel(title, partial(_lines, lines, "edits", "relative error", True), headline))
     if not panels:
         return None
     label = f"Bound on the relative perturbation of the keys, and the largest actual one, {weight}"
@@ -193,6 +221,10 @@ def _scatter(editor: Editor, kind: str, what: str, x: str, pairs: _Places) -> Ch
         return None
     found = rank_correlation([a for a, _ in pairs], [b for _, b in pairs])
     title = f"Spearman's {found}" if found is not None else f"n = {len(pairs)}"
+    headline = f"{what} and the abilities left: too little varies over {len(pairs)} checkpoints"
+    if found is not None:
+        more = "less" if found.rho < 0 else "more"
+        headline = f"Where {x.split(',')[0]} is higher, {more} is left of the abilities: {title}"
 
     def draw(axes: Axes) -> None:
         axes.scatter([a for a, _ in pairs], [b for _, b in pairs], s=26, color=RED)
@@ -201,4 +233,4 @@ def _scatter(editor: Editor, kind: str, what: str, x: str, pairs: _Places) -> Ch
         axes.set(xlabel=x, ylabel="abilities kept, percent")
         axes.set_ylim(bottom=0)
 
-    return Chart(f"{kind}-{editor.id}", f"{what} against general abilities kept", [Panel(title, draw)])
+    return Chart(f"{kind}-{editor.id}", f"{what} against general abilities kept", [Panel(title, draw, headline)])

@@ -8,10 +8,22 @@ from pathlib import Path
 from tether.experiment.results import StoredGrid
 from tether.report.curves import at, last_shared
 from tether.report.drawing import Chart
-from tether.report.grid import figures
+from tether.report.grid import figures as charts_of
 from tether.report.grid.findings import CLAIMS, Finding, findings
 from tether.report.grid.series import Editor, editors
-from tether.report.page import Cell, Section, check_own, details, figure, n, note, plain, table, write_page
+from tether.report.grid.summary import summary
+from tether.report.page import (
+    Cell,
+    Section,
+    check_own,
+    details,
+    figures,
+    n,
+    note,
+    plain,
+    table,
+    write_page,
+)
 
 _CLASSES = {"seen": "yes", "not seen": "no", "cannot say": "open"}
 
@@ -37,15 +49,21 @@ def write_grid_report(grid: StoredGrid, to: str | Path) -> Path:
     check_own(to / "index.html")
     found, all_editors = findings(grid), editors(grid)
     charts: list[Chart] = []
+    parts = {part: _part(part, all_editors, found, charts) for part in _PARTS}
+    silent = [(part.title, told) for part, (measured, told) in parts.items() if not measured]
     sections = [
         Section("findings", "Findings", [_findings_table(found, all_editors)]),
-        *(_section(part, all_editors, found, charts) for part in _PARTS),
+        *(Section(part.id, part.title, told) for part, (measured, told) in parts.items() if measured),
         Section("not-shown", "What is not shown", _not_shown(found)),
+        *([Section("not-measured", "What was not measured", [
+            details(title, *(told or [note("Not measured.")])) for title, told in silent
+        ])] if silent else []),
         Section("provenance", "Where the numbers come from", _provenance(grid)),
-    ]
+    ]  # fmt: skip
     for chart in charts:
         chart.save(to / "figures")
-    return write_page(to / "index.html", grid.title or grid.name, _about(grid, all_editors), sections)
+    first = summary(grid, all_editors, found)
+    return write_page(to / "index.html", grid.title or grid.name, _about(grid, all_editors), first, sections)
 
 
 def _about(grid: StoredGrid, found: Sequence[Editor]) -> str:
@@ -58,28 +76,32 @@ def _about(grid: StoredGrid, found: Sequence[Editor]) -> str:
     )
 
 
-def _section(part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding], charts: list[Chart]) -> Section:
-    """A section's HTML; its charts are added to `charts`."""
+def _part(
+    part: _Part, all_editors: Sequence[Editor], found: Sequence[Finding], charts: list[Chart]
+) -> tuple[bool, list[str]]:
+    """Whether anything of a part was measured, and its HTML; its charts are added to `charts`."""
     claims = [claim for claim in CLAIMS if claim.section == part.id]
-    body = [
+    shared = part.shared(all_editors) if part.shared is not None else ""
+    drawn = {editor.id: part.chart(editor) for editor in all_editors} if part.chart is not None else {}
+    charts += filter(None, drawn.values())
+    blocks, measured = [], bool(shared)
+    for editor in all_editors:
+        chart, own = drawn.get(editor.id), "" if part.own is None else part.own(editor)
+        mine = [f for f in found if f.editor == editor.name and f.section == part.id]
+        block = f"<h3>{escape(editor.name)}</h3>" if part.chart is not None or own else ""
+        block += "".join(_verdict(f, named=len(claims) > 1) for f in mine)
+        blocks.append(f"<div>{block}{'' if chart is None else _drawn(chart)}{own}</div>")
+        measured = measured or chart is not None or bool(own)
+    narrow = part.own is None and all(chart is None or len(chart.panels) == 1 for chart in drawn.values())
+    rules = [
         f'<p class="rule"><strong>{escape(c.name)}</strong> ({escape(c.place)}). Rule: {escape(c.rule)}</p>'
         for c in claims
     ]
-    if part.shared is not None:
-        body.append(part.shared(all_editors))
-    for editor in all_editors:
-        if part.chart is not None:
-            chart = part.chart(editor)
-            body += [f"<h3>{escape(editor.name)}</h3>", note("Not measured.") if chart is None else _drawn(chart)]
-            if chart is not None:
-                charts.append(chart)
-        if part.own is not None:
-            body.append(part.own(editor))
-        mine = [f for f in found if f.editor == editor.name and f.section == part.id]
-        body += [_verdict(f, named=len(claims) > 1) for f in mine]
-    if not all_editors:
-        body.append(note("Not measured."))
-    return Section(part.id, part.title, body)
+    return measured, [
+        shared,
+        f'<div class="{"columns three" if narrow and drawn else "stack"}">{"".join(blocks)}</div>',
+        details("How this is decided", *rules) if rules else "",
+    ]
 
 
 def _drawn(chart: Chart) -> str:
@@ -90,8 +112,9 @@ def _drawn(chart: Chart) -> str:
     ]  # fmt: skip
     head = ["measure", "curve", "edits", "value", "standard error", "seeds"]
     files = f"figures/{chart.name}"
-    html = figure(chart, f' (<a href="{files}.svg">SVG</a>, <a href="{files}.png">PNG</a>)')
-    return f"{html}\n{details('The numbers', table(head, lines))}" if lines else html
+    links = f'<p class="note">{escape(chart.label)}: <a href="{files}.svg">SVG</a>, <a href="{files}.png">PNG</a></p>'
+    numbers = details("The numbers", table(head, lines, name=f"The numbers of {chart.label}")) if lines else ""
+    return f"{figures(chart)}{links}{numbers}"
 
 
 def _verdict(found: Finding, *, named: bool) -> str:
@@ -107,7 +130,8 @@ def _findings_table(found: Sequence[Finding], all_editors: Sequence[Editor]) -> 
     for claim in CLAIMS if all_editors else ():
         words = [verdicts[claim.key, editor.name] for editor in all_editors]
         lines.append([(claim.name, "long"), *((word, _CLASSES[word]) for word in words), (claim.place, "long")])
-    return table(["finding of the paper", *(editor.name for editor in all_editors), "place"], lines)
+    head = ["finding of the paper", *(editor.name for editor in all_editors), "place"]
+    return table(head, lines, name="Findings")
 
 
 def _not_shown(found: Sequence[Finding]) -> list[str]:
@@ -143,7 +167,7 @@ def _provenance(grid: StoredGrid) -> list[str]:
     return [
         f"<p>Made by <code>{escape(grid.command)}</code></p>" if grid.command else note("The command was not kept."),
         note("Versions: " + ("; ".join(versions) or "not kept") + "."),
-        table(head, lines),
+        table(head, lines, name="Runs"),
     ]
 
 
@@ -159,9 +183,10 @@ def _sizes(all_editors: Sequence[Editor]) -> str:
                 found.setdefault(e.name, {})[p.edits] = size
     every = sorted({edits for sizes in found.values() for edits in sizes})
     lines = [[n(edits), *(n(sizes.get(edits, "–")) for sizes in found.values())] for edits in every]
-    return table(["N", *found], lines) + (
-        note("σ̂_max of the sum of N updates, and how many m that is.") if lines else ""
-    )
+    if not lines:
+        return ""
+    told = note("σ̂_max of the sum of N updates, and how many m that is.")
+    return told + table(["N", *found], lines, name="Size of the summed updates")
 
 
 def _once_against_multiple(editor: Editor) -> str:
@@ -178,7 +203,7 @@ def _once_against_multiple(editor: Editor) -> str:
             points = [at(curves.get(name, []), last) for name in names]
             cells = [n("–" if p is None else f"{p.value:.1f} ± {plain(p.stderr, '.1f')}") for p in points]
             lines.append([measure, n(last), *cells])
-    return table(["measure", "edits", *names], lines)
+    return table(["measure", "edits", *names], lines, name=f"Once and several times, {editor.name}")
 
 
 def _shifts(editor: Editor) -> str:
@@ -188,7 +213,8 @@ def _shifts(editor: Editor) -> str:
         for stored in editor.runs if (found := stored.analyses.values) is not None
         for restraint, shift in found.shift.items()
     ]  # fmt: skip
-    return table(["seed", "weight", "restraint", "mean distance / norm"], lines) if lines else ""
+    head = ["seed", "weight", "restraint", "mean distance / norm"]
+    return table(head, lines, name=f"How far the values moved, {editor.name}") if lines else ""
 
 
 def _bound_table(editor: Editor) -> str:
@@ -202,7 +228,8 @@ def _bound_table(editor: Editor) -> str:
     head = ["seed", "edits", "restraint", "weight", "of", "γ", "κ", "median error", "largest error", "bound",
             "bound from κ", "holds"]  # fmt: skip
     silent = ["warn" if p.gamma <= 0 else "" for _, p in points]
-    return details("The bound, case by case", table(head, lines, silent)) if lines else ""
+    name = f"The bound, {editor.name}"
+    return details("The bound, case by case", table(head, lines, silent, name=name)) if lines else ""
 
 
 def _concepts(all_editors: Sequence[Editor]) -> str:
@@ -217,21 +244,22 @@ def _concepts(all_editors: Sequence[Editor]) -> str:
                 told = [f"{kind.split()[-1]} {q.value:.1f}" for kind, q in zip(editor.kinds, row, strict=True) if q]
                 change = f"{p.value:.1f} ± {plain(p.stderr, '.1f')}"
                 lines.append([editor.name, n(p.edits), restraint, n(change), ", ".join(told)])
-    return table(["editor", "edits", "restraint", "instance change", "editing scores"], lines)
+    head = ["editor", "edits", "restraint", "instance change", "editing scores"]
+    return table(head, lines, name="Concepts and their instances") if lines else ""
 
 
 _PARTS = (
-    _Part("condition", "Condition number and singular values (figure 2)", figures.singular_values),
+    _Part("condition", "Condition number and singular values (figure 2)", charts_of.singular_values),
     _Part("sizes", "Size of the summed updates (table 1)", shared=_sizes),
-    _Part("tasks", "General abilities (figures 3, 7-9)", figures.tasks),
-    _Part("editing", "Editing performance (figures 4, 10-12)", figures.editing),
-    _Part("linear", "Linear against log (figures 13, 14)", figures.log_and_linear),
-    _Part("multiple", "PRUNE once and several times (table 6)", figures.multiple, _once_against_multiple),
-    _Part("restrained", "Condition number with PRUNE (figure 15)", figures.restrained_kappa),
-    _Part("kappa-abilities", "Condition number and abilities (figure 16)", figures.kappa_abilities),
-    _Part("values", "Values of edited facts (figure 5)", figures.values, _shifts),
-    _Part("locality-abilities", "Locality and abilities (section 5.5)", figures.locality_abilities),
-    _Part("copies", "Copies of one update (section 4)", figures.repeated_update),
-    _Part("bound", "The perturbation bound (section 3)", figures.perturbation_bound, _bound_table),
+    _Part("tasks", "General abilities (figures 3, 7-9)", charts_of.tasks),
+    _Part("editing", "Editing performance (figures 4, 10-12)", charts_of.editing),
+    _Part("linear", "Linear against log (figures 13, 14)", charts_of.log_and_linear),
+    _Part("multiple", "PRUNE once and several times (table 6)", charts_of.multiple, _once_against_multiple),
+    _Part("restrained", "Condition number with PRUNE (figure 15)", charts_of.restrained_kappa),
+    _Part("kappa-abilities", "Condition number and abilities (figure 16)", charts_of.kappa_abilities),
+    _Part("values", "Values of edited facts (figure 5)", charts_of.values, _shifts),
+    _Part("locality-abilities", "Locality and abilities (section 5.5)", charts_of.locality_abilities),
+    _Part("copies", "Copies of one update (section 4)", charts_of.repeated_update),
+    _Part("bound", "The perturbation bound (section 3)", charts_of.perturbation_bound, _bound_table),
     _Part("concepts", "Concepts and their instances (table 2)", shared=_concepts),
 )

@@ -46,7 +46,7 @@ from tether.facts import read_facts
 
 PANELS = {
     "What is measured": (
-        "metrics", "paraphrases", "locality", "bystanders", "judge", "judge_model", "abilities",
+        "metrics", "sample", "paraphrases", "locality", "bystanders", "judge", "judge_model", "abilities",
         "abilities_data", "limit", "quick", "trust_task_files",
     ),
 }  # fmt: skip
@@ -87,6 +87,7 @@ def evaluate(
     in_context: Annotated[bool, TOLD] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there.")] = False,
     metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(default_metrics()),
+    sample: Annotated[int | None, typer.Option(min=1, help="Ask N facts of a row at most, drawn.")] = None,
     paraphrases: Annotated[int | None, typer.Option(min=0, help="At most N paraphrases a fact.")] = None,
     locality: Annotated[int | None, typer.Option(min=0, help="At most N locality prompts a fact.")] = None,
     bystanders: Annotated[int, BYSTANDERS] = 2,
@@ -123,7 +124,7 @@ def evaluate(
         raise BadSettingsError(f"{out} exists: name another file, or keep its rows with --resume")
     measurement = measurement_of(None, [a for a in abilities.split(",") if a], {
         "metrics": measured, "max_paraphrases": paraphrases, "max_locality": locality, "data": abilities_data,
-        "bystanders": bystanders, "judge": judge, "judge_model": judge_model,
+        "bystanders": bystanders, "sample": sample, "judge": judge, "judge_model": judge_model,
         "limit": limit, "quick": quick, "trust_task_files": trust_task_files,
     })  # fmt: skip
     if csv is not None:

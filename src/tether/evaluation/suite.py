@@ -63,8 +63,8 @@ def evaluate(
     the cache. An `engine` with workers (`tether.engine`) shares out the facts; here and below the numbers are the same
     to rounding. Raises TetherError for an unknown metric or ability, missing data, a base with another tokenizer.
     """
-    numbered = list(enumerate(facts, 1))
     rows = _Rows(model, measurement_of(measurement, abilities, options), facts, engine=engine)
+    numbered = _sample(list(enumerate(facts, 1)), rows.what.sample)
     baseline = None
     if base is not None:
         if base.tokenizer.get_vocab() != model.tokenizer.get_vocab():
@@ -115,8 +115,8 @@ def evaluate_in_context(
     path = None if out is None else Path(out)
     if path is not None and path.exists():
         raise BadSettingsError(f"{path} exists: name another file")
-    numbered = list(enumerate(facts, 1))
     rows = _Rows(model, measurement or Measurement(), facts)
+    numbered = _sample(list(enumerate(facts, 1)), rows.what.sample)
     with model.unedited():
         baseline = measure_baseline(model, numbered, rows.what)
         rows.results.add(*rows.measure(numbered, baseline, 1, edits=0, restraint=str(none()), replayed=False))
@@ -201,7 +201,12 @@ def evaluate_ledger(
     wanted: list[tuple[int, Constraint | None]] = [(count, one) for count in counts - {0} for one in chosen]
     wanted += [(0, none())] if 0 in counts else []
     todo = [(count, one) for count, one in wanted if (count, label_of(one)) not in done]
-    measured = [(edit, fact) for edit, fact in every if imported or edit <= largest]
+
+    def of_row(count: int) -> list[tuple[int, Fact]]:
+        return _sample([(edit, fact) for edit, fact in every if imported or edit <= count], what.sample)
+
+    asked = {edit for count in {*counts, largest} for edit, _ in of_row(count)}
+    measured = [(edit, fact) for edit, fact in every if edit in asked]
     tell = in_context and (largest, IN_CONTEXT) not in done
     baseline = measure_baseline(model, measured, rows.what, engine=engine) if todo or tell else None
     file = results if path is None else ResultsFile(path, results)
@@ -220,7 +225,7 @@ def evaluate_ledger(
             logger.info("measuring %d edits, restraint %s", count, label)
             extremes = {name: one.of(state.sums.of[name].factors) for name, one in spectra.items()}
             spectrum = {name: Singular(**one.to_dict()) for name, one in extremes.items()}
-            so_far = [(edit, fact) for edit, fact in measured if imported or not count or edit <= count]
+            so_far = of_row(count) if count else measured
             about = {"edits": count, "restraint": label, "replayed": state.restraint is None}
             file.add(*rows.measure(so_far, baseline, left, spectrum=spectrum, **about))
     if tell and baseline is not None:
@@ -247,6 +252,7 @@ class _Rows:
         self.abilities = AbilityRun(model, tasks)
         settings = {
             **self.what.model_dump(mode="json", include={"metrics", "max_paraphrases", "max_locality"}),
+            **({} if what.sample is None else {"sample": what.sample}),
             **{name: value for one in self.what.metrics for name, value in METRICS[one].settings(self.what).items()},
             "abilities": {task.name: task.described for task in tasks},
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -291,6 +297,12 @@ class _Rows:
             editing=editing.summary, relations=editing.relations, retention=editing.retention, told=told,
         )  # fmt: skip
         return row, editing.records
+
+
+def _sample(facts: NumberedFacts, number: int | None) -> list[tuple[int, Fact]]:
+    """At most `number` of the facts, in their order: those whose contents have the lowest hashes."""
+    drawn = sorted(facts, key=lambda numbered: numbered[1].sha256)[:number]
+    return sorted(drawn, key=lambda numbered: numbered[0])
 
 
 def _with_prompts(ledger: NumberedFacts, given: Sequence[Fact] | None) -> list[tuple[int, Fact]]:

@@ -142,7 +142,7 @@ def quality(model: EditableModel, facts: Sequence[Fact], weights: Path | None) -
     for name, weight in ({} if weights is None else load_file(weights)).items():
         model.set_update(name, weight - model.original(name))
     try:
-        row = tether.evaluate(model, facts, abilities=["perplexity"]).rows[0]
+        row = tether.evaluate(model, facts, abilities=["perplexity"], metrics=("compare", "match")).rows[0]
         found = {kind: number.value for kind, number in row.editing["compare"].items()}
         return {**found, "said": row.editing["match_all"]["efficacy"].value, "ppl": row.abilities["perplexity"].value}
     finally:

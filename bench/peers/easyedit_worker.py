@@ -41,12 +41,13 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     tokenizer.pad_token_id, tokenizer.padding_side = tokenizer.eos_token_id, "right"
+    head = "model.embed_tokens" if model.config.tie_word_embeddings else "lm_head"  # a tied head is no parameter
     settings: dict[str, Any] = {
         **job["shared"], "fact_token": "subject_last", "v_loss_layer": model.config.num_hidden_layers - 1,
         "mom2_adjustment": True, "mom2_dataset": "wikitext", "mom2_n_samples": len(windows), "mom2_dtype": "float32",
         "rewrite_module_tmp": "model.layers.{}.mlp.down_proj", "layer_module_tmp": "model.layers.{}",
         "mlp_module_tmp": "model.layers.{}.mlp", "attn_module_tmp": "model.layers.{}.self_attn",
-        "ln_f_module": "model.norm", "lm_head_module": "lm_head", "device": "cpu", "model_name": job["model"],
+        "ln_f_module": "model.norm", "lm_head_module": head, "device": "cpu", "model_name": job["model"],
         "stats_dir": str(folder / "stats"),
     }  # fmt: skip
     requests = [

@@ -142,7 +142,7 @@ def quality(model: EditableModel, facts: Sequence[Fact], weights: Path | None) -
     for name, weight in ({} if weights is None else load_file(weights)).items():
         model.set_update(name, weight - model.original(name))
     try:
-        row = tether.evaluate(model, facts, abilities=["perplexity"]).rows[0]
+        row = tether.evaluate(model, facts, abilities=["perplexity"], metrics=("compare", "match")).rows[0]
         found = {kind: number.value for kind, number in row.editing["compare"].items()}
         return {**found, "said": row.editing["match_all"]["efficacy"].value, "ppl": row.abilities["perplexity"].value}
     finally:
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="plain text for the moments")
     parser.add_argument("--model", default="smollm2", help="in the layout of Llama")
     parser.add_argument("--tokens", type=int, default=20000, help="of the moments")
-    parser.add_argument("--rome", type=int, default=10, help="facts, one by one")
+    parser.add_argument("--rome", type=int, default=10, help="facts, one by one; 0 for none")
     parser.add_argument("--memit", type=int, default=10, help="facts, in one batch")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=30, help="of LoRA, at most")
@@ -216,9 +216,10 @@ def main() -> None:
                     f"{key} {value}" for key, value in one.answers[-1].items() if key in ("tokens", "steps")
                 )
                 rows.append([what, one.script, first, f"{each:.2f}", f"{sum(cpu):.1f}", f"{peak:.0f}", more])
+                print("; ".join(rows[-1]), file=sys.stderr)
 
         tell(f"moments of {len(layers)} layers", in_turns(sides, job("moments", "memit", 0), 1, folder), 1)
-        rome = in_turns(sides, job("rome", "rome", args.rome), args.rome, folder)
+        rome = in_turns(sides, job("rome", "rome", args.rome), args.rome, folder) if args.rome else []
         tell(f"ROME, {args.rome} facts one by one", rome, 1)
         memit = in_turns(sides, job("memit", "memit", args.memit), 1, folder)
         tell(f"MEMIT, one batch of {args.memit}", memit, args.memit)
@@ -244,7 +245,7 @@ def main() -> None:
         if args.easyedit:
             apart = [f"{what} {difference(model, *(one.out for one in found))}" for what, found in (
                 ("ROME", rome), ("MEMIT", memit)
-            )]  # fmt: skip
+            ) if found]  # fmt: skip
             print(f"\nΔW of EasyEdit against tether's, relative: {', '.join(apart)}")
 
 

@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from scipy.sparse.linalg import ArpackNoConvergence
 
 import tether
-from tether.cli.app import VERBS, command_of, failure, help_of
+from tether.cli.app import VERBS, command_of, help_of
 from tether.cli.options import printable, selected
 from tether.cli.tables import table
+from tether.errors import failure
 from tether.ledger import Ledger
 
 HEAVY = {"torch", "transformers", "scipy", "numpy", "safetensors"}

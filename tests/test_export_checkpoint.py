@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from core import editable, random_update
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny import save
 from torch import Tensor
 
 from tether.algebra.large_singular_values import above, largest
+from tether.constraints.base import Data, Weight, constrained, parse
 from tether.constraints.prune import linear, log
 from tether.errors import TetherError
 from tether.export import restrain_checkpoint
+from tether.models import load
 
 
 def matrix(p: int, q: int, s: Tensor, seed: int = 0) -> Tensor:
@@ -146,6 +150,20 @@ def test_restrained_checkpoint_equals_the_dense_formula(tmp_path: Path, text: st
     assert "| a.weight | 160×110 | 10 |" in (tmp_path / "C/README.md").read_text().replace("\\", "")
     manifest = json.loads((tmp_path / "C/manifest.json").read_text())
     assert manifest["restraint"] == text and manifest["base"]["model"] == "A" and len(manifest["matrices"]) == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_restraint_that_tells_rows_from_columns_sees_the_weight_as_a_ledger_does(tmp_path: Path, family: str) -> None:
+    model, restraint = editable(family), parse("sphere:0.5,0.5")
+    save(model.hf, model.tokenizer, tmp_path / "A")
+    name = model.weight_name(1)
+    W, update = model.original(name), random_update(*model.weight(name).shape, 3, seed=5)
+    state = restraint.init(Weight(tuple(W.shape), 1.0, lambda: W), Data())
+    wanted = W + constrained(update, restraint, state).to_dense()
+    model.set_update(name, update.to_dense())
+    save(model.hf, model.tokenizer, tmp_path / "B")
+    restrain_checkpoint(tmp_path / "A", tmp_path / "B", tmp_path / "C", restrain=restraint)
+    torch.testing.assert_close(load(tmp_path / "C").weight(name), wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -121,6 +121,19 @@ def test_what_a_gguf_file_holds_is_taken_over(tmp_path: Path, monkeypatch: pytes
         assert torch.equal(again.weight(name), model.weight(name))
 
 
+def test_a_gguf_model_in_another_dtype_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it computes with is what is written: round(W₀ + Σ) in its dtype."""
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "cache"))
+    first = build("llama", tmp_path / "hf")
+    export_whole("gguf", first, tmp_path / "plain", about(first))
+    model = load(tmp_path / "plain" / "model.gguf", dtype="bfloat16")
+    name = model.weight_name(1)
+    carry(model, {name: random_update(*model.weight(name).shape, 2, seed=0, scale=0.5)})
+    export_whole("gguf", model, tmp_path / "edited", about(model))
+    _, tensors = read_gguf(tmp_path / "edited" / "model.gguf")
+    np.testing.assert_array_equal(tensors["blk.1.ffn_down.weight"], model.weight(name).float().numpy())
+
+
 def quantised(file: Path, to: Path) -> None:
     """A GGUF file with its MLP matrices in Q8_0."""
     reader = gguf.GGUFReader(file)
@@ -277,7 +290,10 @@ def test_gpt2_goes_out_merged_to_vllm_and_as_gguf_to_ollama(tmp_path: Path) -> N
     found = {f.engine: f for f in check_adapter(tmp_path / "lora", ["vllm", "ollama"]) if f.verdict == "refused"}
     assert "merged" in found["vllm"].says and "gguf-lora" in found["ollama"].says
     export_whole("merged", model, tmp_path / "merged", about(model))
-    assert [f.verdict for f in check_adapter(tmp_path / "merged", ["vllm", "llama.cpp"])] == ["right", "refused"]
+    found = check_adapter(tmp_path / "merged", ["vllm", "llama.cpp", "ollama"])
+    assert [f.verdict for f in found] == ["right", "refused", "refused"]
+    export_whole("merged", build("llama", tmp_path / "hf2"), tmp_path / "llama", about(model))
+    assert [f.verdict for f in check_adapter(tmp_path / "llama", ["ollama"])] == ["right"]
 
 
 # --- what a smaller adapter loses -------------------------------------------------------------------------------------

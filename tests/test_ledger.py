@@ -239,8 +239,27 @@ def test_appending_parses_no_line_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert parsed == [1, 2, 3, 4, 5, 6]
     other.undo(1)
     with ledger.writing():
-        assert parsed[6:] == [1, 2, 3, 4, 5, 6, 7], "what another wrote is read"
+        assert parsed[6:] == [7], "what another wrote is read, and that alone"
     assert ledger.undone == {1, 2}
+
+
+def test_a_line_that_another_changed_is_named_however_often_one_looks(tmp_path: Path) -> None:
+    ledger = new_ledger(tmp_path, editable("llama"))
+    fill(ledger, "123")
+    journal = tmp_path / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().replace(b"Space", b"Spice", 1) + b"more")
+    for _ in range(2):
+        with pytest.raises(BadLedgerError, match="event 2 does not match its checksum"):
+            ledger.refresh()
+    assert [event.edit for event in ledger.events] == [1, 2, 3]
+
+
+def test_many_undone_at_once_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, together, calls = new_ledger(tmp_path, editable("llama")), Ledger.together, []
+    fill(ledger, "123456")
+    monkeypatch.setattr(Ledger, "together", lambda self, edits: calls.append(edits) or together(self, edits))
+    ledger.undo(1, 2, 3, 4, 5)
+    assert len(calls) == 1 and ledger.live_numbers() == [6]
 
 
 def test_the_sums_to_append_to_check_every_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shutil
+import signal
 import threading
+import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -200,11 +204,13 @@ def test_a_paused_run_is_gone_on_with_by_the_library_and_the_other_way(family: s
         assert work.run is not None and work.run.state == "paused"
         assert work.ledger is not None and work.ledger.attempts == 1
         if here:
-            work.work(resume=True)
+            work.go_on()
+            work.work()
             assert work.run.to_dict()["done"] == 3 and work.run.state == "done"
         else:
             tether.edit(editable(family), FACTS[:3], out=work.path, resume=True, on_alarm="skip")
-            assert work.look()["edits"] == 3
+            work.refresh()
+            assert work.state()["edits"] == 3
         for file in sorted((whole.path / "factors").iterdir()):
             assert file.read_bytes() == (work.path / "factors" / file.name).read_bytes()
         assert same_bits(Ledger.open(work.path).apply(editable(family)), work.ledger.apply(work.model).hf.state_dict())
@@ -304,8 +310,7 @@ def test_while_long_work_goes_on_other_work_is_refused_and_nobody_waits(page: Li
 def test_the_desk_does_one_thing_after_another_and_stops_where_nobody_listens() -> None:
     async def scene() -> list[Any]:
         desk, gate, seen = Desk(), threading.Event(), []
-        long = asyncio.create_task(desk.do_long("measuring", lambda: gate.wait(10)))
-        await asyncio.sleep(0.02)
+        long = desk.do_long("measuring", lambda: gate.wait(10))
         with pytest.raises(BusyError, match="measuring"):
             await desk.do(lambda: None)
         gate.set()
@@ -334,6 +339,139 @@ def test_the_desk_does_one_thing_after_another_and_stops_where_nobody_listens() 
         return seen
 
     assert asyncio.run(scene()) == ["gone"]
+
+
+async def answers(*asked: Any) -> list[Any]:
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
+def test_a_look_while_the_ledger_is_written_leaves_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second tab asks for the ledger between the write of a line and what the writer counts of it."""
+    page, looks = live(tmp_path, edits=2), []
+    ask, fsync = client(page), os.fsync
+
+    def look(file: int) -> None:
+        fsync(file)
+        if threading.current_thread().name.startswith("tether-desk") and page.desk.busy:
+            looks.append(done(client(page).get("/api/state"))["edits"])
+
+    monkeypatch.setattr(os, "fsync", look)
+    done(ask.post("/api/consolidate", json={"strength": "0.5"}))
+    monkeypatch.undo()
+    assert looks
+    found = Ledger.open(page.studio.path)
+    assert page.studio.ledger is not None and page.studio.ledger.head == found.head
+    assert [one.number for one in page.studio.ledger.events] == [one.number for one in found.events]
+    done(ask.post("/api/undo", json={"edits": [found.live_numbers()[0]]}))
+    Ledger.open(page.studio.path).verify()
+    page.close()
+
+
+def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path: Path) -> None:
+    page = live(tmp_path, edits=1)
+
+    async def scene() -> list[Any]:
+        found = await answers(*(page._run({"facts": as_json(fact)}) for fact in FACTS[1:3]))
+        assert page._running is not None
+        await page._running
+        return found
+
+    one, other = asyncio.run(scene())
+    assert one["run"]["total"] == 1 and isinstance(other, BusyError)
+    assert [fact.subject for _, fact in Ledger.open(page.studio.path).facts()] == [one.subject for one in FACTS[:2]]
+    page.close()
+
+
+def test_a_paused_run_goes_on_where_it_was_whatever_was_written_meanwhile(tmp_path: Path) -> None:
+    page = live(tmp_path, edits=1)
+    assert "no run" in client(page).post("/api/run/resume", json={}).json()["error"]
+    page.studio.begin(as_json(*FACTS[1:4]), {})
+    page.studio.pause()
+    page.studio.work()
+    tether.edit(editable("llama"), [FACTS[4]], out=page.studio.path, on_alarm="skip")
+
+    async def go_on() -> None:
+        await page._resume({})
+        assert page._running is not None
+        await page._running
+
+    asyncio.run(go_on())
+    tried = [fact.subject for _, fact in Ledger.open(page.studio.path).facts()]
+    assert tried == [FACTS[i].subject for i in (0, 1, 4, 2, 3)]
+    run = page.studio.run_state()
+    assert run is not None and (run["state"], run["done"], run["total"]) == ("done", 3, 3)
+    page.close()
+
+
+def test_what_another_process_writes_is_told(tmp_path: Path) -> None:
+    page = live(tmp_path, edits=2)
+
+    async def scene() -> list[Any]:
+        said = (await page._live(None)).body_iterator  # type: ignore[arg-type, attr-defined]
+        first = await anext(said)
+        Ledger.open(page.studio.path).undo(2)
+        found = [json.loads(one[6:])["live"] for one in (first, await anext(said))]
+        await said.aclose()
+        return found
+
+    assert asyncio.run(asyncio.wait_for(scene(), 20)) == [2, 1]
+    page.close()
+
+
+def test_few_sums_are_kept_while_one_drags(page: Live) -> None:
+    for upto in (1, 2, 3, None, 1):
+        done(client(page).post("/api/preview", json={"upto": upto, "prompt": PROMPT}))
+        events(client(page).post("/api/ask", json={"upto": upto, "prompt": PROMPT, "tokens": 1}))
+    kinds = [name for name, *_ in page.studio._kept[1]]
+    assert all(0 < kinds.count(large) <= 2 for large in ("recorded", "free", "near"))
+
+
+def test_what_nobody_foresaw_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = live(tmp_path, edits=1)
+    ask = TestClient(page.application, base_url="http://localhost:8765", raise_server_exceptions=False)
+    (tmp_path / "ledger-report").write_text("a file where the report goes")
+    wrong = ask.post("/api/report", json={})
+    assert wrong.status_code == 500 and "ledger-report" in wrong.json()["error"]
+    as_it_is = {"content-type": "application/json"}
+    assert ask.post("/api/check", content="[" * 100_000, headers=as_it_is).status_code == 400
+    assert ask.post("/api/undo", json={"edits": [[1]]}).status_code == 400
+    assert ask.post("/api/tests", json={"text": 7}).status_code == 400
+    same = "known fact 77"
+    found = done(ask.post("/api/check", json={**as_json(FACTS[1])[0], "target_new": same, "target_true": same}))
+    assert any(f"target_true '{same}'" in line for line in found["problems"])
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("not enough memory: you tried to allocate 9 bytes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page.studio.model.hf, "forward", full)
+        [said] = events(ask.post("/api/ask", json={"prompt": "Who knows?"}))
+    assert said["kind"] == "error" and said["error"].startswith("out of memory")
+    assert events(ask.post("/api/ask", json={"prompt": "Who knows?", "tokens": 1}))[-1] == {"kind": "end"}
+    page.close()
+
+
+def test_a_ledger_of_any_name_has_its_folders_beside_it(page: Live, tmp_path: Path) -> None:
+    shutil.copytree(page.studio.path, tmp_path / "my edits")
+    other = Live(Studio(page.studio.model, tmp_path / "my edits", EditPlan()))
+    assert client(other).get("/report").status_code == 404
+    assert done(client(other).post("/api/export", json={"as": "lora"}))["to"] == str(tmp_path / "my edits-adapter")
+    other.close()
+
+
+def test_a_kill_ends_the_page_as_ctrl_c_does(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    from tether.web.serve import serve
+
+    def kill(_: str) -> None:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            serve(studio(tmp_path, edits=0), host="127.0.0.1", port=0, token=None, browser=False, say=kill)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --- who may ask --------------------------------------------------------------------------------------------------
@@ -378,7 +516,18 @@ def test_the_token_is_shown_once_and_then_kept_in_a_cookie(tmp_path: Path) -> No
         and "token" not in first.headers["location"]
     )
     assert ask.get("/api/state").status_code == 200
+    (tmp_path / "b").mkdir()
+    other = live(
+        tmp_path / "b", edits=0, token="secret-token-3"
+    )  # of the same host: a cookie does not tell ports apart
+    both = TestClient(other.application, base_url="http://localhost:8766", cookies=ask.cookies)
+    both.get("/?token=secret-token-3")
+    both.cookies.set("not of tether", "{a=b; c")
+    assert both.get("/api/state").status_code == 200
+    ask.cookies.update(both.cookies)
+    assert ask.get("/api/state").status_code == 200
     page.close()
+    other.close()
 
 
 @pytest.mark.parametrize(("host", "token"), [("0.0.0.0", None), ("localhost", "short"), ("localhost", "with space 1")])
@@ -404,6 +553,14 @@ def test_the_page_needs_no_other_host_and_says_so(page: Live) -> None:
         wrong = ask.post("/api/check", content=sent, headers={"content-type": "application/json"})
         assert wrong.status_code == 400 and "request is wrong" in wrong.json()["error"]
     assert ask.post("/api/undo", json={}).status_code == 400
+
+
+def test_every_file_of_the_package_is_in_its_wheel() -> None:
+    root = Path(__file__).parents[1]
+    settings = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    kinds = [pattern.removeprefix("**/") for pattern in settings["package-data"]["tether"]]
+    files = [one for one in (root / "src" / "tether").rglob("*") if one.is_file() and one.suffix not in (".py", ".pyc")]
+    assert len(files) > 40 and [str(one) for one in files if not any(one.match(kind) for kind in kinds)] == []
 
 
 def test_the_command_names_what_is_wrong_before_a_model_is_loaded(tmp_path: Path) -> None:

@@ -34,6 +34,23 @@ def random_update(model: EditableModel, name: str, rank: int, size: float = 0.2)
     return LowRank(size * A, B)
 
 
+def test_the_command_takes_an_adapter_and_refuses_what_it_would_leave_out(tmp_path: Path) -> None:
+    base = editable("llama")
+    save(base.hf, base.tokenizer, tmp_path / "base")
+    edited = editable("llama")
+    name = base.weight_name(1)
+    edited.set_update(name, random_update(base, name, 2).to_dense())
+    export_difference(base, edited, tmp_path / "adapter")
+    words = ("export", "--base", "base", "--edited", "adapter", "--to", "again", "--as", "lora")
+    for more in (("--restrain", "log:1.2"), ("--upto", "1"), ("--model", "base")):
+        refused = run(tmp_path, *words, *more)
+        assert refused.returncode == 2 and more[0] in refused.stderr and not (tmp_path / "again").exists()
+    [weight] = answer(tmp_path, *words)["adapter"]["weights"]
+    assert (weight["name"], weight["rank"]) == (name, 2)
+    again = with_adapter(editable("llama"), tmp_path / "again")
+    torch.testing.assert_close(again.weight(name), edited.weight(name), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_difference_of_two_checkpoints_is_an_adapter(family: str, tmp_path: Path) -> None:
     base, edited = editable(family), editable(family)

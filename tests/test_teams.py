@@ -17,7 +17,7 @@ from torch import Tensor
 import tether
 from tether.errors import BadLedgerError, BadSettingsError, MissingExtraError, WrongModelError
 from tether.facts.fact import Fact
-from tether.ledger import Ledger
+from tether.ledger import Attempt, Ledger
 from tether.models import EditableModel
 
 LAYOUTS = ["llama", "gpt2"]
@@ -253,6 +253,47 @@ def test_without_peft_one_line_names_the_extra(team: Team, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"tether\[lora\]"):
         team.a.as_peft(editable(team.family))
+
+
+# --- exported ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_merged_folder_holds_this_ledgers_edits_alone(team: Team, tmp_path: Path) -> None:
+    """Whatever the given model carries on other weights."""
+    model, ledger = editable(team.family), team.a
+    [edited] = ledger.header.weights
+    other = next(name for name in (model.weight_name(0), model.weight_name(1)) if name != edited)
+    model.set_update(other, torch.ones_like(model.original(other)))
+    before = bits(model)
+    ledger.export(model, tmp_path / "merged", as_="merged")
+    assert same_bits(model, before)
+    assert equal(bits(tether.load(tmp_path / "merged")), applied(ledger, team.family))
+
+
+def test_the_card_names_the_weights_that_changed(team: Team, tmp_path: Path) -> None:
+    for upto, named in ((0, []), (None, list(team.a.header.weights))):
+        team.a.export(editable(team.family), tmp_path / f"upto-{upto}", as_="merged", upto=upto)
+        manifest = json.loads((tmp_path / f"upto-{upto}" / "manifest.json").read_text())
+        assert manifest["weights"] == named
+
+
+def test_a_picked_edit_stands_for_none_of_its_new_ledger(team: Team, tmp_path: Path) -> None:
+    made = team.copy(team.a, tmp_path / "more")
+    with made.writing():
+        stands = Attempt("edit", FRANCE, {"stands_for": 1, "norm": 0.5}, "made anew")
+        made.append([stands], made.factors(made.live()[0]), {}, replacing=[1])
+    assert "(for 1)" in command(tmp_path, "log", "more").stdout
+    [event] = tether.pick(made, [4], tmp_path / "one").live()
+    assert event.record == {"norm": 0.5} and "(for " not in command(tmp_path, "log", "one").stdout
+
+
+def test_a_fact_steers_no_line_of_a_comparison(team: Team, tmp_path: Path) -> None:
+    made = team.copy(team.a, tmp_path / "sly")
+    sly = Fact(subject="Big Ben", prompt="{} is\nin both, the same: 99 of", target_new="Rome")
+    with made.writing():
+        made.append([Attempt("edit", sly, {})], made.factors(made.live()[0]), {})
+    said = command(tmp_path, "log", "--diff", "sly", str(team.b.path)).stdout
+    assert "in both, the same: 99" not in said.splitlines() and "\\nin both" in said
 
 
 # --- whose ----------------------------------------------------------------------------------------------------------

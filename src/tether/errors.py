@@ -9,6 +9,18 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+_ALGEBRA = "a linear-algebra routine failed", "look for weights that are not finite, restrain or undo the last edits"
+_REMEDIES = {
+    "OutOfMemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another --device"),
+    "MemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another machine"),
+    "_LinAlgError": _ALGEBRA,
+    "LinAlgError": _ALGEBRA,
+    "ArpackError": _ALGEBRA,
+    "SafetensorError": ("a safetensors file is damaged", "fetch it again, or restore it from a copy"),
+}  # names of classes, since importing their packages takes seconds
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # how a RuntimeError of torch says it
+
+
 class TetherError(Exception):
     """A message on one line: the value at fault, the rule it breaks, the remedy.
 
@@ -57,3 +69,16 @@ def pydantic_line(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{key} is not known"
     return f"{key} = {first.get('input')!r}: {message}" if key else message
+
+
+def failure(error: Exception) -> str | None:
+    """One line for an error that a user can do something about; None for any other."""
+    if isinstance(error, TetherError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    names = [kind.__name__ for kind in type(error).__mro__]
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
+        names.append("MemoryError")
+    what, remedy = next((_REMEDIES[name] for name in names if name in _REMEDIES), (None, None))
+    return what and f"{what} ({first_line(error)}): {remedy}"

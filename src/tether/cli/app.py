@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import tether
 from tether.cli.options import Answer, printable, say, wants_json, write
-from tether.errors import TetherError, first_line
+from tether.errors import failure
 
 INTERRUPTED = 130
 
@@ -35,16 +35,6 @@ _PANELS = {
 }
 VERBS = {verb: panel for panel, verbs in _PANELS.items() for verb in verbs}  # in the order of the help
 
-_ALGEBRA = "a linear-algebra routine failed", "look for weights that are not finite, restrain or undo the last edits"
-_REMEDIES = {
-    "OutOfMemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another --device"),
-    "MemoryError": ("out of memory", "use a smaller model, batch or --dtype bfloat16, or another machine"),
-    "_LinAlgError": _ALGEBRA,
-    "LinAlgError": _ALGEBRA,
-    "ArpackError": _ALGEBRA,
-    "SafetensorError": ("a safetensors file is damaged", "fetch it again, or restore it from a copy"),
-}  # names of classes, since importing their packages takes seconds
-_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # how a RuntimeError of torch says it
 _JSON = typer.Option("--json", expose_value=False, help="Print one JSON document on stdout and nothing else there.")
 
 
@@ -153,19 +143,6 @@ def main() -> None:
             _fail(line, 1, as_json)
         raise  # a bug shows itself
     sys.exit(answer or 0)
-
-
-def failure(error: Exception) -> str | None:
-    """One line for an error that a user can do something about; None for any other."""
-    if isinstance(error, TetherError):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}"
-    names = [kind.__name__ for kind in type(error).__mro__]
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
-        names.append("MemoryError")
-    what, remedy = next((_REMEDIES[name] for name in names if name in _REMEDIES), (None, None))
-    return what and f"{what} ({first_line(error)}): {remedy}"
 
 
 def _fail(message: str, code: int, as_json: bool) -> NoReturn:

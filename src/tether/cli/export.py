@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tether.cli.loading import load_model, open_ledger, restraint
+from tether.cli.loading import load_edited, load_model, open_ledger, restraint
 from tether.cli.options import (
     Answer,
     Base,
@@ -95,7 +95,11 @@ def export(
     if ledger is None:
         if kind in WHOLE:
             raise typer.BadParameter("two checkpoints give an adapter: lora, gguf-lora or mlx", param_hint="--as")
-        first, second = (load_model(str(name), dtype=dtype, device=device) for name in (base, edited))
+        for option, given in (("--restrain", restrain), ("--upto", upto), ("--model", model)):
+            if given is not None:
+                raise typer.BadParameter("goes with a ledger, and not with --edited", param_hint=option)
+        second = load_edited(str(edited), base, dtype=dtype, device=device)
+        first = load_model(str(base), dtype=dtype, device=device)
         found = export_difference(
             first, second, to, form=kind, rank=rank, adapter_dtype=adapter_dtype, base_name=base_name
         )

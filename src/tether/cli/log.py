@@ -80,7 +80,7 @@ def _fields(event: Event) -> dict[str, Any]:
 
 def _said(event: Event) -> str:
     """A fact, or what an update without one is of."""
-    return event.reason or "" if event.fact is None else f"{event.fact.text} -> {event.fact.target_new}"
+    return printable(event.reason or "" if event.fact is None else f"{event.fact.text} -> {event.fact.target_new}")
 
 
 def _line(event: Event, undone: Set[int]) -> str:

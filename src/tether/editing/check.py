@@ -1,6 +1,6 @@
 """What is wrong with a list of facts for one model, found before a minute is spent on editing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tether.evaluation.scores import score_ids
 from tether.facts.check import FactCheck, check_encoded
@@ -9,11 +9,13 @@ from tether.facts.tokens import Continuation, EncodedPrompt
 from tether.models.editable import EditableModel
 
 
-def check_facts(model: EditableModel, facts: Sequence[Fact], known: Sequence[Fact] = ()) -> list[FactCheck]:
+def check_facts(
+    model: EditableModel, facts: Sequence[Fact], known: Sequence[Fact] | Mapping[str, Fact] = ()
+) -> list[FactCheck]:
     """One FactCheck a fact, in order, as `check_encoded` says, for the model as it is now.
 
-    `known` are facts edited before, those of a ledger. Batched forward passes over prompts and targets; changes
-    nothing.
+    `known` are facts edited before, those of a ledger, by name where they have one. Batched forward passes over prompts
+    and targets; changes nothing.
     """
 
     def answers(prompts: Sequence[EncodedPrompt]) -> Iterator[bool]:

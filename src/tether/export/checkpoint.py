@@ -22,6 +22,7 @@ from tether.export import card
 from tether.export.folder import CARD, new_folder, write_card_and_manifest
 from tether.export.manifest import MANIFEST
 from tether.models.checkpoint_files import Stored, same_bytes, stored_tensors
+from tether.models.layout import stored_turned
 from tether.storage.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,8 @@ def restrain_checkpoint(
     with new_folder(out) as folder:
         without_git = shutil.ignore_patterns(".git")
         shutil.copytree(edited, folder, dirs_exist_ok=True, copy_function=shutil.copyfile, ignore=without_git)
+        # Of a restraint that tells rows of W₀ from columns, a matrix is seen out×in.
+        turned = stored_turned(edited) if "weight" in restraint.needs else ()
         matrices: list[MatrixReport] = []
         copied: dict[str, str] = {}
         rounded = 0
@@ -126,7 +129,8 @@ def restrain_checkpoint(
             if original is None or (reason := _not_comparable(name, original, stored)):
                 copied[name] = "only in the edited checkpoint" if original is None else reason
                 continue
-            report, W = _restrain(name, original, stored, restraint, torch.device(device))
+            lies = any(one == name or one.endswith(f".{name}") for one in turned)
+            report, W = _restrain(name, original, stored, restraint, torch.device(device), turned=lies)
             if W is not None:
                 stored.overwrite(folder / stored.file.name, W)
             if report is None:
@@ -155,7 +159,7 @@ def checkpoint_restraint(text: str | Constraint) -> Constraint:
 
 
 def _restrain(
-    name: str, original: Stored, stored: Stored, restraint: Constraint, device: torch.device
+    name: str, original: Stored, stored: Stored, restraint: Constraint, device: torch.device, *, turned: bool
 ) -> tuple[MatrixReport | None, Tensor | None]:
     """The report of one matrix (None for a zero base), and the restrained one in float32 where it differs from B."""
     A = original.read().to(device, torch.float32)
@@ -171,8 +175,10 @@ def _restrain(
     if m == 0:
         return None, None
     if not isinstance(restraint, Restraint):
-        whole, first = LowRank.of_dense(D), restraint.init(Weight(shape, m, A.cpu), Data())
-        held = constrained(whole, restraint, first).to_dense()
+        seen, W = (D.mT, A.mT) if turned else (D, A)
+        first = restraint.init(Weight((seen.shape[0], seen.shape[1]), m, W.cpu), Data())
+        held = constrained(LowRank.of_dense(seen), restraint, first).to_dense()
+        held = held.mT if turned else held
         number = len(large_singular_values.above(D, m)[1]) if norm > m else 0
         top, same = large_singular_values.largest(D), torch.equal(held, D)
         left = top if same else large_singular_values.largest(held)

@@ -20,6 +20,7 @@ Verdict = Literal["right", "wrong", "refused", "unknown"]
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 _NO_LORA = ("gpt2", "gpt_neox", "gptj", "falcon")  # model types that vLLM serves without adapters (0.14)
 _OLLAMA = {"llama": "llama", "mistral": "llama", "gemma2": "gemma2"}  # model type -> architecture of a safetensors one
+_OLLAMA_WHOLE = ("llama", "gemma", "gemma2", "gemma3", "gemma3_text", "phi3", "qwen2", "cohere")  # that it converts
 _TRANSPOSED = ("gpt2",)  # model types whose adapters the converter of llama.cpp turns round
 
 
@@ -82,18 +83,21 @@ def check_adapter(folder: str | Path, engines: Sequence[str]) -> list[Finding]:
         raise BadSettingsError(f"engine {strange[0]!r}: choose {', '.join(ENGINES)}")
     read = _read(Path(folder))
     if read.form in ("merged", "gguf"):
-        return [Finding(engine, "form", *_whole(engine, read.form)) for engine in engines]
+        return [Finding(engine, "form", *_whole(engine, read)) for engine in engines]
     return [Finding(engine, *rest) for engine in engines for rest in ENGINES[engine](read)]
 
 
 _Rest = tuple[str, Verdict, str]  # a Finding without its engine
 
 
-def _whole(engine: str, form: str) -> tuple[Verdict, str]:
-    takes = {"merged": ("vllm", "ollama", "mlx"), "gguf": ("llama.cpp", "ollama")}[form]
-    if engine in takes:
-        return "right", "whole weights, to which no rule of adapters applies"
-    return "refused", f"it does not load {form} weights: export --as {'gguf' if form == 'merged' else 'merged'}"
+def _whole(engine: str, read: _Folder) -> tuple[Verdict, str]:
+    takes = {"merged": ("vllm", "ollama", "mlx"), "gguf": ("llama.cpp", "ollama")}[read.form]
+    if engine not in takes:
+        instead = "gguf" if read.form == "merged" else "merged"
+        return "refused", f"it does not load {read.form} weights: export --as {instead}"
+    if (engine, read.form) == ("ollama", "merged") and read.model_type not in _OLLAMA_WHOLE:
+        return "refused", f"safetensors of {read.model_type} models are not converted: export --as gguf"
+    return "right", "whole weights, to which no rule of adapters applies"
 
 
 def _vllm(read: _Folder) -> Iterator[_Rest]:
@@ -277,6 +281,7 @@ def _read(folder: Path) -> _Folder:
         pairs, strange = _pairs(folder)
         return _Folder("mlx", config, pairs, strange, kind, layers, {})
     if (folder / "config.json").is_file():
+        kind = _json(folder / "config.json").get("model_type") or kind
         return _Folder("merged", config, {}, (), kind, layers, {})
     if ggufs:
         return _gguf(ggufs[0], kind, layers)

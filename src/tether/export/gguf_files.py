@@ -145,7 +145,7 @@ def _take_over(writer: Any, reader: Any, model: EditableModel, names: _Names) ->
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
             continue
         lies = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
-        if not torch.equal(lies.float(), names.placed(tensor.name, model.original(parameter).cpu())):
+        if not torch.equal(lies.to(model.dtype).float(), names.placed(tensor.name, model.original(parameter).cpu())):
             raise WrongModelError(
                 f"{tensor.name} of the GGUF file is not the unedited {parameter}: load that file anew"
             )

@@ -1,6 +1,6 @@
 """What is wrong with a list of facts, found before a minute is spent on editing."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
@@ -37,12 +37,13 @@ class FactCheck:
 def check_encoded(
     tokenizer: PreTrainedTokenizerFast,
     facts: Sequence[Fact],
-    known: Sequence[Fact] = (),
+    known: Sequence[Fact] | Mapping[str, Fact] = (),
     *,
     limit: int | None,
     answers: Callable[[Sequence[EncodedPrompt]], Iterable[bool]],
 ) -> list[FactCheck]:
-    """One FactCheck a fact, in order. `known` are facts edited before, those of a ledger.
+    """One FactCheck a fact, in order. `known` are facts edited before, those of a ledger, by what a message calls them
+    ("known fact 0", … in a sequence).
 
     Problems: no token for the subject or the target, in the prompt or a phrasing; more tokens than `limit`, the model's
     positions; a target the model already answers greedily, which `answers` tells for every prompt with its target; a
@@ -51,15 +52,14 @@ def check_encoded(
     paraphrase that the fact is edited for; a prompt that brings the tokenizer's start of text; a joint other than one
     space. Records that could not become a Fact are `scan_facts`' to name.
     """
+    if not isinstance(known, Mapping):
+        known = {f"known fact {place}": fact for place, fact in enumerate(known)}
     encoded = [_encode(tokenizer, fact, limit) for fact in facts]
     phrasings = [list(_phrasings(tokenizer, fact, limit)) for fact in facts]
     answered = iter(answers([e for e in encoded if isinstance(e, EncodedPrompt)]))
     repeated = dict(repeats(facts, known))
     places: dict[str, list[str]] = {}
-    for where, fact in [
-        *((f"known fact {i}", fact) for i, fact in enumerate(known)),
-        *((f"fact {i}", fact) for i, fact in enumerate(facts)),
-    ]:
+    for where, fact in [*known.items(), *((f"fact {i}", fact) for i, fact in enumerate(facts))]:
         places.setdefault(fact.subject_key, []).append(where)
     checks = []
     for index, (fact, found) in enumerate(zip(facts, encoded, strict=True)):
@@ -110,12 +110,12 @@ def _notes(tokenizer: PreTrainedTokenizerFast, fact: Fact, others: Sequence[str]
         yield f"the target follows the prompt after {between!r}; write `join` for another"
 
 
-def repeats(facts: Sequence[Fact], known: Iterable[Fact] = ()) -> Iterator[tuple[int, str]]:
-    """(index, problem) of every fact that is edited for a prompt which one of `known` or an earlier one of the list is
-    edited for: a duplicate, or a contradiction."""
+def repeats(facts: Sequence[Fact], known: Mapping[str, Fact] | None = None) -> Iterator[tuple[int, str]]:
+    """(index, problem) of every fact that is edited for a prompt which one of `known` (by what a message calls it) or
+    an earlier one of the list is edited for: a duplicate, or a contradiction."""
     earlier: dict[Hashable, tuple[str, Fact]] = {}
-    for place, fact in enumerate(known):
-        earlier |= {_asked(prompt): (f"known fact {place}", fact) for prompt in fact.asked}
+    for where, fact in (known or {}).items():
+        earlier |= {_asked(prompt): (where, fact) for prompt in fact.asked}
     for index, fact in enumerate(facts):
         here = f"fact {index}"
         found = [(prompt, *earlier.setdefault(_asked(prompt), (here, fact))) for prompt in fact.asked]

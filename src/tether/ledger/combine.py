@@ -6,9 +6,9 @@ tether.pick(Ledger.open("a"), [3, 7], "two")
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tether.constraints.base import parse
 from tether.errors import BadSettingsError, WrongModelError
@@ -163,6 +163,12 @@ def _copy(ledger: Ledger, edits: Set[int], made: Ledger) -> None:
     for events in by_file(event for event in ledger.live() if event.edit in edits).values():
         updates, vectors = part_of(ledger.tensors(events[0]), made.header.weights, events)
         attempts = [
-            Attempt("edit", e.fact, e.record, e.reason, columns=0 if e.shared else e.columns or 1) for e in events
+            Attempt("edit", e.fact, _without_numbers(e.record), e.reason, columns=0 if e.shared else e.columns or 1)
+            for e in events
         ]
         made.append(attempts, updates, vectors)
+
+
+def _without_numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of an edit, without the number of another one, which means nothing in the new ledger."""
+    return {name: value for name, value in record.items() if name != "stands_for"}

@@ -5,6 +5,7 @@ lines where they are of an incomplete batch, are dropped at open, since their ev
 an error that names the event.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -148,31 +149,48 @@ class Journal:
         self._spaced = header.joint is None
         self.path = folder / "journal.jsonl"
         self._header_sha = hashlib.sha256((folder / "ledger.json").read_bytes()).hexdigest()
-        self.reload()
+        self._seen: tuple[int, int, int] | None = None
+        self._clear()
+        self._read()
 
     def reload(self) -> None:
-        """Read and check every line. Raises BadLedgerError that names the first damaged event."""
-        self._seen = self._stat()
-        data = self.path.read_bytes() if self._seen else b""
+        """Read and check every line. Raises BadLedgerError that names the first damaged event; the journal is then as
+        it was before."""
+        self._read(again=True)
+
+    def refresh(self) -> None:
+        """`reload`, where the file is not as this journal last read or wrote it. Where the lines that are known are
+        the same bytes, those after them are read alone."""
+        if self._stat() != self._seen:
+            self._read()
+
+    def _clear(self) -> None:
         self.events: list[Event] = []
         self.attempts = 0
         self.undone: frozenset[int] = frozenset()
         self.unrestrained: list[int] = []
         self._whole, self.head = 0, self._header_sha  # up to the last complete event or batch
-        size, head = self._whole, self.head
+        self._bytes = hashlib.sha256()  # of all of it
+
+    def _read(self, *, again: bool = False) -> None:
+        """Take what the file holds, at once: another thread sees the journal as it was, or as it is now."""
+        found, seen = copy.copy(self), self._stat()
+        data = self.path.read_bytes() if seen else b""
+        if again or hashlib.sha256(memoryview(data)[: self._whole]).digest() != self._bytes.digest():
+            found._clear()
+        else:
+            found.events, found.unrestrained, found._bytes = [*self.events], [*self.unrestrained], self._bytes.copy()
+        size, head = found._whole, found.head
         batch: list[Event] = []
-        for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        for number, line in enumerate(data[size:].split(b"\n")[:-1], start=len(found.events) + 1):
             batch.append(self._check(number, line, head))
             size, head = size + len(line) + 1, hashlib.sha256(line + b"\n").hexdigest()
             if batch[-1].batch is None or batch[-1].batch[0] == batch[-1].batch[1]:
-                self._whole, self.head = size, head
-                self._take(batch)
+                found._bytes.update(data[found._whole : size])
+                found._whole, found.head = size, head
+                found._take(batch)
                 batch = []
-
-    def refresh(self) -> None:
-        """`reload`, where the file is not as this journal last read or wrote it."""
-        if self._stat() != self._seen:
-            self.reload()
+        vars(self).update(vars(found), _seen=seen)
 
     def _stat(self) -> tuple[int, int, int] | None:
         try:
@@ -247,6 +265,7 @@ class Journal:
             os.fsync(handle.fileno())
         if self._whole == 0:
             sync_folder(self.path.parent)
+        self._bytes.update(lines)
         self._whole += len(lines)
         self.head = last
         self._take(sealed)

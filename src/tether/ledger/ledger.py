@@ -194,7 +194,7 @@ class Ledger:
         self._last_read = (None, {})
 
     def refresh(self) -> None:
-        """`reload`, where another process has written since."""
+        """Read what another process has written since."""
         self._journal.refresh()
 
     @property
@@ -366,12 +366,12 @@ class Ledger:
                     why = "was undone already" if edit in self.undone else "is no live edit"
                     why = "is not undone" if kind == "redo" else why
                     raise BadSettingsError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
-            for edit in sorted(edits):
-                apart = sorted(self.together([edit]) - set(edits))
-                if apart:
-                    others = f"{', '.join(map(str, apart[:5]))}{' …' if apart[5:] else ''}"
-                    every = len(self.together([edit]))
-                    raise BadSettingsError(f"edit {edit} shares one update with {others}: {kind} all {every} of them")
+            if self.together(edits) != set(edits):
+                edit = next(edit for edit in sorted(edits) if self.together([edit]) - set(edits))
+                every = self.together([edit])
+                apart = sorted(every - set(edits))
+                others = f"{', '.join(map(str, apart[:5]))}{' …' if apart[5:] else ''}"
+                raise BadSettingsError(f"edit {edit} shares one update with {others}: {kind} all {len(every)} of them")
             changes = {f"{kind}ne": tuple(sorted(set(edits)))}
             other = self._stood_for(set(edits), again=kind == "undo")
             if other:
@@ -440,18 +440,19 @@ class Ledger:
         """
         check_form(as_, rank, adapter_dtype)
         model, header = self.model_or_load(model), self.header
+        sums = self.sums(upto, restrain, model=model)
         about = Provenance(
             base_model=self.name_of(model), fingerprint=header.fingerprint, method=header.method,
             settings=header.settings,
             restraint=self.restraint_in_words(upto) if restrain is None else str(parse(restrain)),
             facts=[(e.edit, e.fact) for e in self.live(upto) if e.edit is not None and e.fact is not None],
-            weights=list(header.weights), head=self.head, versions=header.versions, ledger=self.path.resolve().name,
+            weights=[name for name, held in sums.of.items() if held.rank],
+            head=self.head, versions=header.versions, ledger=self.path.resolve().name,
             upto=upto, checkpoint=model.fingerprint(), model_type=model.hf.config.get_text_config().model_type,
             layers=model.n_layers,
         )  # fmt: skip
-        sums = self.sums(upto, restrain, model=model)
         if as_ in WHOLE:
-            with model.provisional({}):  # gives back what the model carries
+            with model.unedited():  # also without what it carries on weights that are not the ledger's
                 sums.show(model)
                 export_whole(as_, model, to, about)
             return None

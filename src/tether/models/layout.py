@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tether.errors import WrongModelError
@@ -66,6 +67,18 @@ def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | No
         f"attention, each with one Linear or Conv1D outside it that gives {hidden} values and takes the width of a "
         f"module beside it; found {_findings(hf, lists, found)}; {_REMEDY}"
     )
+
+
+def stored_turned(folder: Path) -> frozenset[str]:
+    """The names of the weights that a checkpoint stores in×out (GPT-2's Conv1D), by its config.json and on the meta
+    device; none of one that transformers does not know."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            hf = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return frozenset()
+    return frozenset(f"{name}.weight" for name, module in hf.named_modules() if isinstance(module, Conv1D))
 
 
 def refuse_quantised(config: Mapping[str, Any], name: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from importlib import resources
 from typing import Any, Literal, TypeVar
 
@@ -14,9 +15,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tether.errors import BadSettingsError, TetherError
+from tether.errors import BadSettingsError, TetherError, failure, first_line
 from tether.storage.atomic import finite
-from tether.web.desk import BusyError, Desk, Tell
+from tether.web.desk import BusyError, Desk, GoneError, Tell
 from tether.web.door import REPORT_POLICY, Door
 from tether.web.studio import TOKENS, Studio
 
@@ -36,7 +37,7 @@ class Live:
 
     def __init__(self, studio: Studio, *, host: str = "127.0.0.1", token: str | None = None) -> None:
         self.studio, self.desk = studio, Desk()
-        self.closing = False
+        self.closing: Callable[[], bool] = lambda: False  # whether the server wants its streams to end
         self._running: asyncio.Task[None] | None = None
         posts: dict[str, Callable[[Any], Awaitable[Any]]] = {
             "check": self._check, "facts": self._facts, "run": self._run, "run/pause": self._pause,
@@ -46,7 +47,7 @@ class Live:
             "headroom": self._headroom,
         }  # fmt: skip
         gets: dict[str, Callable[[], Any]] = {
-            "state": studio.look, "events": studio.events, "prompts": studio.prompts,
+            "state": studio.state, "events": studio.events, "prompts": studio.prompts,
         }  # fmt: skip
         routes = [Route("/", _static("index.html")), Route("/static/{name:path}", _static())]
         routes += [Route(f"/api/{name}", self._got(get)) for name, get in gets.items()]
@@ -56,22 +57,27 @@ class Live:
             Route("/report", self._report_page),
         ]  # fmt: skip
         self.application: ASGIApp = Door(
-            Starlette(routes=routes, exception_handlers={TetherError: _refused, HTTPException: _wrong}),
+            Starlette(
+                routes=routes,
+                exception_handlers={TetherError: _refused, HTTPException: _wrong, Exception: _broken},
+            ),
             host=host, token=token,
         )  # fmt: skip
 
     def close(self) -> None:
-        self.closing = True
+        self.closing = lambda: True
         self.studio.pause()
         self.desk.close()
 
     # --- what is asked for --------------------------------------------------------------------------------------
 
     def _got(self, get: Callable[[], Any]) -> Handler:
-        """What is there; while the desk is at long work, what is known without it."""
+        """What is there; while the desk is at work, which alone may read the ledger anew, what is known without it."""
 
         async def answer(_: Request) -> Response:
-            return _json(get() if self.desk.busy else await self.desk.do(get))
+            if not self.desk.at_work:
+                await self.desk.do(self.studio.refresh)
+            return _json(get())
 
         return answer
 
@@ -79,30 +85,32 @@ class Live:
         return await self.desk.do(lambda: self.studio.check(body))
 
     async def _facts(self, body: Any) -> Any:
-        return self.studio.read(_needed(body, "text", str))
+        return await asyncio.to_thread(self.studio.read, _needed(body, "text", str))  # which needs no model
 
     async def _run(self, body: Any) -> Any:
         self.desk.check_free()
         schedule = {name: body[name] for name in ("restrain", "every", "on_alarm") if body.get(name) is not None}
         self.studio.begin(_needed(body, "facts", list), schedule)
-        self._start(resume=False)
-        return {"run": self.studio.run_state()}
+        return self._start()
 
     async def _resume(self, _: Any) -> Any:
         self.desk.check_free()
-        self._start(resume=True)
-        return {"run": self.studio.run_state()}
+        self.studio.go_on()
+        return self._start()
 
-    def _start(self, *, resume: bool) -> None:
+    def _start(self) -> Any:
+        work = self.desk.do_long("editing", self.studio.work)  # at once: another request finds the desk busy
+
         async def whole() -> None:
             try:
-                await self.desk.do_long("editing", lambda: self.studio.work(resume=resume))
+                await work
             except TetherError as error:
                 logger.warning("%s", error)
             except Exception:  # the run says that it failed, the log why
                 logger.exception("the run failed")
 
         self._running = asyncio.get_running_loop().create_task(whole())
+        return {"run": self.studio.run_state()}
 
     async def _pause(self, _: Any) -> Any:
         self.studio.pause()
@@ -115,11 +123,11 @@ class Live:
         return await self.desk.do(lambda: self.studio.scores(**_chosen(body)))
 
     async def _undo(self, body: Any) -> Any:
-        edits = _needed(body, "edits", list)
+        edits = _edits(body)
         return await self.desk.do(lambda: self.studio.mark("undo", edits))
 
     async def _redo(self, body: Any) -> Any:
-        edits = _needed(body, "edits", list)
+        edits = _edits(body)
         return await self.desk.do(lambda: self.studio.mark("redo", edits))
 
     async def _verify(self, body: Any) -> Any:
@@ -144,9 +152,8 @@ class Live:
         return await self.desk.do_long("exporting", lambda: self.studio.export(kind, name, **_chosen(body)))
 
     async def _tests(self, body: Any) -> Any:
-        return await self.desk.do_long(
-            "running knowledge tests", lambda: self.studio.tests(body.get("text"), **_chosen(body))
-        )
+        text = None if body.get("text") is None else _needed(body, "text", str)
+        return await self.desk.do_long("running knowledge tests", lambda: self.studio.tests(text, **_chosen(body)))
 
     async def _report(self, body: Any) -> Any:
         restrain = _chosen(body)["restrain"]
@@ -168,8 +175,12 @@ class Live:
         def work(tell: Tell) -> None:
             try:
                 self.studio.ask(body.get("prompt"), tell, **chosen, tokens=tokens)
-            except TetherError as error:
-                tell({"kind": "error", "error": str(error)})
+            except GoneError:
+                raise
+            except Exception as error:
+                if not isinstance(error, TetherError):
+                    logger.exception("the answer failed")
+                tell({"kind": "error", "error": _line(error)})
 
         async def events() -> AsyncIterator[str]:
             task = asyncio.create_task(self.desk.stream(work, queue))
@@ -177,26 +188,31 @@ class Live:
                 while (said := await queue.get()) is not None:
                     yield _event(said)
                 await task
+            except TetherError as error:  # long work began meanwhile
+                yield _event({"kind": "error", "error": _line(error)})
             finally:
                 task.cancel()
 
         return _stream(events())
 
     async def _live(self, _: Request) -> Response:
-        """What is at work, how far the run is, and whether the ledger changed: at once, and whenever it changes."""
+        """What is at work, how far the run is, and whether the ledger changed: at once, and whenever it changes. Where
+        nothing is at work, also what another process wrote."""
 
         async def events() -> AsyncIterator[str]:
-            last, quiet = "", 0.0
-            while not self.closing:
-                state = self.studio.state()
-                now = _event({
-                    "busy": self.desk.busy, "run": self.studio.run_state(),
-                    **{name: state[name] for name in ("head", "live", "edits")},
-                })  # fmt: skip
+            last: Any = None
+            quiet = 0.0
+            while not self.closing():
+                if not self.desk.at_work:
+                    with suppress(TetherError):  # who asks for the ledger is told
+                        await self.desk.do(self.studio.refresh)
+                now = self.desk.busy, self.studio.run_state(), self.studio.head
                 quiet += _LOOK
                 if now != last:
                     last, quiet = now, 0.0
-                    yield now
+                    state = self.studio.state()
+                    known = {name: state[name] for name in ("head", "live", "edits")}
+                    yield _event({"busy": now[0], "run": now[1], **known})
                 elif quiet >= _KEEP_ALIVE:
                     quiet = 0.0
                     yield ": still here\n\n"
@@ -220,14 +236,14 @@ def _answering(post: Callable[[Any], Awaitable[Any]]) -> Handler:
 
 async def _body(request: Request) -> Any:
     """The JSON object of a request."""
-    data = b""
+    data = bytearray()
     async for part in request.stream():
         data += part
         if len(data) > _LARGEST:
             raise HTTPException(413, f"more than {_LARGEST >> 20} MiB")
     try:
         found = json.loads(data or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise HTTPException(400, "send a JSON object")
@@ -238,6 +254,13 @@ def _needed(body: Any, name: str, kind: type[T]) -> T:
     found = body.get(name)
     if not isinstance(found, kind):
         raise HTTPException(400, f"{name} must be given, as JSON's {kind.__name__}")
+    return found
+
+
+def _edits(body: Any) -> list[int]:
+    found = _needed(body, "edits", list)
+    if not all(isinstance(edit, int) for edit in found):
+        raise HTTPException(400, "edits must be numbers of edits")
     return found
 
 
@@ -268,6 +291,15 @@ async def _refused(_: Request, error: Exception) -> Response:
 async def _wrong(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _json({"error": f"the request is wrong: {error.detail}"}, error.status_code)
+
+
+async def _broken(_: Request, error: Exception) -> Response:
+    """For what nobody foresaw; the server logs where it happened."""
+    return _json({"error": _line(error)}, 500)
+
+
+def _line(error: Exception) -> str:
+    return failure(error) or f"an error of tether ({first_line(error)}): the terminal of tether live says where"
 
 
 def _event(document: Any) -> str:

@@ -1,8 +1,8 @@
 """The desk: one worker, on which everything that touches the model is done, one thing after another."""
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -28,30 +28,41 @@ class Desk:
 
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="tether-desk")
+        self._given: set[Future[Any]] = set()  # what is done now, and what waits for it
         self.busy: str | None = None
+
+    @property
+    def at_work(self) -> bool:
+        """Whether anything is done, or waits."""
+        return self.busy is not None or bool(self._given)
 
     def check_free(self) -> None:
         """Raise BusyError while long work is under way."""
         if self.busy is not None:
             raise BusyError(f"busy: {self.busy}; wait until it ends, or pause it")
 
-    async def do(self, work: Callable[[], T]) -> T:
-        """What short work gives."""
+    def do(self, work: Callable[[], T]) -> Awaitable[T]:
+        """What short work gives; it has its place in the queue when this returns."""
         self.check_free()
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        return self._give(work)
 
-    async def do_long(self, what: str, work: Callable[[], T]) -> T:
-        """What long work gives; the desk is `busy` with `what` meanwhile."""
+    def do_long(self, what: str, work: Callable[[], T]) -> Awaitable[T]:
+        """What long work gives; the desk is `busy` with `what` from now on, until the work ends, also where nobody
+        waits for it any more."""
         self.check_free()
         self.busy = what
 
-        def whole() -> T:  # free again when the work ends, also where nobody waits for it any more
-            try:
-                return work()
-            finally:
-                self.busy = None
+        def free(_: Future[T]) -> None:
+            self.busy = None
 
-        return await asyncio.get_running_loop().run_in_executor(self._worker, whole)
+        return self._give(work, free)
+
+    def _give(self, work: Callable[[], T], *ended: Callable[[Future[T]], None]) -> Awaitable[T]:
+        future = self._worker.submit(work)
+        self._given.add(future)
+        for call in (self._given.discard, *ended):
+            future.add_done_callback(call)
+        return asyncio.wrap_future(future)
 
     async def stream(self, work: Callable[[Tell], None], queue: "asyncio.Queue[dict[str, Any] | None]") -> None:
         """Do short work that tells of itself: what it tells goes into the queue, None at the end. Cancelled, the work

@@ -4,20 +4,20 @@ A request must name a host that this server goes by (against DNS rebinding) and,
 page itself. With a token it must show it too: once in the address, `/?token=…`, from then on by a cookie.
 """
 
+import hashlib
 import ipaddress
 import re
 import secrets
 import socket
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tether.errors import BadSettingsError
 
-COOKIE = "tether_token"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -46,6 +46,8 @@ class Door:
         if token is not None and not re.fullmatch("[A-Za-z0-9_-]{8,}", token):
             raise BadSettingsError(f"token {token!r}: give at least 8 letters, digits, - and _")
         self._app, self._host, self._token = app, host.lower(), token
+        # Cookies do not tell ports apart: two pages of one machine have two names.
+        self._cookie = f"tether_{hashlib.sha256((token or '').encode()).hexdigest()[:12]}"
         self._names = {"localhost", self._host, *(() if is_loopback(host) else _own_names())}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,9 +90,9 @@ class Door:
             if not secrets.compare_digest(given[0].encode(), self._token.encode()):
                 return PlainTextResponse("wrong token: open the address that tether live printed", 401)
             answer = RedirectResponse("/", 303)
-            answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+            answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
             return answer
-        if not any(secrets.compare_digest(shown.encode(), self._token.encode()) for shown in _shown(headers)):
+        if not any(secrets.compare_digest(shown.encode(), self._token.encode()) for shown in self._shown(headers)):
             return PlainTextResponse("a token is needed: open the address that tether live printed", 401)
         return None
 
@@ -109,17 +111,12 @@ class Door:
         # An address cannot be rebound. A server of this machine alone goes by loopback addresses.
         return address.is_loopback or not is_loopback(self._host)
 
+    def _shown(self, headers: Headers) -> list[str]:
+        """The tokens that a request shows."""
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        shown = [given] if kind.lower() == "bearer" else []
+        return [*shown, *filter(None, [cookie_parser(headers.get("cookie", "")).get(self._cookie)])]
+
 
 def _own_names() -> set[str]:
     return {socket.gethostname().lower(), socket.getfqdn().lower()}
-
-
-def _shown(headers: Headers) -> list[str]:
-    """The tokens that a request shows."""
-    kind, _, given = headers.get("authorization", "").partition(" ")
-    shown = [given] if kind.lower() == "bearer" else []
-    try:
-        cookies = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        return shown
-    return [*shown, *([cookies[COOKIE].value] if COOKIE in cookies else [])]

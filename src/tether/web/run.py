@@ -28,13 +28,14 @@ class Run:
         self.facts, self.schedule = list(facts), dict(schedule)
         self.state: State = "running"
         self.pausing = False
+        self.tried = 0  # facts, in the parts of the run that ended
         self._done, self._eta, self._error = 0, None, None  # type: int, float | None, str | None
         self._lines: deque[dict[str, Any]] = deque(maxlen=_SHOWN)
         self._notes: deque[str] = deque(maxlen=_SHOWN)
 
     def told(self, at: Progress) -> None:
         """Progress after an edit. Raises Paused where a pause is wanted, and facts are left."""
-        self._done, self._eta = at.done, at.eta
+        self._done, self._eta = self.tried + at.done, at.eta
         health = None if at.reading is None else at.reading.line()
         self._lines.append({**line_of(at.event), "health_line": health})
         if self.pausing and at.done < at.total:
@@ -57,6 +58,10 @@ class Run:
 
     def end(self, state: State, error: str | None = None) -> None:
         self.state, self._error, self.pausing = state, error, False
+
+    def count(self, tried: int) -> None:
+        """So many facts more are in the ledger: going on begins after them, whatever was written to it meanwhile."""
+        self.tried = self._done = min(self.tried + tried, len(self.facts))
 
     def begin(self) -> None:
         """Go on."""

@@ -1,9 +1,12 @@
 """Serve the live page until somebody stops it."""
 
 import logging
+import signal
 import socket
+import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -38,11 +41,33 @@ def serve(
         )
         once, library = _Once(), logging.getLogger("tether.constraints.prune")
         library.addFilter(once)
-        try:
-            uvicorn.Server(config).run(sockets=[listening])
-        finally:
-            library.removeFilter(once)
-            live.close()
+        server = uvicorn.Server(config)
+        live.closing = lambda: server.should_exit
+        with _killed_as_interrupted():
+            try:
+                server.run(sockets=[listening])
+            finally:
+                library.removeFilter(once)
+                if live.desk.busy:
+                    say(f"{live.desk.busy}: the page ends after the step that it is at")
+                live.close()
+
+
+@contextmanager
+def _killed_as_interrupted() -> Iterator[None]:
+    """Inside the block a kill is a KeyboardInterrupt: what is at work ends, and a trial's folder goes."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Once(logging.Filter):

@@ -1,7 +1,8 @@
 """What the live page does, without a word of the web: plain values in, plain values out.
 
 All of it is the public interface of tether on one ledger and one model, which is in memory once: the ledger's sums are
-put on its weights and taken off. Every method but `state` and `run_state` is for the desk's one thread.
+put on its weights and taken off. `state`, `run_state`, `events` and `prompts` say what is known; every other method is
+for the desk's one thread.
 """
 
 import copy
@@ -24,9 +25,9 @@ from tether.constraints.base import Constraint, label_of, parse
 from tether.editing.check import check_facts
 from tether.editing.consolidate import consolidate
 from tether.editing.headroom import headroom
-from tether.editing.plan import DEFAULT_METHOD, EditPlan
+from tether.editing.plan import DEFAULT_METHOD, EditPlan, plan_and_schedule
 from tether.editing.repair import repair
-from tether.editing.run import edit
+from tether.editing.run import Progress, edit
 from tether.editing.said import are_said
 from tether.errors import BadFactError, BadSettingsError, TetherError, pydantic_line
 from tether.evaluation import evaluate_ledger, write
@@ -51,6 +52,8 @@ _NEAR = 4
 _NEXT = 6  # next tokens that are shown
 _VALUES = 48  # singular values that are drawn
 _QUICK = 24  # facts that quick scores ask
+_LARGE = 2  # sums, and keys, that are kept: those of all edits, and of the number of edits that is looked at
+_ANSWERS = 100  # of the unedited model, that are kept
 _AS_FOLDERS = dict(zip(FORMS, ("merged", "adapter", "gguf-adapter", "gguf", "mlx-adapter"), strict=True))
 
 Json = dict[str, Any]
@@ -61,7 +64,9 @@ class Studio:
 
     def __init__(self, model: EditableModel, path: Path, plan: EditPlan, *, trial: bool = False) -> None:
         self.model, self.path, self.plan, self.trial = model, path, plan, trial
-        self._folder = Path.cwd() if trial else path.parent  # for what is written beside the ledger
+        self._name, self._folder = path.resolve().name, path.resolve().parent  # for what is written beside the ledger
+        if trial:
+            self._folder = Path.cwd()
         self.ledger = Ledger.open(path, model) if (path / "ledger.json").exists() else None
         self.run: Run | None = None
         self._spectra: dict[str, Spectrum] = {}
@@ -93,14 +98,12 @@ class Studio:
     def run_state(self) -> Json | None:
         return None if self.run is None else self.run.to_dict()
 
-    def look(self) -> Json:
-        """`state`, after what another process may have written."""
-        self._refresh()
-        return self.state()
+    @property
+    def head(self) -> str | None:
+        return None if self.ledger is None else self.ledger.head
 
     def events(self) -> list[Json]:
         """Every event of the ledger, in order."""
-        self._refresh()
         if self.ledger is None:
             return []
         undone = self.ledger.undone
@@ -108,33 +111,36 @@ class Studio:
 
     def prompts(self) -> list[Json]:
         """What the live edits were made for: prompts to ask."""
-        self._refresh()
         live = [] if self.ledger is None else self.ledger.live()
         return [
             {"edit": event.edit, "prompt": _as_json(prompt)}
             for event in spread(live, 60) if event.fact is not None for prompt in event.fact.asked[:3]
         ]  # fmt: skip
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Read what another process may have written."""
         if self.ledger is None and (self.path / "ledger.json").exists():
             self.ledger = Ledger.open(self.path, self.model)
         elif self.ledger is not None:
             self.ledger.refresh()
 
     def _opened(self) -> Ledger:
-        self._refresh()
+        self.refresh()
         if self.ledger is None:
             raise BadSettingsError("there is no edit yet: edit a fact first")
         return self.ledger
 
-    def _keep(self, what: Any, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made once for a ledger as it is now."""
-        head = "" if self.ledger is None else self.ledger.head
+    def _keep(self, what: tuple[Any, ...], make: Callable[[], Any], *, most: int | None = None) -> Any:
+        """What `make` gives, made once for a ledger as it is now. `most`: of what has the first word of `what`, so many
+        are kept as were asked for last."""
+        head = self.head or ""
         if self._kept[0] != head:
             self._kept = head, {}
         kept = self._kept[1]
-        if what not in kept:
-            kept[what] = make()
+        kept[what] = kept.pop(what) if what in kept else make()
+        if most is not None:
+            for old in [one for one in kept if one[0] == what[0]][:-most]:
+                del kept[old]
         return kept[what]
 
     # --- facts --------------------------------------------------------------------------------------------------
@@ -146,18 +152,14 @@ class Studio:
             fact = Fact.model_validate(given)
         except ValidationError as error:
             return {"error": pydantic_line(error)}
-        self._refresh()
+        self.refresh()
         ledger = self.ledger
-        known = [] if ledger is None else ledger.facts()
-
-        def by_edit(line: str) -> str:
-            return re.sub(r"known fact (\d+)", lambda found: f"edit {known[int(found[1])][0]}", line)
-
+        known = {} if ledger is None else {f"edit {edit}": fact for edit, fact in ledger.facts()}
         sums = None if ledger is None else self._sums(None, None)
         with self.model.unedited():
             if sums is not None:
                 sums.show(self.model)
-            [found] = check_facts(self.model, [fact], [fact for _, fact in known])
+            [found] = check_facts(self.model, [fact], known)
             near: list[Json] = []
             if ledger is not None and not found.problems:
                 text = rendered(self.model.tokenizer, fact).text
@@ -165,7 +167,7 @@ class Studio:
         return {
             "tokens": found.tokens, "read_at": found.read_at, "target": fact.target,
             "phrasings": [{"text": text, "read": token} for text, token in found.phrasings],
-            "problems": [by_edit(line) for line in found.problems], "notes": [by_edit(line) for line in found.notes],
+            "problems": found.problems, "notes": found.notes,
             "near": near, "fact": fact.model_dump(mode="json", exclude_defaults=True),
         }  # fmt: skip
 
@@ -190,27 +192,39 @@ class Studio:
             raise BadFactError(pydantic_line(error)) from None
         if not read:
             raise BadFactError("no fact to edit: add one, or load a file")
-        if schedule.get("restrain") is not None:
-            parse(schedule["restrain"])
+        plan_and_schedule(None, None, schedule)
         self.run = Run(read, schedule)
 
-    def work(self, *, resume: bool = False) -> None:
-        """Do the run to its end, to a pause, or to what stops it; the run says which. `resume` goes on with it."""
-        run = self.run
-        if run is None or (resume and run.state not in ("paused", "failed")):
+    def go_on(self) -> None:
+        """Make `work` go on with the run. Raises BadSettingsError where there is none that was stopped."""
+        if self.run is None or self.run.state not in ("paused", "failed"):
             raise BadSettingsError("there is no run to go on with: begin one")
-        if resume:
-            run.begin()
+        self.run.begin()
+
+    def work(self) -> None:
+        """Do the run to its end, to a pause, or to what stops it; the run says which."""
+        run = self.run
+        assert run is not None
+
+        def told(at: Progress) -> None:
+            self.refresh()
+            run.told(at)
+
         try:
-            self._refresh()
+            self.refresh()
             if self.ledger is not None:
                 torch.set_num_threads(self.ledger.header.threads)
-            plan = self.plan if self.ledger is None else EditPlan()
-            with run.listening():
-                self.ledger = edit(
-                    self.model, run.facts, out=self.path, resume=resume, progress=run.told,
-                    **{**plan.model_dump(exclude_none=True), "on_alarm": "skip", **run.schedule},
-                )  # fmt: skip
+            before, plan = self._attempts, self.plan if self.ledger is None else EditPlan()
+            left = run.facts[run.tried :]  # none: what comes after the last one is left
+            try:
+                with run.listening():
+                    self.ledger = edit(
+                        self.model, left or run.facts[-1:], out=self.path, resume=not left, progress=told,
+                        **{**plan.model_dump(exclude_none=True), "on_alarm": "skip", **run.schedule},
+                    )  # fmt: skip
+            finally:
+                self.refresh()
+                run.count(self._attempts - before)
             run.end("done")
         except Paused:
             run.end("paused")
@@ -219,8 +233,10 @@ class Studio:
         except BaseException:
             run.end("failed", "stopped by an error of tether: the ledger is whole, and the run can go on")
             raise
-        finally:
-            self._refresh()
+
+    @property
+    def _attempts(self) -> int:
+        return 0 if self.ledger is None else self.ledger.attempts
 
     def pause(self) -> None:
         """Let the run stop after the edit that it is at."""
@@ -235,7 +251,7 @@ class Studio:
         asked, chosen = _prompt(prompt), _restraint(restrain)
         if not 1 <= tokens <= _MOST_TOKENS:
             raise BadSettingsError(f"tokens {tokens}: give 1 to {_MOST_TOKENS}")
-        self._refresh()
+        self.refresh()
         text = render(self.model.tokenizer, asked)
         sums = None if self.ledger is None else self._sums(upto, chosen)
         with self.model.unedited():
@@ -252,6 +268,8 @@ class Studio:
                 tell({"kind": "answer", "who": "unedited", "text": self._answers[text, tokens]})
             else:
                 self._answers[text, tokens] = self._answer(text, tokens, "unedited", tell)
+                for old in list(self._answers)[:-_ANSWERS]:
+                    del self._answers[old]
             if sums is not None:
                 sums.show(self.model)
                 self._answer(text, tokens, "edited", tell)
@@ -337,11 +355,11 @@ class Studio:
 
     def _sums(self, upto: int | None, chosen: Constraint | None) -> Sums:
         """The sums of the ledger, of factors that were read once."""
-        replay: Replay = self._keep("replay", lambda: self._opened().replay(self.model, keep=True))
+        replay: Replay = self._keep(("replay",), lambda: self._opened().replay(self.model, keep=True))
         if chosen is None:  # with the bits that a run gives
-            recorded: Sums = self._keep(("recorded", upto), lambda: replay.sums(upto))
+            recorded: Sums = self._keep(("recorded", upto), lambda: replay.sums(upto), most=_LARGE)
             return recorded
-        free: Sums = self._keep(("free", upto), lambda: replay.sums(upto, parse("none"), exact=False))
+        free: Sums = self._keep(("free", upto), lambda: replay.sums(upto, parse("none"), exact=False), most=_LARGE)
         sums = copy.copy(free)
         sums.restrain(chosen)
         return sums
@@ -353,7 +371,7 @@ class Studio:
         return found
 
     def _nearness(self, upto: int | None = None) -> Nearness:
-        found: Nearness = self._keep(("near", upto), lambda: Nearness(self._opened(), self.model, upto))
+        found: Nearness = self._keep(("near", upto), lambda: Nearness(self._opened(), self.model, upto), most=_LARGE)
         return found
 
     # --- the ledger ---------------------------------------------------------------------------------------------
@@ -391,7 +409,7 @@ class Studio:
     def export(self, kind: str, name: str, *, upto: int | None, restrain: str | None) -> Json:
         """Write the edited model to a new folder beside the ledger."""
         check_form(kind)
-        chosen, to = _restraint(restrain), self._beside(name or f"{self.path.name}-{_AS_FOLDERS[kind]}")
+        chosen, to = _restraint(restrain), self._named(name) if name else self._beside(_AS_FOLDERS[kind])
         report = self._opened().export(self.model, to, as_=cast(Form, kind), restrain=chosen, upto=upto)
         return {"to": str(to), "adapter": None if report is None else asdict(report)}
 
@@ -410,7 +428,7 @@ class Studio:
         """Measure the ledger without edits and with all of them, as recorded and under the restraint at hand, and write
         the report beside the ledger."""
         ledger, chosen = self._opened(), _restraint(restrain)
-        to = self._beside(f"{self.path.name}-report")
+        to = self._beside("report")
         restraints = list(dict.fromkeys([None, chosen]))
         results = evaluate_ledger(
             ledger, self.model, at=[0, ledger.attempts], restraints=restraints, metrics=("compare", "match"),
@@ -423,10 +441,14 @@ class Studio:
 
     def report_page(self) -> Path | None:
         """The report, where one was written."""
-        page = self._beside(f"{self.path.name}-report") / "index.html"
+        page = self._beside("report") / "index.html"
         return page if page.is_file() else None
 
-    def _beside(self, name: str) -> Path:
+    def _beside(self, what: str) -> Path:
+        """The folder next to the ledger that is called as it is, and as what it holds."""
+        return self._folder / f"{self._name}-{what}"
+
+    def _named(self, name: str) -> Path:
         """A folder next to the ledger: a page of the browser does not choose other places."""
         if not re.fullmatch(r"[\w][\w.-]*", name):
             raise BadSettingsError(f"folder {name!r}: give a name of letters, digits, . - and _; it is made beside the "

@@ -13,7 +13,7 @@ export function ask() {
   const go = h("button", { class: "main", type: "submit" }, "Ask");
   const stop = h("button", { type: "button", disabled: true }, "Stop");
   const behind = h("div", { hidden: true }, field("System prompt", system, "optional"));
-  const answers = Object.fromEntries(["unedited", "edited"].map((who) => [who, h("p", { class: "answer", tabindex: 0, "aria-label": `Answer of the ${who} model` })]));
+  const answers = Object.fromEntries(["unedited", "edited"].map((who) => [who, h("p", { class: "answer", tabindex: 0, role: "region", "aria-live": "polite", "aria-label": `Answer of the ${who} model` })]));
   const under = h("span", { class: "note" });
   const next = h("div", { class: "next" }, nextTokens([]));
   const near = h("div", { class: "near" }, h("p", { class: "note" }, "Ask something to see which edits it comes near."));
@@ -30,6 +30,9 @@ export function ask() {
       ? [edited.slice(0, same), h("mark", {}, edited.slice(same))] : [edited];
   }
 
+  /** An answer is whole: it is read out now, and not token by token. */
+  const waited = (who) => { answers[who].classList.remove("waiting"); answers[who].ariaBusy = "false"; };
+
   async function begin() {
     running?.abort();
     const mine = (running = new AbortController()), texts = { unedited: "", edited: "" };
@@ -37,13 +40,13 @@ export function ask() {
     shown = true;
     stop.disabled = false;
     words();
-    for (const who of ["unedited", "edited"]) { answers[who].replaceChildren(); answers[who].classList.add("waiting"); }
+    for (const who of ["unedited", "edited"]) { answers[who].replaceChildren(); answers[who].classList.add("waiting"); answers[who].ariaBusy = "true"; }
     try {
       for await (const one of stream("ask", { prompt: shared.prompt, tokens: Number(tokens.value) || 40, ...asked() }, mine.signal)) {
         if (one.kind === "next") next.replaceChildren(nextTokens(one.next));
         else if (one.kind === "near") near.replaceChildren(...nearEdits(one.near, one.words).filter(Boolean));
         else if (one.kind === "answer") {
-          if (one.who === "edited") answers.unedited.classList.remove("waiting");
+          if (one.who === "edited") waited("unedited");
           texts[one.who] = one.text;
           answers[one.who].textContent = one.text;
         } else if (one.kind === "error") toast(one.error);
@@ -55,7 +58,7 @@ export function ask() {
       if (running === mine) {
         running = null;
         stop.disabled = true;
-        for (const who of ["unedited", "edited"]) answers[who].classList.remove("waiting");
+        for (const who of ["unedited", "edited"]) waited(who);
         tell("asked");
       }
     }
@@ -86,7 +89,7 @@ export function ask() {
   }
 
   for (const one of [plainly, chat]) one.addEventListener("change", () => { behind.hidden = !chat.checked; });
-  prompt.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); begin(); } });
+  prompt.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); begin(); } });
   stop.addEventListener("click", () => running?.abort());
   on("chosen", () => { words(); preview(); });
   on("settled", later(() => { if (shown && shared.view === "ask") begin(); }, 250));

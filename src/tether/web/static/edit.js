@@ -65,8 +65,8 @@ export function edit() {
       : h("p", { class: "note" }, "No fact yet: add one by hand, or load a file."),
       ...(facts.length > 200 ? [h("p", { class: "note" }, `and ${facts.length - 200} more`)] : []));
     const paused = shared.run?.state === "paused";
-    begin.disabled = !facts.length || Boolean(shared.busy) || paused;
-    begin.textContent = facts.length ? `Edit ${count(facts.length, "fact")}` : "Edit";
+    begin.disabled = !facts.length || Boolean(shared.busy);
+    begin.textContent = facts.length ? `Edit ${count(facts.length, "fact")}${paused ? " and leave the paused run" : ""}` : "Edit";
     clear.disabled = !facts.length;
   }
 

@@ -18,6 +18,7 @@ export function ledger() {
     const done = await post(kind, { edits });
     toast(`${kind === "undo" ? "undid" : "redid"} ${done.edits.join(", ")}; ${count(done.live, "edit")} left`, true);
     await reload();
+    lines.querySelector(`[data-edit="${edits[0]}"]`)?.focus(); // the table is another one now
   });
 
   function draw() {
@@ -31,7 +32,7 @@ export function ledger() {
         h("td", {}, words(event), event.reason ? h("span", { class: "note" }, ` ${event.reason}`) : null),
         h("td", { class: "n opt" }, event.loss_last == null ? "" : `${plain(event.loss_first)} → ${plain(event.loss_last)}`),
         h("td", { class: "opt" }, event.health ?? ""),
-        h("td", { class: "act" }, event.kind !== "edit" ? "" : h("button", { type: "button", class: "small", "aria-label": `${event.undone ? "Redo" : "Undo"} edit ${event.edit}`, onclick: () => mark(event.undone ? "redo" : "undo", [event.edit]) }, event.undone ? "Redo" : "Undo")))))));
+        h("td", { class: "act" }, event.kind !== "edit" ? "" : h("button", { type: "button", class: "small", "data-edit": event.edit, "aria-label": `${event.undone ? "Redo" : "Undo"} edit ${event.edit}`, onclick: () => mark(event.undone ? "redo" : "undo", [event.edit]) }, event.undone ? "Redo" : "Undo")))))));
   }
 
   async function reload() {

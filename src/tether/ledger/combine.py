@@ -6,9 +6,9 @@ tether.pick(Ledger.open("a"), [3, 7], "two")
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tether.constraints.base import parse
 from tether.errors import BadSettingsError, WrongModelError
@@ -76,9 +76,14 @@ def pick(
     if wrong or not taken:
         what = f"edit {wrong[0]} is no live edit" if wrong else "pick needs the number of an edit"
         raise BadSettingsError(f"{what}: see `tether log {ledger.path}` for the numbers")
-    if _hold_each_other(ledger) and (taken != set(ledger.live_numbers()) or ledger.replay().anew):
+    if _hold_each_other(ledger) and taken != set(ledger.live_numbers()):
         raise BadSettingsError(
             f"the solves of {ledger.path} carry each other's keys (history): copy the folder and undo the others there"
+        )
+    if ledger.replay().anew:
+        raise BadSettingsError(
+            f"edits of {ledger.path} are solved anew, since others before them were undone or redone (history), and a "
+            "copy of their factors would not be: copy the folder"
         )
     _check_whole(ledger, taken, "is picked, and")
     return _made(out, [(ledger, taken)], "pick: some edits of the source", restrain, model)
@@ -130,7 +135,7 @@ def _check_whole(ledger: Ledger, edits: Set[int], why: str) -> None:
 
 
 def _last_restraint(ledger: Ledger) -> str | None:
-    return next((event.restrain for event in reversed(ledger.events) if event.restrain is not None), None)
+    return next((restraint for _, restraint in reversed(ledger.restraints())), None)
 
 
 def _made(out: str | Path, parts: Sequence[_Part], how: str, restrain: Restrain, model: EditableModel | None) -> Ledger:
@@ -163,6 +168,12 @@ def _copy(ledger: Ledger, edits: Set[int], made: Ledger) -> None:
     for events in by_file(event for event in ledger.live() if event.edit in edits).values():
         updates, vectors = part_of(ledger.tensors(events[0]), made.header.weights, events)
         attempts = [
-            Attempt("edit", e.fact, e.record, e.reason, columns=0 if e.shared else e.columns or 1) for e in events
+            Attempt("edit", e.fact, _alone(e.record), e.reason, columns=0 if e.shared else e.columns or 1)
+            for e in events
         ]
         made.append(attempts, updates, vectors)
+
+
+def _alone(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What was recorded of an edit, without the number of one that stays behind."""
+    return {name: value for name, value in record.items() if name != "stands_for"}

@@ -146,9 +146,8 @@ class Memit:
                 K, R = (torch.stack([part.mean(0) for part in one.split(columns)]) for one in (K, R))
             metric = self._memory.metric(name, context, layer, others[layer])
             X = metric.solve(K)
-            ridge = hparams.equality_ridge if self.equality and not hparams.history else None
             try:
-                solution = solve(K, X, weight=hparams.mom2_update_weight, equality_ridge=ridge)
+                solution = solve(K, X, weight=hparams.mom2_update_weight, equality_ridge=equality_ridge(self, hparams))
             except TetherError as error:
                 raise EditFailedError(str(error)) from None
             update = LowRank(R.mT.float().contiguous(), solution.G.float())
@@ -227,6 +226,12 @@ class Memit:
                 keys.append(torch.stack([of_kind.mean(0) for of_kind in of_kinds]).mean(0))
                 states.append(h[first].double())
         return torch.stack(keys), torch.stack(states)
+
+
+def equality_ridge(editor: object, hparams: Any) -> float | None:
+    """The share of the mean of diag(KᵀC⁻¹K) that the solves of an editor take for λ: EMMET's, for equality. None where
+    λ is that of the settings."""
+    return hparams.equality_ridge if isinstance(editor, Memit) and editor.equality and not hparams.history else None
 
 
 MEMIT = Method(

@@ -51,10 +51,10 @@ def merge(
     left_of_b = _answering(b.live(), questions(ours))
     for ledger, left in ((a, left_of_a), (b, left_of_b)):
         _check_whole(ledger, left, "is left out, since the other ledger answers it,")
-    last = {str(_last_restraint(one)) for one in (a, b)}
+    last = {str(one.last_restraint()) for one in (a, b)}
     if restrain is None and len(last) > 1:
-        what = f"{a.path} ends with the restraint {_last_restraint(a) or 'none'}, {b.path} with"
-        raise BadSettingsError(f"{what} {_last_restraint(b) or 'none'}: name the one of the merged sum (--restrain)")
+        what = f"{a.path} ends with the restraint {a.last_restraint() or 'none'}, {b.path} with"
+        raise BadSettingsError(f"{what} {b.last_restraint() or 'none'}: name the one of the merged sum (--restrain)")
     parts = [(a, set(a.live_numbers()) - left_of_a), (b, set(b.live_numbers()) - left_of_b)]
     how = "merge: the updates of the sources are summed, no edit was computed anew"
     return _made(out, parts, how, restrain, model)
@@ -134,14 +134,10 @@ def _check_whole(ledger: Ledger, edits: Set[int], why: str) -> None:
         raise BadSettingsError(f"edit {one} of {ledger.path} {why} shares one update with {others}: take all, or none")
 
 
-def _last_restraint(ledger: Ledger) -> str | None:
-    return next((restraint for _, restraint in reversed(ledger.restraints())), None)
-
-
 def _made(out: str | Path, parts: Sequence[_Part], how: str, restrain: Restrain, model: EditableModel | None) -> Ledger:
     """A ledger of the edits of every part, in the order given, with one restraint at its end."""
     first = parts[0][0].header
-    restraint = parse(restrain or _last_restraint(parts[0][0]) or "none")
+    restraint = parse(restrain or parts[0][0].last_restraint() or "none")
     sources = tuple(
         SourceRecord(name=ledger.path.resolve().name, head=ledger.head, edits=tuple(sorted(edits)))
         for ledger, edits in parts

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,9 +258,10 @@ class Ledger:
         with sound_factors(self.path, event):
             return {name: LowRank(A[name].mT, B[name]) for name in A}
 
-    def vectors(self, event: Event, kind: Literal["K", "V", "A", "B"]) -> dict[str, Tensor]:
-        """The keys "K" (n×q) or values "V" (n×p) that the editor kept of one edit, by weight name, one a row (one row
-        but for editors with many keys a fact), float32 on the CPU, checked against the journal. Also Aᵀ and B."""
+    def vectors(self, event: Event, kind: Literal["K", "V", "D", "A", "B"]) -> dict[str, Tensor]:
+        """The keys "K" (n×q), values "V" or differences "D" = V − W₀K (n×p) that the editor kept of one edit, by weight
+        name, one a row (one row but for editors with many keys a fact), float32 on the CPU, checked against the
+        journal. Also Aᵀ and B."""
         tensors = self.tensors(event)
         found = {name: tensors[f"{name}/{kind}"] for name in self.header.weights if f"{name}/{kind}" in tensors}
         with sound_factors(self.path, event):
@@ -311,7 +312,7 @@ class Ledger:
     # --- what follows from it -----------------------------------------------------------------------------------
 
     def replay(
-        self, model: EditableModel | None = None, *, read: Callable[[Event], dict[str, Tensor]] | None = None
+        self, model: EditableModel | None = None, *, read: Callable[[Event], Mapping[str, Tensor]] | None = None
     ) -> Replay:
         """The live edits in journal order, for several numbers of edits or several restraints in one pass over the
         files; for several passes `read` may be a `reader`, which reads them once. The model, which is not checked, is
@@ -517,6 +518,9 @@ class Ledger:
             if event.restrain is not None and acts(event, live) and min(live, default=edit + 1) <= edit:
                 found.append((edit, event.restrain))
         return found
+
+    def last_restraint(self) -> str | None:
+        return next((restraint for _, restraint in reversed(self.restraints())), None)
 
     def restraint_in_words(self, upto: int | None = None) -> str:
         """`restraints`, as a person reads them: `log:1.2 after edit 10, 20`."""

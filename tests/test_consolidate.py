@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ from core import FACTS, SETTINGS, bits, close, editable, plain_text, reciter, sa
 from edits import run
 
 from tether.editing import consolidate as consolidate_module
+from tether.editing import repair as repair_module
 from tether.editing.consolidate import consolidate
 from tether.editing.headroom import headroom
+from tether.editing.imported import import_checkpoint
 from tether.editing.prepare import recorded_moments
 from tether.editing.repair import repair
 from tether.editing.run import edit
-from tether.editing.said import said_now
+from tether.editing.said import Lost, Said, said_now
+from tether.editors import EditSkippedError
+from tether.editors import memit as memit_module
+from tether.editors import rome as rome_module
 from tether.errors import BadSettingsError
 from tether.ledger import Ledger
 from tether.models import EditableModel
@@ -208,3 +214,156 @@ def test_the_commands(place: Path) -> None:
     done = command(place, "consolidate", "ledger", "--targets", "new")
     assert done.returncode == 2 and "choose renewed or recorded" in done.stderr
     assert plain_text().is_file()
+
+
+# --- what must stay true beside the facts ---------------------------------------------------------------------------
+
+
+def test_the_ledgers_restraint_acts_on_the_new_sum_and_goes_with_it(tmp_path: Path) -> None:
+    model = editable("llama")
+    changes = {"mom2_update_weight": 0.5, "v_lr": 0.5, "prefixes": ()}
+    ledger = run(model, FACTS[:4], tmp_path / "l", method="r-rome", changes=changes, health=0, restrain="norm:0.01")
+    old = sums(ledger, model=model)
+    found = consolidate(model, ledger, targets="recorded")
+    assert found.restraint == "norm:0.01" and ledger.restraint_in_words() == "norm:0.01 after edit 8"
+    (name,) = ledger.header.weights
+    limit = 0.01 * float(model.original(name).norm())
+    free = ledger.sums(restrain="none").of[name].dense
+    assert float(free.norm()) > 1.5 * float(sums(ledger, model=model)[name].norm()) and limit > 0
+    assert close(sums(ledger, model=model)[name], ledger.sums(restrain="norm:0.01", model=model).of[name].dense, 1e-5)
+    assert torch.equal(model.update(name), sums(ledger, model=model)[name])
+    ledger.undo(5, 6, 7, 8)
+    assert (
+        torch.equal(sums(ledger, model=model)[name], old[name])
+        and ledger.restraint_in_words() == "norm:0.01 after edit 4"
+    )
+
+
+def test_emmet_has_a_strength_with_history_alone(tmp_path: Path) -> None:
+    model = editable("gpt2")
+    ledger = run(model, FACTS[:3], tmp_path / "l", method="emmet", changes=MEMIT, health=0)
+    for strength in (3.0, "auto"):
+        with pytest.raises(BadSettingsError, match=rf"strength {strength}: emmet solves for equality.* give none"):
+            consolidate(model, ledger, strength=strength)
+    found = consolidate(model, ledger, targets="recorded")
+    assert found.strength is None
+    moments = recorded_moments(model, ledger.header)
+    rooms = headroom(model, ledger, bystanders=1).rooms
+    for layer, room in zip((0, 1), rooms, strict=True):
+        name = model.weight_name(layer)
+        K = torch.cat([ledger.vectors(event, "K")[name] for event in ledger.live()]).double()
+        M = K @ torch.linalg.inv(moments[layer].C) @ K.mT
+        whole = M + 1e-6 * M.diagonal().mean() * torch.eye(len(M), dtype=torch.float64)
+        assert found.condition[name] == pytest.approx(float(torch.linalg.cond(whole)), rel=1e-3)
+        share = (M @ torch.linalg.inv(whole)).diagonal()
+        assert room.used == pytest.approx(100 * float(share.sum()) / K.shape[1], rel=1e-4)
+
+
+def test_bystanders_are_kept_in_the_solve_of_all(tmp_path: Path) -> None:
+    facts = [fact.model_copy(update={"relation": "P17"}) for fact in FACTS[:2]]
+    changes = {**MEMIT, "bystanders": 2, "bystander_weight": 50.0}
+    model = editable("llama")
+    ledger = run(model, facts, tmp_path / "l", method="memit", changes=changes, health=0)
+    consolidate(model, ledger)
+    once = run(editable("llama"), facts, tmp_path / "o", method="memit", changes=changes, batch_size=2, health=0)
+    for name, value in sums(once).items():
+        assert torch.equal(sums(ledger)[name], value)
+
+
+def test_what_the_unedited_model_says_is_skipped_and_counted_once(tmp_path: Path) -> None:
+    model = editable("llama")
+    ledger = run(model, FACTS[:3], tmp_path / "l", method="r-rome", health=0)
+    real, known = rome_module.why_not_edited, FACTS[1]
+
+    def says_one(fact: Any, *rest: Any) -> Any:
+        return EditSkippedError("the model already says it", {}) if fact == known else real(fact, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rome_module, "why_not_edited", says_one)
+        found = consolidate(model, ledger)
+    assert found.skipped == (2,) and not found.failed and [e.kind for e in ledger.events[3:]] == [
+        "edit", "skipped", "edit"
+    ]  # fmt: skip
+    assert ledger.live_numbers() == [4, 6] and [edit for edit, _ in ledger.facts()] == [4, 5, 6]
+    ledger.undo(4, 6)
+    assert [edit for edit, _ in ledger.facts()] == [1, 2, 3], "the second copy counts no more"
+
+
+def test_a_fact_that_cannot_be_repaired_stays_and_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are solved for with its edit in the sum, as if it had not been tried."""
+    changes = {**MEMIT, "history": True}
+    model = editable("llama")
+    ledger = run(model, FACTS[:4], tmp_path / "l", method="memit", changes=changes, health=0)
+    shutil.copytree(ledger.path, tmp_path / "copy")
+    lost = [Lost(edit, "", "", "") for edit in (2, 3, 4)]
+    asked: list[int] = []
+
+    def says(some: list[Lost]) -> Any:
+        def now(_: Any, ledger: Ledger) -> Said:
+            asked.append(ledger.attempts)
+            return Said(ledger.attempts, 4, tuple(some) if len(asked) == 1 else ())
+
+        return now
+
+    real = memit_module.why_not_edited
+
+    def fails_one(fact: Any, *rest: Any) -> Any:
+        return EditSkippedError("the model already says it") if fact == FACTS[2] else real(fact, *rest)
+
+    monkeypatch.setattr(memit_module, "why_not_edited", fails_one)
+    monkeypatch.setattr(repair_module, "said_now", says(lost))
+    found = repair(model, ledger, sweeps=1)
+    assert found.replaced == {2: 5, 4: 6} and ledger.live_numbers() == [1, 3, 5, 6]
+    assert [event.kind for event in ledger.events] == ["edit"] * 6, "no second copy of what failed"
+    asked.clear()
+    other = Ledger.open(tmp_path / "copy", model)
+    monkeypatch.setattr(repair_module, "said_now", says([lost[0], lost[2]]))
+    repair(model, other, sweeps=1)
+    for name, value in sums(other).items():
+        assert torch.equal(sums(ledger)[name], value)
+
+
+def test_a_sweep_that_does_not_help_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = editable("llama")
+    ledger = run(model, FACTS[:3], tmp_path / "l", method="r-rome", health=0, restrain="norm:0.01")
+    old, lost = sums(ledger, model=model), Lost(2, "", "", "")
+    turns = iter([(lost,), (lost, lost)])
+    monkeypatch.setattr(repair_module, "said_now", lambda *_: Said(3, 3, next(turns)))
+    found = repair(model, ledger)
+    assert found.taken_back and found.said == found.sweeps[0] and not found.replaced and found.restraint is None
+    assert ledger.live_numbers() == [1, 2, 3] and ledger.events[-1].reason == "no more facts were said after this sweep"
+    (name,) = ledger.header.weights
+    assert torch.equal(sums(ledger, model=model)[name], old[name]) and torch.equal(model.update(name), old[name])
+    assert ledger.verify(model)["kinds"] == {"edit": 4, "restrain": 1, "undo": 1}
+
+
+def test_a_repair_reads_every_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = editable("llama")
+    ledger = run(model, FACTS[:5], tmp_path / "l", method="r-rome", health=0)
+    turns = iter([tuple(Lost(edit, "", "", "") for edit in (1, 3, 4)), ()])
+    monkeypatch.setattr(repair_module, "said_now", lambda *_: Said(5, 5, next(turns)))
+    read: list[int] = []
+    real = repair_module._Repair._sweep
+
+    def sweep(self: Any, lost: Any) -> dict[int, int]:
+        tensors = Ledger.tensors
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Ledger, "tensors", lambda own, event: read.append(event.edit) or tensors(own, event))
+            return real(self, lost)
+
+    monkeypatch.setattr(repair_module._Repair, "_sweep", sweep)
+    found = repair(model, ledger)
+    assert found.replaced == {1: 6, 3: 7, 4: 8} and sorted(read) == sorted(set(read))
+
+
+def test_an_imported_ledger_is_named(tmp_path: Path) -> None:
+    model, edited = editable("llama"), editable("llama")
+    name = edited.weight_name(1)
+    with torch.no_grad():
+        edited._parameter(name).add_(0.1 * torch.ones(()))
+    ledger = import_checkpoint(model, edited, tmp_path / "i", rank=1)
+    for what in (consolidate, repair, headroom):
+        with pytest.raises(
+            BadSettingsError, match="holds an imported checkpoint, whose updates were made for no facts"
+        ):
+            what(model, ledger)

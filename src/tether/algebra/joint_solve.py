@@ -46,6 +46,11 @@ class Solution:
         return Solution(self.G[keep] - share @ self.G[out], self.H[keep][:, keep] - share @ self.H[out][:, keep])
 
 
+def ridge_of(gram: Float[Tensor, "n n"], *, weight: float, equality_ridge: float | None = None) -> float:
+    """The λ of `solve` for KᵀC⁻¹K."""
+    return weight if equality_ridge is None else equality_ridge * float(gram.diagonal().mean())
+
+
 def solve(
     K: Float[Tensor, "n q"], X: Float[Tensor, "n q"], *, weight: float, equality_ridge: float | None = None
 ) -> Solution:
@@ -59,7 +64,7 @@ def solve(
         raise TetherError(f"{len(K)} keys are not all finite: the model is damaged, or the moments are")
     gram = K @ X.mT
     gram = (gram + gram.mT) / 2
-    ridge = weight if equality_ridge is None else equality_ridge * float(gram.diagonal().mean())
+    ridge = ridge_of(gram, weight=weight, equality_ridge=equality_ridge)
     factor, info = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(K), dtype=torch.float64))
     if int(info):
         raise BadFactError(f"{len(K)} keys with λ {ridge:.3g} have no solution (equal keys?): give a larger λ")

@@ -82,7 +82,7 @@ def bound_rows(
     restraint = None if restrain is None else parse(restrain)
     sums = {
         state.edits: {name: state.sums.of[name].factors for name in names}
-        for state in ledger.replay(model).states(sorted(needed), [restraint], exact=False)
+        for state in ledger.replay(model).without().states(sorted(needed), [restraint], exact=False)
     }
     rows = []
     for name in names:

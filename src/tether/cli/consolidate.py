@@ -58,12 +58,15 @@ def _text(ledger: str, found: Consolidated, head: str) -> str:
     if found.curve:
         lines.append(curve_table("λ", map(asdict, found.curve)))
     lines.append(
-        f"{ledger}: edits {found.first} to {found.last} stand for {count(len(found.replaced), 'edit')}, λ "
-        f"{found.strength:g}, targets {found.targets}"
+        f"{ledger}: edits {found.first} to {found.last} stand for {count(len(found.replaced), 'edit')}, "
+        f"{'equality' if found.strength is None else f'λ {found.strength:g}'}, targets {found.targets}"
+        + (f", restraint {found.restraint}" if found.restraint else "")
     )
     if found.superseded:
         names = ", ".join(map(str, found.superseded))
         lines.append(f"left out, a newer edit has the same prompt: {names}")
+    if found.skipped:
+        lines.append(f"said by the unedited model, and out now: {', '.join(map(str, found.skipped))}")
     if found.failed:
         lines.append(f"could not be solved again, and are out now: {', '.join(map(str, found.failed))}")
     for name, value in found.condition.items():

@@ -91,7 +91,9 @@ def _line(event: Event, undone: Set[int]) -> str:
         return f"      restrain {event.restrain}: largest σ̂ {what}{f' ({event.reason})' if event.reason else ''}"
     if event.edit is None:
         marked = event.redone if event.kind == "redo" else event.undone
-        return f"      {event.kind} {', '.join(map(str, marked or ()))}{why}"
+        others = event.undone if event.kind == "redo" else event.redone
+        also = f" (takes {'out' if event.kind == 'redo' else 'in'} again: {', '.join(map(str, others or ()))})"
+        return f"      {event.kind} {', '.join(map(str, marked or ()))}{also if others else ''}{why}"
     fact = _said(event)
     if event.kind != "edit":
         return f"{event.edit:5d} {event.kind} {fact}{why}"

@@ -19,5 +19,5 @@ def redo(
     last: Annotated[int | None, typer.Option(min=1, help="The last N of the undone edits.")] = None,
 ) -> Answer:
     opened = Ledger.open(ledger)
-    event = opened.redo(*selected(edits, last, sorted(opened.undone)))
+    event = opened.redo(*selected(edits, last, opened.redoable))
     return marked(opened, event, "redone", "took {} in again; {}")

@@ -24,6 +24,9 @@ def repair(
     found = run(loaded, opened, sweeps=sweeps)
     lines = [f"before: {found.sweeps[0].line()}"]
     lines += [f"sweep {number}: {said.line()}" for number, said in enumerate(found.sweeps[1:], 1)]
+    if found.taken_back:
+        lines[-1] += " (no more than before, so its edits are undone)"
+    lines += [f"restraint {found.restraint} acts on the repaired sum"] if found.restraint else []
     for one in found.left:
         near = ", ".join(f"{each.edit} {each.subject} ({each.cosine:.2f})" for each in one.near)
         lines.append(f"edit {one.lost.edit} {one.lost.prompt} -> {one.lost.target_new}: {one.why}; nearest: {near}")

@@ -7,6 +7,7 @@ all facts is the ridge solution of least change; how strongly it holds what the 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
@@ -15,21 +16,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tether.algebra.joint_solve import solve
+from tether.algebra.joint_solve import ridge_of, solve
 from tether.algebra.lowrank import LowRank
+from tether.constraints.base import Constraint, parse
+from tether.editing.loop import attempts_of
 from tether.editing.prepare import recorded_moments, recorded_settings
 from tether.editing.said import Said, said_now
-from tether.editors import Batch, Context, EditFailedError, Editor, Proposal
+from tether.editors import Batch, BatchEditor, Context, EditFailedError, Editor, Proposal
 from tether.editors import editor as editor_of
 from tether.editors.base import NoHistory
-from tether.editors.memit import Memit, Targets
-from tether.editors.metric import of_model
+from tether.editors.memit import Memit, Targets, equality_ridge
+from tether.editors.metric import cosines, of_facts, of_model
 from tether.editors.prompts import group_of
 from tether.errors import BadSettingsError
 from tether.evaluation.strength import FLOOR, Tried, search
 from tether.evaluation.strength import chosen as strongest
 from tether.facts.fact import Fact
-from tether.ledger import Attempt, Event, Ledger
+from tether.ledger import Attempt, Event, Ledger, Sums
 from tether.models import EditableModel
 
 logger = logging.getLogger(__name__)
@@ -50,15 +53,19 @@ class Close:
 @dataclass(frozen=True)
 class Consolidated:
     """What was done. `first`, `last`: numbers of the new edits; `replaced`: those they stand for; `superseded`: edits
-    that a newer one of the same prompt overrides, not solved again; `failed`: those that could not be solved again,
-    which are out now; `condition`: of λI + KᵀC⁻¹K by weight; `curve`: the strengths that `auto` tried."""
+    that a newer one of the same prompt overrides, not solved again; `skipped`: those that the unedited model says, and
+    `failed`: those that could not be solved again, which are both out now; `strength`: λ, None where the solve is for
+    equality; `restraint`: the one that acts on the new sum; `condition`: of λI + KᵀC⁻¹K by weight; `curve`: the
+    strengths that `auto` tried."""
 
     first: int
     last: int
     replaced: tuple[int, ...]
     superseded: tuple[int, ...]
+    skipped: tuple[int, ...]
     failed: tuple[int, ...]
-    strength: float
+    strength: float | None
+    restraint: str | None
     targets: str
     condition: Mapping[str, float]
     close: tuple[Close, ...]
@@ -81,16 +88,20 @@ def consolidate(
     targets: Literal["renewed", "recorded"] = "renewed", floor: float = FLOOR,
 ) -> Consolidated:  # fmt: skip
     """Solve all live facts again at once on W₀, layer by layer with keys of the model as solved below, and let the new
-    edits stand for the old ones: a batch of the ledger, which can be undone (the old ones are then taken in again).
+    edits stand for the old ones: a batch of the ledger, which can be undone (the old ones are then taken in again). The
+    restraint that acted last on the old sum acts on the new one, while any of the new edits counts.
 
     `strength` is λ; None the recorded one; "auto" tries several and takes the one with most facts said whose perplexity
     keeps `floor` percent of the unedited model's. `targets` "renewed" optimises what every fact needs anew, on the
     unedited model; "recorded" takes what was found when it was edited. Of several facts of one prompt the newest is
-    solved for. The model afterwards carries the ledger. Raises TetherError for a ledger whose method keeps no keys.
+    solved for. The setting `bystanders` holds as in an edit. The model afterwards carries the ledger. Raises
+    BadSettingsError for a ledger whose method keeps no keys, and for a `strength` where no λ is in the solve (EMMET).
     """
     if strength not in (None, "auto") and not float(strength or 0) > 0:
         raise BadSettingsError(f"strength {strength}: give a number above 0, or auto")
     ledger.check_model(model)
+    hparams = recorded_settings(ledger.header)
+    editor = editor_of(ledger.header.method)
     with ledger.writing():
         live = [(event.edit, event.fact) for event in ledger.live() if event.edit is not None and event.fact]
         other = next((event.edit for event in ledger.live() if event.fact is None), None)
@@ -98,7 +109,6 @@ def consolidate(
             raise BadSettingsError(f"edit {other} of {ledger.path} has no fact to solve for again: undo it first")
         if not live:
             raise BadSettingsError(f"{ledger.path} has no live edit to consolidate")
-        hparams = recorded_settings(ledger.header)
         recorded = getattr(hparams, "mom2_update_weight", None)
         if recorded is None:
             raise BadSettingsError(
@@ -108,41 +118,55 @@ def consolidate(
         if history and strength not in (None, recorded):
             rule = f"edits with history share the λ of their ledger, {recorded:g}"
             raise BadSettingsError(f"strength {strength}: {rule}; give none")
+        equality = equality_ridge(editor, hparams) is not None
+        if equality and strength is not None:
+            rule = f"{ledger.header.method} solves for equality, and no λ is in that; give none"
+            raise BadSettingsError(f"strength {strength}: {rule} (with the setting history there is one)")
         newest = {(fact.subject_key, fact.asked[0]): edit for edit, fact in live}
         kept = [(edit, fact) for edit, fact in live if newest[fact.subject_key, fact.asked[0]] == edit]
         ledger.apply(model)
         before = said_now(model, ledger)
-        context = Context(
-            hparams.model_copy(update={"bystanders": 0}), ledger.header.prefixes,
-            recorded_moments(model, ledger.header), None, NoHistory(),
-        )  # fmt: skip
+        last = ledger.last_restraint()
+        restraint = None if last is None else parse(last)
+        context = Context(hparams, ledger.header.prefixes, recorded_moments(model, ledger.header), None, NoHistory())
+        started = time.monotonic()
         with model.unedited():
-            problem = _problem(model, ledger, kept, context, targets)
+            problem = _problem(model, ledger, editor, kept, context, targets)
             facts = [fact for _, fact in kept]
-            curve = search(model, facts, _states(problem, recorded), floor, "λ") if strength == "auto" else ()
+            states = _states(problem, recorded, _Restrained(model, ledger, restraint))
+            curve = search(model, facts, states, floor, "λ") if strength == "auto" else ()
             chosen = strongest(curve, floor) if curve else float(recorded if strength in (None, "auto") else strength)
             batch = problem.solve(chosen)
         if batch.proposal is None:
             raise EditFailedError(f"none of {len(kept)} facts could be solved for: {batch.outcomes[0]}")
-        words = f"consolidates {len(live)} edits, λ {chosen:g}, targets {targets}"
+        words = f"consolidates {len(live)} edits, {'equality' if equality else f'λ {chosen:g}'}, targets {targets}"
+        attempts = _attempts(kept, batch, words, (time.monotonic() - started) / len(kept))
         events = ledger.append(
-            list(_attempts(kept, batch, words)), dict(batch.proposal.updates), dict(batch.proposal.vectors),
-            replacing=[edit for edit, _ in live],
-        )  # fmt: skip
+            attempts, dict(batch.proposal.updates), dict(batch.proposal.vectors), replacing=[edit for edit, _ in live]
+        )
+        first, final = events[0].edit or 0, events[-1].edit or 0
+        if restraint is not None:
+            record = ledger.sums(model=model).restrain_recorded(restraint)
+            ledger.append_restraint(restraint, record, "acts on the consolidated sum", only_with=(first, final))
         ledger.apply(model)
-        condition, close = _condition(model, ledger, events, context, chosen)
+        condition, close = _condition(model, ledger, events, editor, context, chosen)
+        left_out = {
+            kind: tuple(int(event.record["stands_for"]) for event in events if event.kind == kind)
+            for kind in ("skipped", "failed")
+        }
         return Consolidated(
-            events[0].edit or 0, events[-1].edit or 0, tuple(edit for edit, _ in live),
-            tuple(sorted({edit for edit, _ in live} - {edit for edit, _ in kept})),
-            tuple(int(event.record["stands_for"]) for event in events if event.kind != "edit"), chosen, targets,
-            condition, close, curve, before, said_now(model, ledger),
+            first=first, last=final, replaced=tuple(edit for edit, _ in live),
+            superseded=tuple(sorted({edit for edit, _ in live} - {edit for edit, _ in kept})), **left_out,
+            strength=None if equality else chosen, restraint=last, targets=targets, condition=condition, close=close,
+            curve=curve, before=before, said=said_now(model, ledger),
         )  # fmt: skip
 
 
 def _problem(
-    model: EditableModel, ledger: Ledger, kept: Sequence[tuple[int, Fact]], context: Context, targets: str
-) -> _Problem:
-    editor, facts = editor_of(ledger.header.method), [fact for _, fact in kept]
+    model: EditableModel, ledger: Ledger, editor: Editor | BatchEditor, kept: Sequence[tuple[int, Fact]],
+    context: Context, targets: str,
+) -> _Problem:  # fmt: skip
+    facts = [fact for _, fact in kept]
     if isinstance(editor, Memit):
         if targets == "renewed":
             return _Layered(editor, model, facts, context, editor.find(model, facts, context))
@@ -197,24 +221,27 @@ def _recorded_states(
 class _Single:
     """Keys of one layer, none of which moves, and what each fact asks of its output beside W₀'s."""
 
-    name: str
-    layer: int
+    model: EditableModel
+    facts: Sequence[Fact]
     context: Context
     keys: Sequence[Float[Tensor, "n q"] | None]
     outputs: Sequence[Float[Tensor, "n p"] | None]
     outcomes: Sequence[dict[str, float] | EditFailedError]
 
     def solve(self, strength: float) -> Batch:
-        given = [(K, D) for K, D in zip(self.keys, self.outputs, strict=True) if K is not None and D is not None]
+        rows = zip(self.facts, self.keys, self.outputs, strict=True)
+        given = [(fact, K, D) for fact, K, D in rows if K is not None and D is not None]
         if not given:
             return Batch(None, self.outcomes)
-        K, D = (torch.cat(rows) for rows in zip(*given, strict=True))
-        X = of_model(self.context, self.layer).solve(K)
+        K, D = (torch.cat(rows) for rows in ([K for _, K, _ in given], [D for *_, D in given]))
+        (layer,) = self.context.hparams.layers
+        name = self.model.weight_name(layer)
+        X = of_facts(self.model, [fact for fact, *_ in given], self.context)[layer].solve(K)
         solution = solve(K, X, weight=strength)
         update = LowRank(D.mT.float().contiguous(), solution.G.float())
         vectors = {"K": K, "H": solution.H, "X": X / strength, "D": D}
-        named = {f"{self.name}/{kind}": value.float() for kind, value in vectors.items()}
-        return Batch(Proposal({self.name: update}, named), self.outcomes, [len(K) for K, _ in given])
+        named = {f"{name}/{kind}": value.float() for kind, value in vectors.items()}
+        return Batch(Proposal({name: update}, named), self.outcomes, [len(K) for _, K, _ in given])
 
 
 @dataclass(frozen=True)
@@ -254,7 +281,7 @@ def _renewed(editor: Editor, model: EditableModel, facts: Sequence[Fact], contex
             outcomes[index] = dict(found.record)
         for index in done:
             outputs[index] = _output(done[index], held)
-    return _Single(name, layer, context, keys, outputs, outcomes)
+    return _Single(model, facts, context, keys, outputs, outcomes)
 
 
 def _recorded_outputs(
@@ -264,15 +291,18 @@ def _recorded_outputs(
     (layer,) = context.hparams.layers
     name = model.weight_name(layer)
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for events, sums in ledger.replay(model).solves():
+    asked: list[int] = []  # edits whose target is not kept
+    for event in ledger.live():
+        keys, targets = ledger.vectors(event, "K")[name], ledger.vectors(event, "D")
+        found[event.edit or 0] = keys.double(), targets.get(name, keys[:0]).double()
+        asked += [] if name in targets else [event.edit or 0]
+    for events, sums in ledger.replay(model).solves() if asked else ():
         for event in events:
-            tensors = ledger.tensors(event)
-            K = torch.atleast_2d(tensors[f"{name}/K"])[event.part].double()
-            given = tensors.get(f"{name}/D")
-            D = _output(K, sums.of[name].factors) if given is None else given[event.part].double()
-            found[event.edit or 0] = K, D
-    keys, outputs = zip(*(found[edit] for edit, _ in kept), strict=True)
-    return _Single(name, layer, context, keys, outputs, [{}] * len(kept))
+            if event.edit in asked:
+                K, _ = found[event.edit]
+                found[event.edit] = K, _output(K, sums.of[name].factors)
+    keys_of_all, outputs = zip(*(found[edit] for edit, _ in kept), strict=True)
+    return _Single(model, [fact for _, fact in kept], context, keys_of_all, outputs, [{}] * len(kept))
 
 
 def _output(keys: Float[Tensor, "n q"], update: LowRank) -> Float[Tensor, "n p"]:
@@ -283,51 +313,69 @@ def _output(keys: Float[Tensor, "n q"], update: LowRank) -> Float[Tensor, "n p"]
 # --- how strong ------------------------------------------------------------------------------------------------------
 
 
-def _states(problem: _Problem, recorded: float) -> Iterator[tuple[float, Mapping[str, LowRank]]]:
+@dataclass(frozen=True)
+class _Restrained:
+    """What the model carries of updates once the ledger's restraint acts on them."""
+
+    model: EditableModel
+    ledger: Ledger
+    restraint: Constraint | None
+
+    def of(self, updates: Mapping[str, LowRank]) -> dict[str, LowRank]:
+        if self.restraint is None:
+            return dict(updates)
+        sums = Sums(self.ledger.replay(self.model).inputs)
+        sums.add({name: update.to("cpu") for name, update in updates.items()})
+        sums.restrain(self.restraint)
+        return {name: held.factors.to(self.model.device) for name, held in sums.of.items()}
+
+
+def _states(problem: _Problem, recorded: float, held: _Restrained) -> Iterator[tuple[float, Mapping[str, LowRank]]]:
     """Every strength that is tried, with what it is solved to."""
     for factor in _FACTORS:
         batch = problem.solve(recorded * factor)
         if batch.proposal is None:
             return
-        yield recorded * factor, batch.proposal.updates
+        yield recorded * factor, held.of(batch.proposal.updates)
 
 
-def _attempts(kept: Sequence[tuple[int, Fact]], batch: Batch, words: str) -> list[Attempt]:
-    counts = iter(batch.columns or ())
-    found = []
-    for (edit, fact), outcome in zip(kept, batch.outcomes, strict=True):
-        record: dict[str, Any] = {"stands_for": edit}
-        if isinstance(outcome, EditFailedError):
-            found.append(Attempt("failed", fact, {**outcome.record, **record}, str(outcome)))
-        else:
-            found.append(Attempt("edit", fact, {**outcome, **record}, words, next(counts, 1)))
-    return found
+def _attempts(kept: Sequence[tuple[int, Fact]], batch: Batch, words: str, seconds: float) -> list[Attempt]:
+    found = attempts_of([fact for _, fact in kept], batch, {"seconds": seconds})
+    return [
+        replace(one, record={**one.record, "stands_for": edit}, reason=one.reason or words)
+        for (edit, _), one in zip(kept, found, strict=True)
+    ]
 
 
 # --- how well it could be solved -------------------------------------------------------------------------------------
 
 
 def _condition(
-    model: EditableModel, ledger: Ledger, events: Sequence[Event], context: Context, strength: float
-) -> tuple[dict[str, float], tuple[Close, ...]]:
+    model: EditableModel, ledger: Ledger, events: Sequence[Event], editor: Editor | BatchEditor, context: Context,
+    strength: float,
+) -> tuple[dict[str, float], tuple[Close, ...]]:  # fmt: skip
     """The condition number of λI + KᵀC⁻¹K by weight, and the edits of different subjects whose keys nearly are one."""
     condition: dict[str, float] = {}
     close: dict[tuple[int, int], Close] = {}
     edits = [event for event in events if event.kind == "edit" and event.fact is not None]
     rows = [event for event in edits for _ in range(event.columns or 1)]
     tensors = ledger.tensors(edits[0])
-    for layer in context.moments:
+    share = equality_ridge(editor, context.hparams)
+    with model.unedited():
+        metrics = of_facts(model, [event.fact for event in edits if event.fact is not None], context)
+    for layer, metric in metrics.items():
         name = model.weight_name(layer)
         K = torch.atleast_2d(tensors[f"{name}/K"]).double()
-        gram = K @ of_model(context, layer).solve(K).mT
-        size = gram.diagonal().clamp_min(0).sqrt()
-        values = torch.linalg.eigvalsh((gram + gram.mT) / 2) + strength
+        gram = K @ metric.solve(K).mT
+        gram = (gram + gram.mT) / 2
+        values = torch.linalg.eigvalsh(gram) + ridge_of(gram, weight=strength, equality_ridge=share)
         condition[name] = float(values[-1] / values[0])
-        cosines = (gram / (size[:, None] * size)).triu(1)
-        for i, j in (cosines > _CLOSE).nonzero().tolist():
+        X = of_model(context, layer).solve(K)
+        near = cosines(K, X, K, X).triu(1)
+        for i, j in (near > _CLOSE).nonzero().tolist():
             one, other = rows[i], rows[j]
             if one.fact and other.fact and one.fact.subject_key != other.fact.subject_key:
                 pair = one.edit or 0, other.edit or 0
-                found = Close(pair, (one.fact.subject, other.fact.subject), float(cosines[i, j]))
+                found = Close(pair, (one.fact.subject, other.fact.subject), float(near[i, j]))
                 close[pair] = max(found, close.get(pair, found), key=lambda each: each.cosine)
     return condition, tuple(sorted(close.values(), key=lambda each: -each.cosine)[:_NAMED])

@@ -99,7 +99,7 @@ class Guard:
         if self.allows(share):
             self._note(ledger, share)
             return
-        replay = ledger.replay(model, keep=True)  # bisection asks for many sums
+        replay = ledger.replay(model, read=ledger.reader())  # bisection asks for many sums
         if replay.sums().restrains(restraint):
             why = f"guard {self.rule}: {share:.3f} of the unedited model's after edit {now}"
             logger.warning("%s: restraining with %s", why, restraint)

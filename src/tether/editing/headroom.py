@@ -16,10 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tether.algebra.joint_solve import ridge_of
 from tether.editing.prepare import recorded_moments, recorded_settings
+from tether.editors import editor as editor_of
 from tether.editors.base import Context
 from tether.editors.bystanders import keys_of
-from tether.editors.metric import Metric, of_model
+from tether.editors.memit import equality_ridge
+from tether.editors.metric import Metric, cosines, of_model
 from tether.errors import BadFactError, BadSettingsError
 from tether.evaluation.statistics.mean import Number, cluster_mean
 from tether.facts.bystanders import bystander_subjects, relation_of
@@ -108,7 +111,8 @@ def headroom(
     keys, or that has no live edit.
     """
     ledger.check_model(model)
-    header, live = ledger.header, [e for e in ledger.live(upto) if e.fact is not None]
+    header, hparams = ledger.header, recorded_settings(ledger.header)
+    live = [e for e in ledger.live(upto) if e.fact is not None]
     moments = recorded_moments(model, header)
     layers = {model.weight_name(layer): layer for layer in moments}
     rows: list[int] = []
@@ -123,34 +127,40 @@ def headroom(
     if not names:
         why = "has no live edit" if not live else f"is of {header.method}, which keeps no keys of its edits"
         raise BadSettingsError(f"{ledger.path} {why}: headroom is measured on keys")
-    hparams = recorded_settings(header)
-    weight = float(getattr(hparams, "mom2_update_weight", 0) or 0)
     context = Context(hparams, moments=moments)
-    spans = {name: _Span.of(torch.cat(stacked[name]), of_model(context, layers[name])) for name in names}
+    weight = float(getattr(hparams, "mom2_update_weight", 0) or 0)
+    share = equality_ridge(editor_of(header.method), hparams)
+    spans = {name: _Span.of(torch.cat(stacked[name]), of_model(context, layers[name]), weight, share) for name in names}
     last, place_of = names[-1], torch.tensor(rows)
     update = ledger.sums(upto, restrain, model=model).of[last].factors.to_dense().double()
     with model.unedited():
         ledger.apply(model, upto=upto, restrain=restrain)
         spills = _spills(model, live, spans[last], place_of, update, layers[last], bystanders)
-        outlook = tuple(_outlook(model, fact, live, spans[last], place_of, layers[last], weight) for fact in facts)
-    rooms = tuple(span.room(name, weight) for name, span in spans.items())
+        outlook = tuple(_outlook(model, fact, live, spans[last], place_of, layers[last]) for fact in facts)
+    rooms = tuple(span.room(name) for name, span in spans.items())
     return Headroom(len(live), last, rooms, tuple(spills), outlook)
 
 
 @dataclass(frozen=True)
 class _Span:
-    """Keys K (n×q), C⁻¹K as rows, and M = KᵀC⁻¹K, float64."""
+    """Keys K (n×q), C⁻¹K as rows, M = KᵀC⁻¹K, and λ of a solve of all of them, float64."""
 
     K: Float[Tensor, "n q"]
     X: Float[Tensor, "n q"]
     M: Float[Tensor, "n n"]
     metric: Metric
+    ridge: float
 
     @classmethod
-    def of(cls, K: Float[Tensor, "n q"], metric: Metric) -> _Span:
+    def of(cls, K: Float[Tensor, "n q"], metric: Metric, weight: float, equality_ridge: float | None) -> _Span:
         X = metric.solve(K)
         M = K @ X.mT
-        return cls(K, X, (M + M.mT) / 2, metric)
+        M = (M + M.mT) / 2
+        return cls(K, X, M, metric, max(ridge_of(M, weight=weight, equality_ridge=equality_ridge), 1e-12))
+
+    def solved(self, right: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+        """(λI + M)⁻¹ times this."""
+        return torch.linalg.solve(self.M + self.ridge * torch.eye(len(self.M), dtype=torch.float64), right)
 
     @property
     def sizes(self) -> Float[Tensor, " n"]:
@@ -158,12 +168,11 @@ class _Span:
 
     def cosines(self, keys: Float[Tensor, "m q"]) -> Float[Tensor, "m n"]:
         """Of other keys with these, in the metric of C."""
-        size = (keys * self.metric.solve(keys)).sum(1).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-        return keys @ self.X.mT / (size[:, None] * self.sizes)
+        return cosines(keys, self.metric.solve(keys), self.K, self.X)
 
-    def room(self, name: str, weight: float) -> Room:
+    def room(self, name: str) -> Room:
         values = torch.linalg.eigvalsh(self.M / (self.sizes[:, None] * self.sizes))
-        shares = torch.linalg.solve(self.M + max(weight, 1e-12) * torch.eye(len(self.M), dtype=torch.float64), self.M)
+        shares = self.solved(self.M)
         left = 1 - shares.diagonal()
         return Room(
             name, len(self.K), self.K.shape[1], int((values > _RANK * values[-1]).sum()),
@@ -180,9 +189,9 @@ def _spills(
     original = model.original(model.weight_name(layer)).cpu().double()
     subjects = {" ".join(event.fact.subject.split()).casefold() for event in live}
     apart = span.cosines(span.K).abs()
-    for one in range(len(live)):
-        same = [i for i, event in enumerate(live) if event.fact.subject_key == live[one].fact.subject_key]
-        apart[(place_of == one).nonzero()[:, 0][:, None], torch.isin(place_of, torch.tensor(same)).nonzero()[:, 0]] = 0
+    numbers = {key: number for number, key in enumerate({event.fact.subject_key for event in live})}
+    subject_of = torch.tensor([numbers[event.fact.subject_key] for event in live])[place_of]
+    apart[subject_of[:, None] == subject_of] = 0
     relations: dict[str, list[int]] = {}
     for place, event in enumerate(live):
         relations.setdefault(relation_of(event.fact), []).append(place)
@@ -230,12 +239,11 @@ def _change(
 
 
 def _outlook(
-    model: EditableModel, fact: Fact, live: Sequence[Any], span: _Span, place_of: Tensor, layer: int, weight: float
+    model: EditableModel, fact: Fact, live: Sequence[Any], span: _Span, place_of: Tensor, layer: int
 ) -> Outlook:
     key = keys_of(model, [encode_fact(model.tokenizer, fact)], [layer])[layer]
     x = key @ span.X.mT
-    inner = torch.linalg.solve(span.M + max(weight, 1e-12) * torch.eye(len(span.M), dtype=torch.float64), x.mT)
-    inside = float((x @ inner) / (key @ span.metric.solve(key).mT))
+    inside = float((x @ span.solved(x.mT)) / (key @ span.metric.solve(key).mT))
     cosines = span.cosines(key)[0]
     best = int(cosines.argmax())
     event = live[int(place_of[best])]

@@ -18,7 +18,7 @@ from tether.editors.moments import Moments, cached_moments, moments, moments_key
 from tether.editors.settings import Hparams, settings_for
 from tether.engine import LOCAL, Engine
 from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError, pydantic_line
-from tether.ledger import EditorRecord, Header, MomentsRecord, WeightRecord, now
+from tether.ledger import IMPORT, EditorRecord, Header, MomentsRecord, WeightRecord, now
 from tether.models import EditableModel, find_anatomy
 from tether.models.sampling import sample_prefixes
 from tether.storage.versions import versions
@@ -141,7 +141,12 @@ def recorded_moments(model: EditableModel, header: Header) -> dict[int, Moments]
 
 
 def recorded_settings(header: Header) -> Hparams:
-    """The settings a ledger was made with. Raises BadLedgerError where the method does not know them."""
+    """The settings a ledger was made with. Raises BadLedgerError where the method does not know them, and
+    BadSettingsError for a ledger of imported updates, which were solved for no facts."""
+    if header.method == IMPORT:
+        raise BadSettingsError(
+            "this ledger holds an imported checkpoint, whose updates were made for no facts: name a ledger of edits"
+        )
     try:
         found = EDITORS[header.method].settings.model_validate(header.settings)
         earlier = header.joint is None and "same_subject" in type(found).model_fields.keys() - header.settings.keys()

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
-from tether.algebra.lowrank import LowRank
+from tether.constraints.base import parse
 from tether.editing.loop import attempts_of, propose
 from tether.editing.prepare import recorded_moments, recorded_settings
 from tether.editing.said import Lost, Said, said_now
-from tether.editors import BatchEditor, Context
+from tether.editors import BatchEditor, Context, EditFailedError, Editor, EditSkippedError
 from tether.editors import editor as editor_of
 from tether.errors import BadSettingsError
 from tether.facts.chat import render
-from tether.facts.fact import Fact
-from tether.ledger import Ledger
+from tether.ledger import Ledger, Sums
 from tether.ledger.history import LedgerHistory
 from tether.ledger.nearness import Near, Nearness
 from tether.models import EditableModel
@@ -39,85 +36,146 @@ class Unrepaired:
 @dataclass(frozen=True)
 class Repaired:
     """What is said before, after each sweep, and what could not be repaired. `replaced`: numbers of the old edits, by
-    the new ones that stand for them."""
+    the new ones that stand for them. `taken_back`: whether the last sweep helped no more, and its edits were undone;
+    `restraint`: the one that acts on the new sum."""
 
     sweeps: tuple[Said, ...]
     replaced: dict[int, int]
+    taken_back: bool
+    restraint: str | None
     left: tuple[Unrepaired, ...]
 
     @property
     def said(self) -> Said:
-        return self.sweeps[-1]
+        return self.sweeps[-2 if self.taken_back else -1]
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "sweeps": [one.to_dict() for one in self.sweeps],
             "replaced": {str(old): new for old, new in self.replaced.items()},
+            "taken_back": self.taken_back,
+            "restraint": self.restraint,
             "left": [asdict(one) for one in self.left],
         }
 
 
 def repair(model: EditableModel, ledger: Ledger, *, sweeps: int = 3) -> Repaired:
     """Make the live edits that the model no longer says anew: taken out of the sum, optimised on the model without
-    them, and solved for with the keys of all others held (`history`); until all hold, no sweep helps, or `sweeps` are
-    done. Each new edit stands for its old one. What a newer edit of the same prompt overrides is left.
+    them, and solved for with the keys of all others held (`history`, so no bystanders); until all hold, no sweep helps,
+    or `sweeps` are done. Each new edit stands for its old one. What cannot be solved for stays as it was and is held
+    with the others. What a newer edit of the same prompt overrides is left. A sweep after which no more facts are said
+    is undone. The restraint that acted last acts on the new sum as well, while any of the new edits counts.
 
     The model afterwards carries the ledger. Raises BadSettingsError for a method whose solve takes no history.
     """
     if sweeps < 1:
         raise BadSettingsError(f"sweeps {sweeps}: give at least 1")
     ledger.check_model(model)
-    header, editor = ledger.header, editor_of(ledger.header.method)
-    hparams = recorded_settings(header)
-    why = f"{header.method} holds no other edits in its solve: repair a ledger of r-rome, memit or emmet"
+    hparams = recorded_settings(ledger.header)
+    editor = editor_of(ledger.header.method)
+    why = f"{ledger.header.method} holds no other edits in its solve: repair a ledger of r-rome, memit or emmet"
     if "history" not in type(hparams).model_fields:
         raise BadSettingsError(why)
+    if bystanders := getattr(hparams, "bystanders", 0):
+        logger.warning("bystanders %d: a repair holds the other edits, and no bystanders", bystanders)
     hparams = hparams.model_copy(update={"history": True, "bystanders": 0})
     try:
         editor.weights(model, hparams)
     except BadSettingsError:
         raise BadSettingsError(why) from None
-    replaced: dict[int, int] = {}
-    reasons: dict[int, str] = {}
     with ledger.writing():
-        ledger.apply(model)
-        found = [said_now(model, ledger)]
-        moments = recorded_moments(model, header)
-        for sweep in range(1, sweeps + 1):
+        try:
+            return _Repair(model, ledger, editor, hparams).go(sweeps)
+        finally:
+            ledger.apply(model)
+
+
+class _Repair:
+    """One repair, with the ledger's lock held. Of a method that edits fact by fact every factors file is read once."""
+
+    def __init__(self, model: EditableModel, ledger: Ledger, editor: Editor | BatchEditor, hparams: Any) -> None:
+        self.model, self.ledger, self.editor = model, ledger, editor
+        self.read = ledger.tensors if isinstance(editor, BatchEditor) else ledger.reader()
+        self.history = LedgerHistory(ledger, self.read)
+        moments = recorded_moments(model, ledger.header)
+        self.context = Context(hparams, ledger.header.prefixes, moments, None, self.history)
+        last = ledger.last_restraint()
+        self.restraint = None if last is None else parse(last)
+        self.reasons: dict[int, str] = {}
+
+    def go(self, sweeps: int) -> Repaired:
+        ledger, first = self.ledger, self.ledger.attempts + 1
+        replaced: dict[int, int] = {}
+        taken_back = False
+        ledger.apply(self.model)
+        found = [said_now(self.model, ledger)]
+        while len(found) <= sweeps and not taken_back:
             live = set(ledger.live_numbers())
-            lost = [one for one in found[-1].lost if one.same_prompt is None and one.edit in live]
-            if not lost:
+            lost = [one.edit for one in found[-1].lost if one.same_prompt is None and one.edit in live]
+            new = self._sweep(lost)
+            if not new:
                 break
-            facts = {event.edit: event.fact for event in ledger.live()}
-            together = [lost] if isinstance(editor, BatchEditor) else [[one] for one in lost]
-            for some in together:
-                old = [one.edit for one in some]
-                held = _Without(ledger, set(old))
-                ledger.replay(model).without(set(old)).sums().show(model)
-                context = Context(hparams, header.prefixes, moments, None, held)
-                chosen = [fact for fact in map(facts.get, old) if fact is not None]
-                started = time.monotonic()
-                batch = propose(editor, model, chosen, context)
-                shared: dict[str, Any] = dict(batch.proposal.record) if batch.proposal else {}
+            self._sums().show(self.model)
+            found.append(said_now(self.model, ledger))
+            logger.info("sweep %d: %s", len(found) - 1, found[-1].line())
+            taken_back = len(found[-1].lost) >= len(found[-2].lost)
+            if taken_back:
+                ledger.append_undo(sorted(new.values()), "no more facts were said after this sweep")
+            else:
+                replaced |= new
+        if self.restraint is not None and replaced:
+            record = ledger.sums(model=self.model).restrain_recorded(self.restraint)
+            ledger.append_restraint(
+                self.restraint, record, "acts on the repaired sum", only_with=(first, ledger.attempts)
+            )
+        ledger.apply(self.model)
+        left = _unrepaired(self.model, ledger, found[-2 if taken_back else -1].lost, self.reasons)
+        restraint = None if self.restraint is None or not replaced else str(self.restraint)
+        return Repaired(tuple(found), replaced, taken_back, restraint, tuple(left))
+
+    def _sums(self) -> Sums:
+        """What the ledger says, its restraint acting on the new edits."""
+        sums = self.ledger.sums(model=self.model)
+        if self.restraint is not None:
+            sums.restrain(self.restraint)
+        return sums
+
+    def _sweep(self, lost: Sequence[int]) -> dict[int, int]:
+        """Make these edits anew, all at once where the method can; the new ones by the old."""
+        self.history.last = frozenset(lost)  # the keys of the others stay one block of the metric
+        if isinstance(self.editor, BatchEditor):
+            return self._anew(lost)
+        return {old: new for edit in lost for old, new in self._anew([edit]).items()}
+
+    def _anew(self, edits: Sequence[int]) -> dict[int, int]:
+        """Those of the edits that can be: they are solved for once more without the others, which are held then."""
+        facts = {event.edit: event.fact for event in self.ledger.live()}
+        while edits:
+            self.history.without = frozenset(edits)
+            replay = self.ledger.replay(self.model, read=self.read)
+            replay.without(self.history.without).sums().show(self.model)
+            chosen = [fact for fact in map(facts.get, edits) if fact is not None]
+            started = time.monotonic()
+            batch = propose(self.editor, self.model, chosen, self.context)
+            outcomes = list(zip(edits, batch.outcomes, strict=True))
+            for edit, outcome in outcomes:
+                if isinstance(outcome, EditSkippedError):
+                    self.reasons[edit] = f"{outcome}, without edit {edit}: undo it"
+                elif isinstance(outcome, EditFailedError):
+                    self.reasons[edit] = str(outcome)
+            good = [edit for edit, outcome in outcomes if not isinstance(outcome, EditFailedError)]
+            if batch.proposal is not None and len(good) == len(edits):
+                shared: dict[str, Any] = dict(batch.proposal.record)
                 shared["seconds"] = (time.monotonic() - started) / len(chosen)
                 attempts = [
                     replace(one, record={**one.record, "stands_for": edit})
-                    for edit, one in zip(old, attempts_of(chosen, batch, shared), strict=True)
+                    for edit, one in zip(edits, attempts_of(chosen, batch, shared), strict=True)
                 ]
-                done = [edit for edit, one in zip(old, attempts, strict=True) if one.kind == "edit"]
-                reasons |= {e: one.reason for e, one in zip(old, attempts, strict=True) if one.reason is not None}
-                if batch.proposal is not None and done:
-                    updates = {name: update.to("cpu") for name, update in batch.proposal.updates.items()}
-                    events = ledger.append(attempts, updates, dict(batch.proposal.vectors), replacing=done)
-                    new = [event.edit or 0 for event in events if event.kind == "edit"]
-                    replaced |= dict(zip(done, new, strict=True))
-                ledger.apply(model)
-            found.append(said_now(model, ledger))
-            logger.info("sweep %d: %s", sweep, found[-1].line())
-            if not len(found[-1].lost) < len(found[-2].lost):
-                break
-        left = tuple(_unrepaired(model, ledger, found[-1].lost, reasons))
-    return Repaired(tuple(found), replaced, left)
+                updates = {name: update.to("cpu") for name, update in batch.proposal.updates.items()}
+                events = self.ledger.append(attempts, updates, dict(batch.proposal.vectors), replacing=edits)
+                return dict(zip(edits, (event.edit or 0 for event in events), strict=True))
+            edits = good if len(good) < len(edits) else []
+        return {}
 
 
 def _unrepaired(
@@ -132,34 +190,3 @@ def _unrepaired(
         why = one.reason or reasons.get(one.edit, "") or "the nearest edits are in its way"
         found.append(Unrepaired(one, why, tuple(each for each in near if each.edit != one.edit)[:3]))
     return found
-
-
-class _Without(LedgerHistory):
-    """The history of a ledger's live edits but some."""
-
-    def __init__(self, ledger: Ledger, out: Set[int]) -> None:
-        super().__init__(ledger)
-        self._out = out
-        self._gone = [e.fact for e in ledger.live() if e.edit in out and e.fact is not None]
-
-    @property
-    def edits(self) -> tuple[int, ...]:
-        return tuple(edit for edit in super().edits if edit not in self._out)
-
-    def of_subject(self, fact: Fact) -> tuple[Fact, ...]:
-        return tuple(one for one in super().of_subject(fact) if one not in self._gone)
-
-    def rows(self, weight: str) -> tuple[int, ...]:
-        return tuple(edit for edit in super().rows(weight) if edit not in self._out)
-
-    def keys(self, weight: str) -> Tensor:
-        return self._kept(weight, super().keys(weight))
-
-    def residuals(self, weight: str) -> Tensor:
-        return self._kept(weight, super().residuals(weight))
-
-    def updates(self, weight: str) -> LowRank:
-        return self._ledger.replay().without(self._out).sums(exact=False).of[weight].factors
-
-    def _kept(self, weight: str, rows: Tensor) -> Tensor:
-        return rows[[place for place, edit in enumerate(super().rows(weight)) if edit not in self._out]]

@@ -160,9 +160,8 @@ class Memit:
                 K, R = (torch.stack([part.mean(0) for part in one.split(columns)]) for one in (K, R))
             metric = self._memory.metric(name, context, layer, others[layer])
             X = metric.solve(K)
-            ridge = hparams.equality_ridge if self.equality and not hparams.history else None
             try:
-                solution = solve(K, X, weight=hparams.mom2_update_weight, equality_ridge=ridge)
+                solution = solve(K, X, weight=hparams.mom2_update_weight, equality_ridge=equality_ridge(self, hparams))
             except TetherError as error:
                 raise EditFailedError(str(error)) from None
             update = LowRank(R.mT.float().contiguous(), solution.G.float())
@@ -241,6 +240,12 @@ def _reached(group: Group, keys: Float[Tensor, "n q"], context: Context) -> Grou
     u = of_model(context, context.hparams.layers[-1]).solve(key)
     reach = keys[group.contexts : len(group) - 1] @ u / (u @ key)
     return replace(group, reach=(*[1.0] * group.contexts, *reach.tolist()))
+
+
+def equality_ridge(editor: object, hparams: Any) -> float | None:
+    """The share of the mean of diag(KᵀC⁻¹K) that the solves of an editor take for λ: EMMET's, for equality. None where
+    λ is that of the settings."""
+    return hparams.equality_ridge if isinstance(editor, Memit) and editor.equality and not hparams.history else None
 
 
 MEMIT = Method(

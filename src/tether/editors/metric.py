@@ -13,7 +13,9 @@ from torch import Tensor
 
 from tether.algebra.precision import double
 from tether.editors.base import Context, EditFailedError
+from tether.editors.bystanders import bystander_prompts, keys_of
 from tether.editors.moments import Moments
+from tether.facts.fact import Fact
 from tether.models.editable import EditableModel
 
 _PENDING = 128  # keys of history beside the matrix; more are put into it, by one Cholesky factorisation
@@ -71,6 +73,25 @@ def of_model(context: Context, layer: int) -> Metric:
     return Metric(moments, moments.C[:0], hparams.moments_ridge, getattr(hparams, "null_space", None))
 
 
+def of_facts(model: EditableModel, facts: Sequence[Fact], context: Context) -> dict[int, Metric]:
+    """Of one solve for these facts, by layer: what the model knew, and the keys of their bystanders. Of the model as it
+    is now, which is not changed."""
+    hparams = context.hparams
+    others = keys_of(model, bystander_prompts(model, facts, hparams.bystanders), hparams.layers)
+    return {
+        layer: replace(of_model(context, layer), keys=equally(keys, hparams.bystander_weight))
+        for layer, keys in others.items()
+    }
+
+
+def cosines(
+    k: Float[Tensor, "m q"], x: Float[Tensor, "m q"], K: Float[Tensor, "n q"], X: Float[Tensor, "n q"]
+) -> Float[Tensor, "m n"]:
+    """kᵀC⁻¹k' / √(kᵀC⁻¹k · k'ᵀC⁻¹k') of every key k with every key k' of K, where x = C⁻¹k and X = C⁻¹K, as rows."""
+    sizes = (k * x).sum(1, keepdim=True) * (K * X).sum(1)
+    return k @ X.mT / sizes.clamp_min(0).sqrt().clamp_min(torch.finfo(sizes.dtype).tiny)
+
+
 def equally(keys: Float[Tensor, "n q"], weight: float) -> Float[Tensor, "n q"]:
     """Keys for a metric that together count as weight·E[b bᵀ]; none where the weight is 0."""
     return keys * (weight / len(keys)) ** 0.5 if len(keys) and weight else keys[:0]
@@ -81,7 +102,8 @@ class Memory:
     """The keys of a ledger's live edits in the metric of the next solve, for an editor to keep between its solves.
 
     New keys stand beside the matrix until there are many, then they are put into it; so a solve costs the same at edit
-    2,000 as at edit 2. After an undo or a redo the matrix is made anew.
+    2,000 as at edit 2. Not with `null_space`, where C has no matrix to put them into: there all n keys stand beside it,
+    an n×n system a solve. After an undo or a redo the matrix is made anew.
     """
 
     _folded: dict[str, tuple[Sequence[int], Metric]] = field(default_factory=dict)

@@ -165,15 +165,16 @@ def evaluate_ledger(
         if path.exists() and not resume:
             raise BadSettingsError(f"{path} exists: name another file, or go on with it by resume (--resume)")
     imported = ledger.header.method == IMPORT  # whose edits have no facts: the given ones are asked at every row
-    every = list(enumerate(facts or (), 1)) if imported else _with_prompts(ledger.facts(), facts)
+    ledger.check_model(model)
+    counts = set([ledger.attempts] if at is None else at)
+    check_counts(ledger.path, counts, ledger.attempts)
+    tried = dict(fact for count in {*counts, ledger.attempts} for fact in ledger.facts(count))  # also replaced since
+    every = list(enumerate(facts or (), 1)) if imported else _with_prompts(sorted(tried.items(), key=_number), facts)
     own = [fact for _, fact in every]
     rows = _Rows(model, what, own, ledger, engine=engine)
     results = rows.results
-    ledger.check_model(model)
-    counts = set([ledger.attempts] if at is None else at)
     if not counts or not restraints:
         raise TetherError("no row to measure: name at least one number of edits and one restraint")
-    check_counts(ledger.path, counts, ledger.attempts)
     largest = max(counts)
     found = {
         one: find_restraint_of(ledger, model, one, facts=own, upto=largest, floor=floor)
@@ -203,7 +204,8 @@ def evaluate_ledger(
     todo = [(count, one) for count, one in wanted if (count, label_of(one)) not in done]
 
     def of_row(count: int) -> list[tuple[int, Fact]]:
-        return _sample([(edit, fact) for edit, fact in every if imported or edit <= count], what.sample)
+        standing = {edit for edit, _ in ledger.facts(count or largest)}
+        return _sample([(edit, fact) for edit, fact in every if imported or edit in standing], what.sample)
 
     asked = {edit for count in {*counts, largest} for edit, _ in of_row(count)}
     measured = [(edit, fact) for edit, fact in every if edit in asked]
@@ -225,13 +227,13 @@ def evaluate_ledger(
             logger.info("measuring %d edits, restraint %s", count, label)
             extremes = {name: one.of(state.sums.of[name].factors) for name, one in spectra.items()}
             spectrum = {name: Singular(**one.to_dict()) for name, one in extremes.items()}
-            so_far = of_row(count) if count else measured
             about = {"edits": count, "restraint": label, "replayed": state.restraint is None}
-            file.add(*rows.measure(so_far, baseline, left, spectrum=spectrum, **about))
+            file.add(*rows.measure(of_row(count), baseline, left, spectrum=spectrum, **about))
     if tell and baseline is not None:
-        logger.info("measuring %d facts in the prompt", len(measured))
+        told = of_row(largest)
+        logger.info("measuring %d facts in the prompt", len(told))
         with model.unedited():
-            file.add(*rows.in_context(measured, baseline, edits=largest))
+            file.add(*rows.in_context(told, baseline, edits=largest))
     return results
 
 
@@ -320,6 +322,10 @@ def _with_prompts(ledger: NumberedFacts, given: Sequence[Fact] | None) -> list[t
         total = len(ledger)
         logger.warning("%d of %d edits are not among the facts given: the ledger's own prompts serve", missing, total)
     return [(edit, by_edit.get(_edit(own), own)) for edit, own in ledger]
+
+
+def _number(numbered: tuple[int, Fact]) -> int:
+    return numbered[0]
 
 
 def _edit(fact: Fact) -> tuple[str, str | Turn, str]:

@@ -51,10 +51,10 @@ def merge(
     left_of_b = _answering(b.live(), questions(ours))
     for ledger, left in ((a, left_of_a), (b, left_of_b)):
         _check_whole(ledger, left, "is left out, since the other ledger answers it,")
-    last = {str(_last_restraint(one)) for one in (a, b)}
+    last = {str(one.last_restraint()) for one in (a, b)}
     if restrain is None and len(last) > 1:
-        what = f"{a.path} ends with the restraint {_last_restraint(a) or 'none'}, {b.path} with"
-        raise BadSettingsError(f"{what} {_last_restraint(b) or 'none'}: name the one of the merged sum (--restrain)")
+        what = f"{a.path} ends with the restraint {a.last_restraint() or 'none'}, {b.path} with"
+        raise BadSettingsError(f"{what} {b.last_restraint() or 'none'}: name the one of the merged sum (--restrain)")
     parts = [(a, set(a.live_numbers()) - left_of_a), (b, set(b.live_numbers()) - left_of_b)]
     how = "merge: the updates of the sources are summed, no edit was computed anew"
     return _made(out, parts, how, restrain, model)
@@ -76,9 +76,14 @@ def pick(
     if wrong or not taken:
         what = f"edit {wrong[0]} is no live edit" if wrong else "pick needs the number of an edit"
         raise BadSettingsError(f"{what}: see `tether log {ledger.path}` for the numbers")
-    if _hold_each_other(ledger) and (taken != set(ledger.live_numbers()) or ledger.replay().anew):
+    if _hold_each_other(ledger) and taken != set(ledger.live_numbers()):
         raise BadSettingsError(
             f"the solves of {ledger.path} carry each other's keys (history): copy the folder and undo the others there"
+        )
+    if ledger.replay().anew:
+        raise BadSettingsError(
+            f"edits of {ledger.path} are solved anew, since others before them were undone or redone (history), and a "
+            "copy of their factors would not be: copy the folder"
         )
     _check_whole(ledger, taken, "is picked, and")
     return _made(out, [(ledger, taken)], "pick: some edits of the source", restrain, model)
@@ -129,14 +134,10 @@ def _check_whole(ledger: Ledger, edits: Set[int], why: str) -> None:
         raise BadSettingsError(f"edit {one} of {ledger.path} {why} shares one update with {others}: take all, or none")
 
 
-def _last_restraint(ledger: Ledger) -> str | None:
-    return next((event.restrain for event in reversed(ledger.events) if event.restrain is not None), None)
-
-
 def _made(out: str | Path, parts: Sequence[_Part], how: str, restrain: Restrain, model: EditableModel | None) -> Ledger:
     """A ledger of the edits of every part, in the order given, with one restraint at its end."""
     first = parts[0][0].header
-    restraint = parse(restrain or _last_restraint(parts[0][0]) or "none")
+    restraint = parse(restrain or parts[0][0].last_restraint() or "none")
     sources = tuple(
         SourceRecord(name=ledger.path.resolve().name, head=ledger.head, edits=tuple(sorted(edits)))
         for ledger, edits in parts
@@ -163,12 +164,12 @@ def _copy(ledger: Ledger, edits: Set[int], made: Ledger) -> None:
     for events in by_file(event for event in ledger.live() if event.edit in edits).values():
         updates, vectors = part_of(ledger.tensors(events[0]), made.header.weights, events)
         attempts = [
-            Attempt("edit", e.fact, _without_numbers(e.record), e.reason, columns=0 if e.shared else e.columns or 1)
+            Attempt("edit", e.fact, _alone(e.record), e.reason, columns=0 if e.shared else e.columns or 1)
             for e in events
         ]
         made.append(attempts, updates, vectors)
 
 
-def _without_numbers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured of an edit, without the number of another one, which means nothing in the new ledger."""
+def _alone(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What was recorded of an edit, without the number of one that stays behind."""
     return {name: value for name, value in record.items() if name != "stands_for"}

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,7 +100,9 @@ class Event(_Record):
     """One line of the journal. `edit` numbers attempts (edit, failed, skipped), one a fact; `record` is what was
     measured. Facts edited together have a line each: `batch` is (place in the batch from 1, size), `column` the fact's
     first column in the factors file they share, `columns` how many it has (None: one). Without a `column` the facts of
-    a batch share the whole update. An edit without a `fact` is an imported update: `reason` says of what."""
+    a batch share the whole update. An edit without a `fact` is an imported update: `reason` says of what. Edits that
+    are `undone` by the lines of an attempt are replaced: those of its batch stand for them. A restraint with
+    `only_with` acts only where one of the edits from the first to the last of these numbers counts."""
 
     number: int
     time: str
@@ -113,6 +115,7 @@ class Event(_Record):
     column: int | None = None
     columns: int | None = None
     restrain: str | None = None
+    only_with: tuple[int, int] | None = None
     undone: tuple[int, ...] | None = None
     redone: tuple[int, ...] | None = None
     reason: str | None = None
@@ -143,7 +146,10 @@ def now() -> str:
 class Journal:
     """The events on disk, and what is counted of them. Reading checks every line; appending needs the lock of
     `writing`. `head` is the sha256 of the last line: the identity of everything so far. `attempts` is the number of
-    facts tried, `undone` the edits undone and not redone, `unrestrained` the edits after the last restraint."""
+    facts tried, `undone` the edits that do not count, `unrestrained` the edits after the last restraint.
+
+    An edit does not count that was undone `by_hand` (or by a guard) and not redone, or that another stands for: one of
+    those that replaced it which is not undone by hand, or for which in turn another stands."""
 
     def __init__(self, folder: Path, header: Header) -> None:
         self._spaced = header.joint is None
@@ -169,6 +175,8 @@ class Journal:
         self.attempts = 0
         self.undone: frozenset[int] = frozenset()
         self.unrestrained: list[int] = []
+        self.by_hand: frozenset[int] = frozenset()
+        self.replacements: list[tuple[frozenset[int], tuple[int, ...]]] = []  # the old edits, those that stand for them
         self._whole, self.head = 0, self._header_sha  # up to the last complete event or batch
         self._bytes = hashlib.sha256()  # of all of it
 
@@ -201,16 +209,43 @@ class Journal:
 
     def _take(self, events: Sequence[Event]) -> None:
         self.events += events
+        made = tuple(event.edit for event in events if event.kind == "edit" and event.edit is not None)
         for event in events:
             self.attempts += event.kind in ATTEMPTS
             if event.undone:
                 self.undone |= set(event.undone)
             if event.redone:
                 self.undone -= set(event.redone)
+            if event.kind in ATTEMPTS and event.undone and made:
+                self.replacements.append((frozenset(event.undone), made))
+            elif event.undone or event.redone:
+                self.by_hand = (self.by_hand - set(event.redone or ())) | (self.undone - self.replaced(self.undone))
             if event.kind == "restrain":
                 self.unrestrained = []
             elif event.kind == "edit" and event.edit is not None:
                 self.unrestrained.append(event.edit)
+
+    def replaced(self, out: Set[int], upto: int | None = None) -> frozenset[int]:
+        """The edits that another one, numbered at most `upto`, stands for where those of `out` do not count."""
+        found: set[int] = set()
+        for old, made in reversed(self.replacements):  # what was made last, first: it may stand for what stands
+            if any((upto is None or one <= upto) and (one not in out or one in found) for one in made):
+                found |= old
+        return frozenset(found)
+
+    def standing_for(self, edit: int, out: Set[int]) -> list[int]:
+        """The edits that stand for one, where those of `out` do not count."""
+        found = {edit}
+        for old, made in self.replacements:
+            if old & found:
+                found |= set(made)
+        return sorted(found - out - {edit})
+
+    def out(self, upto: int | None = None) -> frozenset[int]:
+        """`undone`, as it stands where the edits after `upto` were not made: what they replaced counts."""
+        if upto is None or not any(made[0] > upto for _, made in self.replacements):
+            return self.undone
+        return self.undone & (self.by_hand | self.replaced(self.by_hand, upto))
 
     @property
     def torn(self) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from tether.export.folder import new_folder
 from tether.export.lora import write_lora
 from tether.facts.fact import Fact
 from tether.ledger.journal import ATTEMPTS, Event, Header, Journal, writing
-from tether.ledger.replay import Replay, Sums, by_file, check_counts, check_ends, damaged, sound_factors
+from tether.ledger.replay import Replay, Sums, acts, by_file, check_counts, check_ends, damaged, sound_factors
 from tether.models import EditableModel
 from tether.models import load as load_model
 from tether.models.load import wrapped
@@ -209,8 +209,14 @@ class Ledger:
 
     @property
     def undone(self) -> frozenset[int]:
-        """The numbers of the edits that were undone and not redone."""
+        """The numbers of the edits that do not count: undone and not redone, or replaced by others that stand for
+        them."""
         return self._journal.undone
+
+    @property
+    def redoable(self) -> list[int]:
+        """The undone edits that no other stands for."""
+        return sorted(self.undone - self._journal.replaced(self._journal.by_hand))
 
     @property
     def since_restraint(self) -> int:
@@ -218,18 +224,23 @@ class Ledger:
         return sum(edit not in self.undone for edit in self._journal.unrestrained)
 
     def live(self, upto: int | None = None) -> list[Event]:
-        """The edits that count: not undone, numbered at most `upto`."""
-        undone = self.undone
+        """The edits that count, numbered at most `upto`; what later ones replaced counts, as it did then."""
+        undone = self._journal.out(upto)
         return [e for e in self._until(upto) if e.kind == "edit" and e.edit not in undone]
 
     def live_numbers(self) -> list[int]:
         return [event.edit for event in self.live() if event.edit is not None]
 
     def facts(self, upto: int | None = None) -> list[tuple[int, Fact]]:
-        """Every fact tried and not undone, with its edit number; failed and skipped ones included."""
-        undone = self.undone
-        tried = [(e.edit, e.fact) for e in self._until(upto) if e.edit is not None and e.fact is not None]
-        return [(edit, fact) for edit, fact in tried if edit not in undone]
+        """Every fact tried and not undone, with its edit number; failed and skipped ones included, but for those that
+        were to stand for an edit that counts again. `upto` as for `live`."""
+        live, undone = {event.edit for event in self.live(upto)}, self._journal.out(upto)
+        return [
+            (e.edit, e.fact)
+            for e in self._until(upto)
+            if e.edit is not None and e.fact is not None and e.edit not in undone
+            and (e.kind == "edit" or e.record.get("stands_for") not in live)
+        ]  # fmt: skip
 
     def _until(self, upto: int | None) -> Iterator[Event]:
         counts = [] if upto is None else [upto]
@@ -247,9 +258,10 @@ class Ledger:
         with sound_factors(self.path, event):
             return {name: LowRank(A[name].mT, B[name]) for name in A}
 
-    def vectors(self, event: Event, kind: Literal["K", "V", "A", "B"]) -> dict[str, Tensor]:
-        """The keys "K" (n×q) or values "V" (n×p) that the editor kept of one edit, by weight name, one a row (one row
-        but for editors with many keys a fact), float32 on the CPU, checked against the journal. Also Aᵀ and B."""
+    def vectors(self, event: Event, kind: Literal["K", "V", "D", "A", "B"]) -> dict[str, Tensor]:
+        """The keys "K" (n×q), values "V" or differences "D" = V − W₀K (n×p) that the editor kept of one edit, by weight
+        name, one a row (one row but for editors with many keys a fact), float32 on the CPU, checked against the
+        journal. Also Aᵀ and B."""
         tensors = self.tensors(event)
         found = {name: tensors[f"{name}/{kind}"] for name in self.header.weights if f"{name}/{kind}" in tensors}
         with sound_factors(self.path, event):
@@ -299,16 +311,19 @@ class Ledger:
 
     # --- what follows from it -----------------------------------------------------------------------------------
 
-    def replay(self, model: EditableModel | None = None, *, keep: bool = False) -> Replay:
-        """The live edits in journal order. For several numbers of edits or several restraints in one pass over the
-        files; with `keep` for several passes, which read them once. The model, which is not checked, is for restraints
-        that ask for W₀ or the moments."""
-        read = self.reader() if keep else self.tensors
-        counting, anew = frozenset(self.live_numbers()), 0
-        if self.header.settings.get("history"):
-            marked = [event for event in self.events if event.undone or event.redone]
-            anew = marked[-1].number - (marked[-1].kind in ATTEMPTS) if marked else 0
-        return Replay(self.path, self.header, self.events, counting, read, model, anew)
+    def replay(
+        self, model: EditableModel | None = None, *, read: Callable[[Event], Mapping[str, Tensor]] | None = None
+    ) -> Replay:
+        """The live edits in journal order, for several numbers of edits or several restraints in one pass over the
+        files; for several passes `read` may be a `reader`, which reads them once. The model, which is not checked, is
+        for restraints that ask for W₀ or the moments."""
+        starts = tuple(made[0] for _, made in self._journal.replacements)
+        return Replay(
+            self.path, self.header, self.events, self._numbers(), read or self.tensors, model, starts, self._numbers
+        )
+
+    def _numbers(self, upto: int | None = None) -> frozenset[int]:
+        return frozenset(event.edit for event in self.live(upto) if event.edit is not None)
 
     def sums(
         self, upto: int | None = None, restrain: Restrain = None, *, exact: bool = True,
@@ -327,7 +342,8 @@ class Ledger:
         self, model: EditableModel | None = None, *, upto: int | None = None, restrain: Restrain = None
     ) -> EditableModel:
         """Make the model (the recorded one is loaded if none is given) carry the ledger's edits. Changes it in place,
-        from its original weights: what else it carried on these weights is replaced."""
+        from its original weights: what else it carried on these weights is replaced. `upto` below the edits of a
+        consolidation or a repair gives the edits as they stood before it."""
         model = self.model_or_load(model)
         self.sums(upto, restrain, model=model).show(model)
         return model
@@ -348,47 +364,50 @@ class Ledger:
     def undo(self, *edits: int) -> Event:
         """Take edits out, by number: from now on the ledger is what it would be without them in the sum, later
         restraints recomputed. Later edits are *not* computed anew. Nothing is deleted; needs no model. Where the last
-        of the edits goes that a consolidation or a repair made, those that they stood for are taken in again."""
-        return self._mark("undo", edits)
+        of the edits goes that a consolidation or a repair made, those that they stood for are taken in again, but for
+        those that had been undone themselves."""
+        with self.writing():
+            return self.append_undo(edits)
 
     def redo(self, *edits: int) -> Event:
         """Take undone edits in again, by number: the ledger is what it would be had they never been undone. Edits that
-        stand for others (of a consolidation or a repair) take these out again."""
-        return self._mark("redo", edits)
+        stand for others (of a consolidation or a repair) take these out again. Raises BadSettingsError for an edit that
+        others stand for."""
+        with self.writing():
+            return self._mark("redo", edits)
 
-    def _mark(self, kind: Literal["undo", "redo"], edits: Sequence[int]) -> Event:
+    def _mark(self, kind: Literal["undo", "redo"], edits: Sequence[int], reason: str | None = None) -> Event:
         if not edits:
             raise BadSettingsError(f"{kind} needs the number of an edit: see `tether log`")
-        with self.writing():
-            allowed = self.undone if kind == "redo" else set(self.live_numbers())
-            for edit in edits:
-                if edit not in allowed:
-                    why = "was undone already" if edit in self.undone else "is no live edit"
-                    why = "is not undone" if kind == "redo" else why
-                    raise BadSettingsError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
-            if self.together(edits) != set(edits):
-                edit = next(edit for edit in sorted(edits) if self.together([edit]) - set(edits))
-                every = self.together([edit])
-                apart = sorted(every - set(edits))
-                others = f"{', '.join(map(str, apart[:5]))}{' …' if apart[5:] else ''}"
-                raise BadSettingsError(f"edit {edit} shares one update with {others}: {kind} all {len(every)} of them")
-            changes = {f"{kind}ne": tuple(sorted(set(edits)))}
-            other = self._stood_for(set(edits), again=kind == "undo")
-            if other:
-                changes["redone" if kind == "undo" else "undone"] = tuple(sorted(other))
-            return self._journal.append({"kind": kind, **changes})[0]
-
-    def _stood_for(self, edits: set[int], *, again: bool) -> set[int]:
-        """What a change of `edits` means for the edits that they replaced: which are taken in again, now that none of
-        those that replaced them is left, or out again, now that one is back."""
-        found, now = set[int](), self.undone
-        for event in self.events:
-            if event.kind in ATTEMPTS and event.undone and event.edit is not None:
-                size = 1 if event.batch is None else event.batch[1]
-                new = {e.edit for e in self.events if e.kind == "edit" and e.edit and 0 <= e.edit - event.edit < size}
-                if edits & new and new <= now | edits:
-                    found |= set(event.undone) & now if again else set(event.undone) - now
-        return found
+        allowed = self.undone if kind == "redo" else set(self.live_numbers())
+        for edit in edits:
+            if edit not in allowed:
+                why = "was undone already" if edit in self.undone else "is no live edit"
+                why = "is not undone" if kind == "redo" else why
+                raise BadSettingsError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
+        for edit in sorted(edits):
+            apart = sorted(self.together([edit]) - set(edits))
+            if apart:
+                every = len(self.together([edit]))
+                raise BadSettingsError(
+                    f"edit {edit} shares one update with {_named(apart)}: {kind} all {every} of them"
+                )
+        journal, chosen = self._journal, set(edits)
+        before, by_hand = journal.replaced(journal.by_hand), set(journal.by_hand)
+        by_hand = by_hand | chosen if kind == "undo" else by_hand - chosen
+        after = journal.replaced(by_hand)
+        if kind == "redo" and chosen & after:
+            edit = min(chosen & after)
+            standing = journal.standing_for(edit, by_hand | after)
+            raise BadSettingsError(
+                f"edit {edit} is replaced: {_named(standing)} would stand for it; undo all {len(standing)} of them "
+                "to have it in again"
+            )
+        other = (before - after - by_hand) & self.undone if kind == "undo" else after - before - self.undone
+        changes: dict[str, Any] = {f"{kind}ne": tuple(sorted(chosen)), "reason": reason}
+        if other:
+            changes["redone" if kind == "undo" else "undone"] = tuple(sorted(other))
+        return journal.append({"kind": kind, **changes})[0]
 
     def together(self, edits: Iterable[int]) -> set[int]:
         """These edits, and all that share one update with any of them."""
@@ -491,14 +510,24 @@ class Ledger:
                 write_lora(adapter, model, inside)
             return wrapped(model.unedited_copy(*self.header.weights), Path(folder) / "adapter").eval()
 
-    def restraint_in_words(self, upto: int | None = None) -> str:
-        """The restraints that a replay of the journal applies: `log:1.2 after edit 10, 20`."""
-        after: dict[str, list[str]] = {}
-        edit = 0
+    def restraints(self, upto: int | None = None) -> list[tuple[int, str]]:
+        """The restraints that a replay of the journal applies, each with the edit that it follows. Those that come
+        before every live edit, and find no update, are left out."""
+        live, found, edit = self._numbers(upto), [], 0
         for event in self._until(upto):
             edit = event.edit or edit
-            if event.restrain is not None:
-                after.setdefault(event.restrain, []).append(str(edit))
+            if event.restrain is not None and acts(event, live) and min(live, default=edit + 1) <= edit:
+                found.append((edit, event.restrain))
+        return found
+
+    def last_restraint(self) -> str | None:
+        return next((restraint for _, restraint in reversed(self.restraints())), None)
+
+    def restraint_in_words(self, upto: int | None = None) -> str:
+        """`restraints`, as a person reads them: `log:1.2 after edit 10, 20`."""
+        after: dict[str, list[str]] = {}
+        for edit, restraint in self.restraints(upto):
+            after.setdefault(restraint, []).append(str(edit))
         return "; ".join(f"{name} after edit {', '.join(edits)}" for name, edits in after.items()) or "none"
 
     # --- writing ------------------------------------------------------------------------------------------------
@@ -541,15 +570,27 @@ class Ledger:
             lines[0]["undone"] = tuple(sorted(replacing))
         return self._journal.append(*lines)
 
-    def append_restraint(self, restraint: Constraint, record: dict[str, Any], reason: str | None = None) -> Event:
-        """A restraint of the sum so far, with the reason where it was not in the schedule. Needs `writing`."""
+    def append_restraint(
+        self, restraint: Constraint, record: dict[str, Any], reason: str | None = None,
+        only_with: tuple[int, int] | None = None,
+    ) -> Event:  # fmt: skip
+        """A restraint of the sum so far, with the reason where it was not in the schedule; `only_with` the first and
+        last of some edits, while one of these counts. Needs `writing`."""
         line = {"kind": "restrain", "restrain": str(restraint), "record": record, "reason": reason}
-        return self._journal.append(line)[0]
+        return self._journal.append({**line, "only_with": only_with})[0]
+
+    def append_undo(self, edits: Sequence[int], reason: str | None = None) -> Event:
+        """`undo`, with the reason where no person asked for it. Needs `writing`."""
+        return self._mark("undo", edits, reason)
 
     def append_guard(self, reason: str, record: dict[str, Any], undone: Sequence[int] = ()) -> Event:
         """A guard's look, and the edits it took back. Needs `writing`."""
         line = {"kind": "guard", "undone": tuple(undone) or None, "reason": reason, "record": record}
         return self._journal.append(line)[0]
+
+
+def _named(edits: Sequence[int]) -> str:
+    return f"{', '.join(map(str, edits[:5]))}{' …' if edits[5:] else ''}"
 
 
 def _factors_file(edit: int) -> str:

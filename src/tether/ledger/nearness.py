@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tether.editors.metric import cosines
 from tether.editors.moments import Moments, cached_moments
 from tether.facts.fact import Fact
 from tether.facts.tokens import prompt_ids
@@ -48,8 +49,7 @@ class _Keys:
 
     def cosines(self, inputs: Float[Tensor, "t q"]) -> Float[Tensor, "t n"]:
         """The cosine of every input with every key."""
-        sizes = ((inputs * self.solve(inputs)).sum(1, keepdim=True), (self.K * self.solved).sum(1))
-        return inputs @ self.solved.mT / (sizes[0] * sizes[1]).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        return cosines(inputs, self.solve(inputs), self.K, self.solved)
 
 
 class Nearness:

@@ -183,8 +183,11 @@ class Replay:
     factors file; a pass over the events reads every file once. Of `model` restraints may ask for W₀ and the moments.
 
     Updates are added as they were made. But of edits whose solves carried the earlier keys (the setting `history`), an
-    undo or redo changes what the others add: those among the first `anew` events are solved anew, without the undone
-    ones (`tether.algebra.ridge`). Between restraints what is added is the difference of two such solutions."""
+    undo or redo changes what the others add: those among the first `anew` events are solved anew from the keys and
+    targets that were kept, after a restraint against the restrained sum, as they were (`tether.algebra.ridge`).
+
+    `starts` are the first of the edits that replaced others. Below one of them a state is of the edits as they stood
+    then: `standing` gives those, by the last number of edits."""
 
     path: Path
     header: Header
@@ -192,12 +195,30 @@ class Replay:
     counting: Set[int]
     read: Callable[[Event], Mapping[str, Tensor]]
     model: EditableModel | None = None
-    anew: int = 0
+    starts: tuple[int, ...] = ()
+    standing: Callable[[int], Set[int]] | None = None
 
-    def without(self, edits: Set[int]) -> Replay:
-        """As after the undo of these edits."""
-        anew = len(self.events) if self.header.settings.get("history") else 0
-        return replace(self, counting=self.counting - edits, anew=anew)
+    def without(self, edits: Set[int] = frozenset()) -> Replay:
+        """As after the undo of these edits; of those that count now, at every number of edits."""
+        return replace(self, counting=self.counting - edits, starts=())
+
+    @cached_property
+    def anew(self) -> int:
+        """The number of the last event of an edit that counts and was solved with other edits before it than count
+        now. 0 without `history`."""
+        found, out = 0, frozenset[int]()
+        if not self.header.settings.get("history"):
+            return found
+        edits = {event.edit for event in self.events if event.kind == "edit" and event.edit is not None}
+        apart = min(edits - self.counting, default=None)  # the first edit that counted then and not now, or the reverse
+        for event in self.events:
+            if event.undone or event.redone:
+                out = (out | set(event.undone or ())) - set(event.redone or ())
+                apart = min(out ^ (edits - self.counting), default=None)
+            if event.kind == "edit" and event.edit in self.counting and apart is not None and apart < (event.edit or 0):
+                place, size = event.batch or (1, 1)
+                found = event.number + size - place
+        return found
 
     def sums(
         self, upto: int | None = None, restraint: Constraint | None = None, *, exact: bool = True, check: bool = False
@@ -211,13 +232,28 @@ class Replay:
     ) -> Iterator[State]:
         """The sums after each number of edits in `at`, ascending, under each restraint in turn, in one pass.
 
-        None replays the journal with its restraints; another restraint is applied once to the sum of the edits.
+        Each is of the edits as they stood then. None replays the journal with its restraints; another restraint is
+        applied once to the sum of the edits.
         `exact` false: no dense sum with the bits of a live run is kept. `check`: the files of edits that do not count
         are read as well. Raises BadSettingsError for a number beyond the ledger, and TetherError, before any state,
         where a restraint asks for what is not at hand.
         """
         check_counts(self.path, at, self._attempts)
         check_ends(self.path, at, self.events)
+        counts: dict[int | None, list[int]] = {}
+        for one in sorted(set(at)):
+            counts.setdefault(min((start for start in self.starts if start > one), default=None), []).append(one)
+        for restraint in restraints if len(counts) > 1 else ():
+            if restraint is not None and max(at, default=0):
+                Sums(self.inputs).prepare(restraint)
+        for start, some in counts.items():
+            earlier = None if start is None or self.standing is None else self.standing(start - 1)
+            standing = self if earlier is None else replace(self, counting=earlier, starts=())
+            yield from standing._states(some, restraints, exact=exact, check=check)
+
+    def _states(
+        self, at: Sequence[int], restraints: Sequence[Constraint | None], *, exact: bool, check: bool
+    ) -> Iterator[State]:
         running = {
             recorded: Sums(self.inputs, self._places if exact and recorded else None)
             for recorded in {one is None for one in restraints}
@@ -227,13 +263,12 @@ class Replay:
 
         def after(edits: int) -> Iterator[State]:
             inside = batch and (batch[-1].edit or 0) > edits  # of a batch that is not added yet
+            partial = {recorded: self._updates(batch, edits) if inside else {} for recorded in running}
             if seen > added:
-                partial = self._between(added, min(seen, edits))
-            else:
-                partial = self._updates(batch, edits) if inside else {}
+                partial = {one: self._between(added, min(seen, edits), sums) for one, sums in running.items()}
             for restraint in restraints:
                 sums = copy.copy(running[restraint is None])
-                sums.add(partial)
+                sums.add(partial[restraint is None])
                 if restraint is not None:
                     sums.restrain(restraint)
                 yield State(edits, restraint, sums)
@@ -249,9 +284,8 @@ class Replay:
                 if not waiting:
                     return
             if seen > added and (event.number > self.anew or event.restrain is not None):
-                updates = self._between(added, seen)
                 for sums in running.values():
-                    sums.add(updates)
+                    sums.add(self._between(added, seen, sums))
                 added = seen
             if event.kind == "edit" and event.number <= self.anew:
                 seen = event.edit or 0
@@ -265,7 +299,7 @@ class Replay:
                         sums.add(updates)
                     if check and not updates:
                         self.read(event)
-            elif event.restrain is not None and True in running:
+            elif event.restrain is not None and True in running and acts(event, self.counting):
                 running[True].restrain(parse(event.restrain))
         for edits in reversed(waiting):
             yield from after(edits)
@@ -278,10 +312,10 @@ class Replay:
             batch = self._batches[event.factors or ""] if event.kind == "edit" else []
             counting = [one for one in batch if one.edit in self.counting]
             if counting and event is batch[-1]:
-                anew = event.number <= self.anew
-                sums.add(self._between((batch[0].edit or 0) - 1, event.edit or 0) if anew else self._updates(batch))
+                anew, first = event.number <= self.anew, (batch[0].edit or 0) - 1
+                sums.add(self._between(first, event.edit or 0, sums) if anew else self._updates(batch))
                 yield counting, sums
-            elif event.restrain is not None:
+            elif event.restrain is not None and acts(event, self.counting):
                 sums.restrain(parse(event.restrain))
 
     @cached_property
@@ -328,12 +362,13 @@ class Replay:
     def _attempts(self) -> int:
         return sum(event.kind in ATTEMPTS for event in self.events)
 
-    def _between(self, first: int, last: int) -> dict[str, LowRank]:
-        """What the edits after `first`, up to `last`, add to the solution of those before, by the weights they have."""
+    def _between(self, first: int, last: int, sums: Sums) -> dict[str, LowRank]:
+        """What the solves of the edits after `first`, up to `last`, add to `sums`, by the weights they have."""
         found = {}
         for name, (edits, K, X, D) in self._solves.items():
-            parts = [ridge_sum(K[edits <= at], X[edits <= at], D[edits <= at]) for at in (first, last)]
-            found[name] = parts[1] if parts[0].rank == 0 else LowRank.sum([parts[1], -parts[0]])
+            before, upto = (int((edits <= at).sum()) for at in (first, last))
+            if upto > before:
+                found[name] = ridge_sum(K[:upto], X[:upto], D[:upto], before, sums.of[name].factors)
         return found
 
     @cached_property
@@ -363,6 +398,14 @@ class Replay:
                     if updates[name].shape != weight.shape:
                         raise ValueError(f"{name} is {updates[name].shape}")
         return updates
+
+
+def acts(event: Event, counting: Set[int]) -> bool:
+    """Whether a restraint of the journal acts, where these edits count."""
+    if event.only_with is None:
+        return event.restrain is not None
+    first, last = event.only_with
+    return not counting.isdisjoint(range(first, last + 1))
 
 
 def _original(model: EditableModel, name: str) -> Tensor:

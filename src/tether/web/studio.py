@@ -355,7 +355,8 @@ class Studio:
 
     def _sums(self, upto: int | None, chosen: Constraint | None) -> Sums:
         """The sums of the ledger, of factors that were read once."""
-        replay: Replay = self._keep(("replay",), lambda: self._opened().replay(self.model, keep=True))
+        ledger = self._opened()
+        replay: Replay = self._keep(("replay",), lambda: ledger.replay(self.model, read=ledger.reader()))
         if chosen is None:  # with the bits that a run gives
             recorded: Sums = self._keep(("recorded", upto), lambda: replay.sums(upto), most=_LARGE)
             return recorded

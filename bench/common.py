@@ -19,6 +19,7 @@ from tether.editors.settings import LatentHparams
 from tether.facts.tokens import EncodedPrompt
 from tether.models.editable import EditableModel
 
+PLAIN = {"v_step": "adam", "v_num_grad_steps": 20, "step_prefixes": None}  # the search as the papers have it
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: for one thread on a machine others use as well
 
 

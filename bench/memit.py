@@ -12,7 +12,7 @@ import resource
 import time
 
 import torch
-from common import CLOCKS, interleaved, plain_delta, ratios, spread, table, where
+from common import CLOCKS, PLAIN, interleaved, plain_delta, ratios, spread, table, where
 
 from tether.algebra.joint_solve import solve
 from tether.algebra.lowrank import LowRank
@@ -30,7 +30,7 @@ from tether.models.sampling import sample_prefixes
 def deltas(args: argparse.Namespace) -> None:
     model = load(args.model, dtype="float32", device="cpu")
     where(model.id)
-    hparams: MemitHparams = settings_for("memit", model)[0]
+    hparams: MemitHparams = settings_for("memit", model, given=PLAIN)[0]
     if not args.early:
         hparams = hparams.model_copy(update={"loss_threshold": 0.0})
     layer = hparams.layers[-1]

@@ -9,7 +9,7 @@ import argparse
 from dataclasses import dataclass
 
 import torch
-from common import CLOCKS, interleaved, plain_delta, ratios, spread, table, where
+from common import CLOCKS, PLAIN, interleaved, plain_delta, ratios, spread, table, where
 from torch import Tensor
 
 from tether.editors import Context, Proposal, editor
@@ -100,7 +100,7 @@ def main() -> None:
 
     model = load(args.model, dtype="float32", device="cpu")
     where(model.id)
-    settings, _ = settings_for("rome", model)
+    settings, _ = settings_for("rome", model, given=PLAIN)
     settings = settings.model_copy(update={"loss_threshold": 0.0, "v_num_grad_steps": args.steps})
     (layer,) = settings.layers
     C = moments(model, [layer], Corpus.parse(args.corpus, max_tokens=16384))

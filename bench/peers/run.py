@@ -45,6 +45,7 @@ SHARED = (
     "kl_factor",
     "mom2_update_weight",
 )
+BUNDLED = "tether bundled"  # the same worker with the settings that come with tether for the model, its own steps
 THRESHOLD = 0.05  # the loss below which EasyEdit ends its steps; its code has the number
 WINDOW = 256
 
@@ -52,17 +53,23 @@ WINDOW = 256
 class Worker:
     """A side's process."""
 
-    def __init__(self, python: str, script: str, job: Mapping[str, Any], folder: Path) -> None:
-        file = folder / f"{script}-{job['what']}.json"
+    def __init__(self, python: str, side: str, job: Mapping[str, Any], folder: Path) -> None:
+        script, name = side.partition(" ")[0], f"{side.replace(' ', '-')}-{job['what']}"
+        job = {
+            **job,
+            "out": str(folder / f"{name}.safetensors"),
+            "settings": job["bundled" if side == BUNDLED else "settings"],
+        }
+        file = folder / f"{name}.json"
         file.write_text(json.dumps(job), encoding="utf-8")
-        self._log = (folder / f"{script}-{job['what']}.log").open("w+", encoding="utf-8")
+        self._log = (folder / f"{name}.log").open("w+", encoding="utf-8")
         threads = {name: str(job["threads"]) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         environment = {**os.environ, **threads, "TETHER_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
         command = [python, str(HERE / f"{script}_worker.py"), str(file)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment
         )
-        self.script, self.out, self.answers = script, Path(job["out"]), list[dict[str, Any]]()
+        self.side, self.out, self.answers = side, Path(job["out"]), list[dict[str, Any]]()
         self._read()  # it is ready
 
     def turn(self) -> None:
@@ -97,17 +104,16 @@ class Worker:
     def _failed(self) -> None:
         self._process.wait()
         self._log.seek(0)
-        raise SystemExit(f"{self.script} ended with {self._process.returncode}:\n{self._log.read()[-3000:]}")
+        raise SystemExit(f"{self.side} ended with {self._process.returncode}:\n{self._log.read()[-3000:]}")
 
 
 @contextmanager
 def workers(sides: Mapping[str, str], job: Mapping[str, Any], folder: Path) -> Iterator[list[Worker]]:
-    """A worker of every side, by script and Python, for one job."""
+    """A worker of every side, by its name (the script's first) and Python, for one job."""
     started: list[Worker] = []
     try:
-        for script, python in sides.items():
-            out = str(folder / f"{script}-{job['what']}.safetensors")
-            started.append(Worker(python, script, {**job, "out": out}, folder))
+        for side, python in sides.items():
+            started.append(Worker(python, side, job, folder))
         yield started
     finally:
         for one in started:
@@ -183,10 +189,14 @@ def main() -> None:
     sides = {"tether": sys.executable}
     if args.easyedit:
         sides = {"easyedit": args.python or sys.executable, **sides}
-    settings = {}
+    settings, bundled = {}, {}
     for method in ("rome", "memit"):
         hparams, _ = settings_for(method, model)
-        same = {"v_num_grad_steps": args.steps, "loss_threshold": THRESHOLD, "moments_ridge": 0.0}
+        bundled[method] = hparams.model_dump(mode="json")
+        same = {
+            "v_step": "adam", "v_num_grad_steps": args.steps, "step_prefixes": None, "loss_threshold": THRESHOLD,
+            "moments_ridge": 0.0,
+        }  # fmt: skip
         settings[method] = hparams.model_copy(update=same).model_dump(mode="json")
     layers = sorted({layer for one in settings.values() for layer in one["layers"]})
     with tempfile.TemporaryDirectory() as name:
@@ -199,6 +209,7 @@ def main() -> None:
             return {
                 "what": what, "folder": name, "model": str(model.folder), "easyedit": args.easyedit, "windows": windows,
                 "facts": [fact.model_dump(mode="json", exclude_none=True) for fact in facts[:number]], "settings": own,
+                "bundled": bundled[method],
                 "shared": {key: own[key] for key in SHARED if key in own}, "layers": layers, "threads": args.threads,
                 "prefixes": sample_prefixes(model, settings_for(method, model)[0].prefixes, 0),
                 "epochs": args.epochs, "loss_threshold": THRESHOLD,
@@ -215,10 +226,11 @@ def main() -> None:
                 more = ", ".join(
                     f"{key} {value}" for key, value in one.answers[-1].items() if key in ("tokens", "steps")
                 )
-                rows.append([what, one.script, first, f"{each:.2f}", f"{sum(cpu):.1f}", f"{peak:.0f}", more])
+                rows.append([what, one.side, first, f"{each:.2f}", f"{sum(cpu):.1f}", f"{peak:.0f}", more])
                 print("; ".join(rows[-1]), file=sys.stderr)
 
         tell(f"moments of {len(layers)} layers", in_turns(sides, job("moments", "memit", 0), 1, folder), 1)
+        sides = {**sides, BUNDLED: sys.executable}
         rome = in_turns(sides, job("rome", "rome", args.rome), args.rome, folder) if args.rome else []
         tell(f"ROME, {args.rome} facts one by one", rome, 1)
         memit = in_turns(sides, job("memit", "memit", args.memit), 1, folder)
@@ -240,10 +252,10 @@ def main() -> None:
             for one in found:
                 after = quality(model, facts[:number], one.out)
                 numbers = (f"{after[kind]:.0f}" for kind in (*kinds, "said"))
-                quality_rows.append([what, one.script, *numbers, f"{after['ppl'] / before['ppl']:.3f}"])
+                quality_rows.append([what, one.side, *numbers, f"{after['ppl'] / before['ppl']:.3f}"])
         table(["what", "side", *kinds, "said", "perplexity ×"], quality_rows)
         if args.easyedit:
-            apart = [f"{what} {difference(model, *(one.out for one in found))}" for what, found in (
+            apart = [f"{what} {difference(model, *(one.out for one in found[:2]))}" for what, found in (
                 ("ROME", rome), ("MEMIT", memit)
             ) if found]  # fmt: skip
             print(f"\nΔW of EasyEdit against tether's, relative: {', '.join(apart)}")

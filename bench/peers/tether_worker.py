@@ -16,19 +16,19 @@ from tether.facts.fact import Fact
 
 def main() -> None:
     turns = Turns()
-    job, folder = turns.job, Path(turns.job["folder"])
+    job = turns.job
     torch.set_num_threads(job["threads"])
     model = tether.load(job["model"], dtype="float32", device="cpu")
     facts = [Fact.model_validate(one) for one in job["facts"]]
-    text = folder / "text.txt"
+    text = Path(job["folder"]) / "text.txt"
     turns.wait()
     if job["what"] == "moments":
         found = moments(model, job["layers"], Corpus.parse(text))
         turns.done(tokens=next(iter(found.values())).tokens)
         return
-    many = job["what"] == "memit"
+    many, ledger = job["what"] == "memit", Path(job["out"]).with_suffix(".ledger")
     tether.edit(
-        model, facts, method=job["what"], settings=job["settings"], corpus=text, out=folder / f"ledger-{job['what']}",
+        model, facts, method=job["what"], settings=job["settings"], corpus=text, out=ledger,
         batch_size=len(facts) if many else 1, on_alarm="warn",
         progress=lambda at: None if many and at.done < at.total else turns.done(kind=at.event.kind),
     )  # fmt: skip

@@ -30,7 +30,7 @@ from tether.evaluation.metrics.generate import says
 from tether.evaluation.results import Results, ResultsFile, Row, items_path, write
 from tether.evaluation.statistics.mean import cluster_mean
 from tether.facts.fact import Fact
-from tether.ledger import Ledger
+from tether.ledger import Attempt, Ledger
 from tether.models.editable import EditableModel
 
 
@@ -206,6 +206,18 @@ def test_no_file_is_read_twice_for_many_rows(tmp_path: Path, monkeypatch: pytest
         "000001.safetensors",
         "000002.safetensors",
     ]
+
+
+def test_a_row_below_what_replaced_the_edits_is_of_those(tmp_path: Path) -> None:
+    model = bigram_model()
+    ledger = ledger_of_two(model, tmp_path / "ledger")
+    [before] = evaluate_ledger(ledger, model, at=[2], abilities=[]).rows
+    event = ledger.live()[0]
+    with ledger.writing():
+        ledger.append([Attempt("edit", event.fact, {})], ledger.factors(event), {}, replacing=[1, 2])
+    found = {row.edits: row for row in evaluate_ledger(ledger, model, at=[0, 2, 3], abilities=[]).rows}
+    assert found[2].editing == before.editing and found[2].retention == before.retention
+    assert [edit for edit, _ in found[3].retention] == [3] == [edit for edit, _ in found[0].retention]
 
 
 def test_the_journal_as_recorded(tmp_path: Path) -> None:

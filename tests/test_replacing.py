@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tether.algebra.lowrank import LowRank
+from tether.cli.log import log
 from tether.constraints.prune import parse
 from tether.errors import BadSettingsError
 from tether.ledger import Attempt, Header, Ledger, WeightRecord
@@ -93,7 +94,7 @@ def test_a_repaired_part_of_a_consolidation(tmp_path: Path) -> None:
     add(ledger, 2)
     add(ledger, 2, replacing=[1, 2])
     add(ledger, 1, replacing=[3])
-    assert ledger.live_numbers() == [4, 5]
+    assert ledger.live_numbers() == [4, 5] and not ledger.redoable
     ledger.undo(4)
     assert ledger.live_numbers() == [5], "5 stands for 3, and 3 for 1 and 2"
     ledger.undo(5)
@@ -102,6 +103,9 @@ def test_a_repaired_part_of_a_consolidation(tmp_path: Path) -> None:
     assert ledger.live_numbers() == [1, 2]
     ledger.redo(5)
     assert ledger.live_numbers() == [5]
+    lines = [line.strip() for line in str(log(tmp_path).text).splitlines()[-4:]]
+    assert lines == ["undo 4", "undo 5 (takes in again: 3)", "undo 3 (takes in again: 1, 2)",
+                     "redo 5 (takes out again: 1, 2)"]  # fmt: skip
 
 
 @settings(deadline=None, max_examples=12)
@@ -216,6 +220,8 @@ def test_solves_with_history_go_on_from_a_restrained_sum_after_an_undo(layout: s
     assert close(before.double(), recursion(ledger, name, 3), 2e-3)
     ledger.undo(2)
     assert close(ledger.sums().of[name].dense.double(), recursion(ledger, name, 3), 2e-3)
+    with pytest.raises(BadSettingsError, match=r"others before them were undone or redone .history.*copy the folder"):
+        pick(ledger, ledger.live_numbers(), tmp_path / "picked")
     ledger.undo(5)
     assert close(ledger.sums().of[name].dense.double(), recursion(ledger, name, 3), 2e-3)
     last = [sums.of[name].dense for _, sums in ledger.replay().solves()][-1]

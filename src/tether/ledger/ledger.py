@@ -385,13 +385,11 @@ class Ledger:
                 why = "was undone already" if edit in self.undone else "is no live edit"
                 why = "is not undone" if kind == "redo" else why
                 raise BadSettingsError(f"edit {edit} {why}: see `tether log {self.path}` for the numbers")
-        for edit in sorted(edits):
-            apart = sorted(self.together([edit]) - set(edits))
-            if apart:
-                every = len(self.together([edit]))
-                raise BadSettingsError(
-                    f"edit {edit} shares one update with {_named(apart)}: {kind} all {every} of them"
-                )
+        if self.together(edits) != set(edits):
+            edit = next(edit for edit in sorted(edits) if self.together([edit]) - set(edits))
+            every = self.together([edit])
+            apart = _named(sorted(every - set(edits)))
+            raise BadSettingsError(f"edit {edit} shares one update with {apart}: {kind} all {len(every)} of them")
         journal, chosen = self._journal, set(edits)
         before, by_hand = journal.replaced(journal.by_hand), set(journal.by_hand)
         by_hand = by_hand | chosen if kind == "undo" else by_hand - chosen

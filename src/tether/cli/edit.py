@@ -94,7 +94,9 @@ def edit(
     method: Annotated[str | None, METHOD] = None,
     settings: Annotated[Path | None, typer.Option(help="JSON file of settings over the bundled ones.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, with commas.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self' (the default).")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text file for the moments, self (default) or self:TOKENS.")
+    ] = None,
     editor: Annotated[Path | None, typer.Option(help="Trained editor, as train-mend writes it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampled prefixes; default 0.")] = None,
     batch_size: Annotated[int, BATCH] = DEFAULTS.batch_size,

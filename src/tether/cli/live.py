@@ -39,7 +39,9 @@ def live(
     token: Annotated[str | None, TOKEN] = None,
     method: Annotated[str | None, typer.Option(help="See `tether ls methods`.")] = None,
     settings: Annotated[Path | None, typer.Option(help="JSON file of settings over the bundled ones.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self' (the default).")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text file for the moments, self (default) or self:TOKENS.")
+    ] = None,
     dtype: Dtype = None,
     device: Device = None,
     anatomy: AnatomyFile = None,

@@ -37,6 +37,7 @@ def load_model(
     name: str, *, dtype: str | None = None, device: str | None = None, anatomy: Mapping[str, str] | str | None = None
 ) -> EditableModel:
     transformers_logging.disable_progress_bar()
+    log_progress("tether.models.load")
     return load(name, dtype=dtype, device=device, anatomy=anatomy)
 
 

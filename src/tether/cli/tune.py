@@ -28,7 +28,9 @@ def tune(
     method: Annotated[str, typer.Option(help="A method: see `tether ls methods`.")] = DEFAULT_METHOD,
     settings: Annotated[Path | None, typer.Option(help="JSON file of settings to start from.")] = None,
     vary: Annotated[str, typer.Option(help="The settings to try, with commas.")] = ",".join(tuning.VARIED),
-    corpus: Annotated[str | None, typer.Option(help="Text file for the moments, or 'self' (the default).")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text file for the moments, self (default) or self:TOKENS.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=2, help="At most N probe facts.")] = 12,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Facts edited at once; default all, or 1.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sampled prefixes and text.")] = 0,

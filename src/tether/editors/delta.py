@@ -195,7 +195,6 @@ class Evaluations:
         self._turns = 1 if number is None or not 0 < number < most else most
         self._made: dict[int, tuple[Objective, Steps]] = {}
         last = [stop - 1 for _, stop in rows_of(groups)]
-        self.objective(0)
         self._kl = self._steps(last, int(self.objective(0).kl_column.max()) + 1)
 
     def objective(self, evaluation: int) -> Objective:
@@ -238,7 +237,8 @@ def optimise(
     v₀ (ROME) or h (MEMIT) at the bare prompt. At most `v_num_grad_steps` evaluations, so one step fewer; after
     each step δ is clamped to clamp_norm_factor·‖start‖; below `loss_threshold` a fact is done and its rows are dropped.
     So it is at the evaluation that finds every token of its target the most probable for the `most_probable`-th time
-    (ENCORE's early stopping, https://arxiv.org/abs/2502.01636).
+    (ENCORE's early stopping, https://arxiv.org/abs/2502.01636). With `step_prefixes` an evaluation reads some contexts
+    alone, and its loss, and whether a fact is done, are of those.
     `arithmetic` is a copy of the model in another dtype for the steps. Gradients are taken with respect to δ alone. The
     model is not changed.
     """

@@ -5,8 +5,8 @@ is near zero: along the negative gradient, the length at which the tangent reach
 
     s = −r · loss / ‖g‖² · g,      no longer than `v_longest_step` · ‖start‖;      δ ← δ + s + μ · (the step before)
 
-with the relaxation r = 1.3 and the momentum μ = 0.2 (measured: `bench/steps.py`). Long where the loss is large, short
-where it is steep or nearly gone, so that few steps do: see docs/results.md.
+with the relaxation r = 1.3 and the momentum μ = 0.2. Long where the loss is large, short where it is steep or nearly
+gone, so that few steps do: `bench/steps.py` shows both rules on the same facts.
 """
 
 from __future__ import annotations

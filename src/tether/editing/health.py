@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from tether.algebra.lowrank import LowRank
 from tether.algebra.spectrum import Extremes, Largest, RunningSpectrum, Spectrum
-from tether.editing.room import Used
+from tether.editing.running_headroom import Used
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
 from tether.ledger import WeightRecord
 from tether.models import EditableModel

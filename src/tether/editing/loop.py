@@ -16,8 +16,8 @@ from tether.editing.guard import Guard
 from tether.editing.health import ALONE, Health, Reading
 from tether.editing.plan import Schedule
 from tether.editing.prepare import recorded_moments, recorded_settings
-from tether.editing.room import RunningRoom
-from tether.editing.room import due as room_due
+from tether.editing.running_headroom import RunningHeadroom
+from tether.editing.running_headroom import due as look_due
 from tether.editing.said import Said, said_now
 from tether.editors import Batch, BatchEditor, Context, EditFailedError, Editor, EditSkippedError, Proposal, Trained
 from tether.editors import editor as editor_of
@@ -67,7 +67,7 @@ class Loop:
         )
         self.sums = ledger.checked_sums(model)
         self.sums.prepare(self.restraint)
-        self.room = RunningRoom(model, ledger, self.context)
+        self.room = RunningHeadroom(model, ledger, self.context)
         self.health = Health(model, header.weights, self._factors()) if schedule.health else None
         self.tried = ledger.attempts
         self.unrestrained = ledger.since_restraint
@@ -134,7 +134,7 @@ class Loop:
         reading, shared = None, dict[str, Any](proposal.record)
         if updates:
             reading = self._look(first, facts, updates)
-            if reading is not None and self.room.measured and room_due(first, len(facts)):
+            if reading is not None and self.room.measured and look_due(first, len(facts)):
                 reading = replace(reading, room=self.room.look(proposal.vectors))
             shared["norm"] = max(update.norm() for update in updates.values())
         shared |= {} if reading is None else reading.record()

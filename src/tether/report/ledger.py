@@ -23,8 +23,8 @@ from tether.ledger import ATTEMPTS, Event, Ledger
 from tether.report.curves import UNEDITED, Point, estimate, gather, in_words, restraint_name, short, under
 from tether.report.drawing import GREEN, GREY, INK, ORANGE, RED, Chart, Panel, Style, curve_chart, curve_styles, plot
 from tether.report.exchanges import Exchange, exchanges
+from tether.report.headroom import headroom_section
 from tether.report.page import Cell, Section, check_own, details, figures, n, note, plain, table, write_page
-from tether.report.room import room_section
 from tether.report.summary import summary
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def write_report(results: Results, to: str | Path, *, ledger: Ledger | None = No
             figures(_kappa_chart(results.rows, events), _ratio_chart(events), _singular_values_chart(results, ledger)),
             details("The numbers", _spectrum_table(results.rows)),
         ]),
-        *room_section(events),
+        *headroom_section(events),
         *_answers(results, ledger),
         Section("edits", "Did the edits take?", [
             note("Percent, mean over facts; whiskers are one standard error. Efficacy: the edited prompt. "

@@ -2,7 +2,7 @@
 
 With the keys K (n×q) of the live edits and M = K C⁻¹ Kᵀ: a solve of all of them uses tr M (λI + M)⁻¹ =
 Σ_i (1 − λ [(λI + M)⁻¹]_ii) of the q degrees of freedom, and leaves the share λ [(λI + M)⁻¹]_ii of target i unwritten.
-`tether headroom` says the same with more.
+λ is that of the method's solve. `tether headroom` says the same with more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tether.algebra.joint_solve import ridge_of
+from tether.editors import editor as editor_of
 from tether.editors.base import Context
+from tether.editors.memit import equality_ridge
 from tether.editors.metric import of_model
 from tether.ledger import Ledger
 from tether.models import EditableModel
@@ -53,7 +56,7 @@ class _Keys:
 
 
 @dataclass
-class RunningRoom:
+class RunningHeadroom:
     """Looks at a ledger while it grows. The keys of an edit are read, and solved with C, once."""
 
     model: EditableModel
@@ -81,13 +84,14 @@ class RunningRoom:
                 new.setdefault(name, []).append(keys)
         found = []
         weight = float(self.context.hparams.mom2_update_weight)
+        share = equality_ridge(editor_of(self.ledger.header.method), self.context.hparams)
         for layer in self.context.moments:
             name = self.model.weight_name(layer)
             if name in new:
                 self._held[name] = self._with(name, layer, torch.cat(new[name]))
             proposed = vectors.get(f"{name}/K")
             if proposed is not None:
-                found.append(_used(name, self._with(name, layer, torch.atleast_2d(proposed)), weight))
+                found.append(_used(name, self._with(name, layer, torch.atleast_2d(proposed)), weight, share))
         return max((one for one in found if one is not None), key=lambda one: one.used, default=None)
 
     def _with(self, name: str, layer: int, keys: Tensor) -> _Keys:
@@ -97,12 +101,13 @@ class RunningRoom:
         return held.added(keys.cpu().double(), self.context, layer)
 
 
-def _used(name: str, keys: _Keys, weight: float) -> Used | None:
+def _used(name: str, keys: _Keys, weight: float, share: float | None) -> Used | None:
     n, q = keys.K.shape
-    factor, info = torch.linalg.cholesky_ex(keys.M + weight * torch.eye(n, dtype=torch.float64))
+    ridge = ridge_of(keys.M, weight=weight, equality_ridge=share)
+    factor, info = torch.linalg.cholesky_ex(keys.M + ridge * torch.eye(n, dtype=torch.float64))
     if int(info):
         return None
-    left = weight * torch.cholesky_inverse(factor).diagonal()
+    left = ridge * torch.cholesky_inverse(factor).diagonal()
     return Used(name, n, q, 100 * float((1 - left).sum()) / q, 100 * float(left.mean()))
 
 

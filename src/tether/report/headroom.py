@@ -12,7 +12,7 @@ from tether.report.page import Section, figures, n, note, plain, table
 _CURVE = "used (journal)"
 
 
-def room_section(events: Sequence[Event]) -> list[Section]:
+def headroom_section(events: Sequence[Event]) -> list[Section]:
     """How much of a weight the edits used as they grew; nothing where it was not read."""
     read = [(event.edit or 0, event.record["headroom"]) for event in events if event.record.get("headroom")]
     if not read:

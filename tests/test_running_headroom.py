@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 
 from tether.editing.headroom import headroom
 from tether.editing.loop import Progress
-from tether.editing.room import due
 from tether.editing.run import edit
+from tether.editing.running_headroom import due
 from tether.ledger import Ledger
 
 MEMIT = {"layers": (0, 1), "mom2_update_weight": 5.0, "v_num_grad_steps": 4}
 MORE = [fact.model_copy(update={"target_new": new}) for new in ("Rome", "Oslo") for fact in FACTS]
 
 
-@pytest.mark.parametrize(("layout", "size"), [("llama", 1), ("gpt2", 4)])
-def test_a_run_reads_what_headroom_measures(layout: str, size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "method", "size"), [("llama", "memit", 1), ("gpt2", "emmet", 4)])
+def test_a_run_reads_what_headroom_measures(layout: str, method: str, size: int, tmp_path: Path) -> None:
     """After an undo and an append too: at edit 10, and at 20, where edit 3 is out."""
     model, seen = editable(layout), list[Progress]()
-    options: dict[str, Any] = {"method": "memit", "changes": MEMIT, "batch_size": size, "on_alarm": "warn"}
+    options: dict[str, Any] = {"method": method, "changes": MEMIT, "batch_size": size, "on_alarm": "warn"}
     ledger = run(model, MORE, tmp_path / "l", progress=seen.append, **options)
     assert [at.done for at in seen if at.reading and at.reading.room] == ([10] if size == 1 else [9, 10, 11, 12])
     ledger.undo(3)

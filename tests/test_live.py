@@ -251,7 +251,13 @@ def test_undo_redo_verify_tests_export_and_report_are_the_ledgers(tmp_path: Path
             assert found["edits"] == [1] and Ledger.open(path).head == found["head"]
         answers[step] = events(ask.post("/api/ask", json={"prompt": PROMPT, "tokens": 4}))[-2]["text"]
     assert answers["as it was"] == answers["redone"] != answers["undone"]
-    assert [one["undone"] for one in done(ask.get("/api/events")) if one["edit"] == 1] == [False]
+    every = done(ask.get("/api/events"))
+    assert every["undone"] == [] and [one["kind"] for one in every["events"]][-2:] == ["undo", "redo"]
+    number = len(every["events"])
+    assert done(ask.get(f"/api/events?after={number}")) == {"first": number, "events": [], "undone": []}
+    assert done(ask.get(f"/api/events?after={number - 1}"))["events"] == every["events"][-1:]
+    assert done(ask.get(f"/api/events?after={number + 1}")) == every  # more than there are: all of them
+    assert "after must be" in ask.get("/api/events?after=-1").json()["error"]
     assert ask.post("/api/redo", json={"edits": [1]}).json()["error"].startswith("edit 1 is not undone")
     assert done(ask.post("/api/verify", json={"head": Ledger.open(path).head[:8]}))["events_after_head"] == 0
     tests = done(ask.post("/api/tests", json={"restrain": "none"}))
@@ -289,7 +295,8 @@ def test_another_writer_is_named_and_what_it_wrote_is_seen(tmp_path: Path) -> No
         assert refused.status_code == 400 and "written by another process" in refused.json()["error"]
     other.undo(2)
     assert done(ask.get("/api/state"))["live"] == 1
-    assert [one["kind"] for one in done(ask.get("/api/events"))][-1] == "undo"
+    found = done(ask.get("/api/events"))
+    assert found["events"][-1]["kind"] == "undo" and found["undone"] == [2]
     page.close()
 
 

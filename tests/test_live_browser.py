@@ -130,6 +130,11 @@ def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: s
         page.fill("#view-ledger [name=strength]", "1")
         act(page, "Consolidate", "stand for")
         act(page, "Verify", "whole:")
+        act(page, "Report", "Open the report")
+        with context.expect_page() as opened:
+            page.click("#view-ledger .outcome a")
+        playwright.expect(opened.value.locator("h1")).to_contain_text("Edits of")
+        opened.value.close()
 
         # every view, at both widths, dark and light: nothing is cut off, and axe finds nothing serious
         for size, scheme in LOOKS:

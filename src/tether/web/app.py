@@ -46,8 +46,8 @@ class Live:
             "report": self._report, "consolidate": self._consolidate, "repair": self._repair,
             "headroom": self._headroom,
         }  # fmt: skip
-        gets: dict[str, Callable[[], Any]] = {
-            "state": studio.state, "events": studio.events, "prompts": studio.prompts,
+        gets: dict[str, Callable[[Request], Any]] = {
+            "state": lambda _: studio.state(), "prompts": lambda _: studio.prompts(), "events": self._events,
         }  # fmt: skip
         routes = [Route("/", _static("index.html")), Route("/static/{name:path}", _static())]
         routes += [Route(f"/api/{name}", self._got(get)) for name, get in gets.items()]
@@ -71,15 +71,21 @@ class Live:
 
     # --- what is asked for --------------------------------------------------------------------------------------
 
-    def _got(self, get: Callable[[], Any]) -> Handler:
+    def _got(self, get: Callable[[Request], Any]) -> Handler:
         """What is there; while the desk is at work, which alone may read the ledger anew, what is known without it."""
 
-        async def answer(_: Request) -> Response:
+        async def answer(request: Request) -> Response:
             if not self.desk.at_work:
                 await self.desk.do(self.studio.refresh)
-            return _json(get())
+            return _json(get(request))
 
         return answer
+
+    def _events(self, request: Request) -> Any:
+        after = request.query_params.get("after", "0")
+        if not after.isdecimal():
+            raise HTTPException(400, f"after must be the number of events that are known, not {after[:40]}")
+        return self.studio.events(int(after))
 
     async def _check(self, body: Any) -> Any:
         return await self.desk.do(lambda: self.studio.check(body))

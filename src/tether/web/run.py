@@ -86,11 +86,11 @@ class _Notes(logging.Handler):
             self._notes.append(record.getMessage())
 
 
-def line_of(event: Event, *, undone: bool = False) -> dict[str, Any]:
+def line_of(event: Event) -> dict[str, Any]:
     """An event as the page lists it."""
     fact, record = event.fact, event.record
     return {
-        "number": event.number, "time": event.time, "kind": event.kind, "edit": event.edit, "undone": undone,
+        "number": event.number, "time": event.time, "kind": event.kind, "edit": event.edit,
         "text": None if fact is None else fact.text, "subject": None if fact is None else fact.subject,
         "target": None if fact is None else fact.target_new, "reason": event.reason,
         "restrain": event.restrain, "edits": event.redone if event.kind == "redo" else event.undone,

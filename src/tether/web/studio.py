@@ -102,12 +102,12 @@ class Studio:
     def head(self) -> str | None:
         return None if self.ledger is None else self.ledger.head
 
-    def events(self) -> list[Json]:
-        """Every event of the ledger, in order."""
-        if self.ledger is None:
-            return []
-        undone = self.ledger.undone
-        return [line_of(event, undone=event.edit in undone) for event in self.ledger.events]
+    def events(self, after: int = 0) -> Json:
+        """The events of the ledger from number `after` on (all of them where it has fewer), in order, the number of the
+        first, and which edits are undone: of what is known already, that alone may change."""
+        every, undone = ([], set()) if self.ledger is None else (self.ledger.events, self.ledger.undone)
+        first = after if 0 <= after <= len(every) else 0
+        return {"first": first, "events": [line_of(event) for event in every[first:]], "undone": sorted(undone)}
 
     def prompts(self) -> list[Json]:
         """What the live edits were made for: prompts to ask."""

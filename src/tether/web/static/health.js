@@ -1,5 +1,5 @@
 // Health: what the ledger recorded, and the restraint as a control, redrawn while one drags.
-import { asked, count, get, h, inWords, latest, on, plain, post, shared, toast, trying } from "./lib.js";
+import { asked, count, events as every, h, inWords, latest, on, plain, post, shared, toast, trying } from "./lib.js";
 import { curves, nextTokens, singularValues } from "./charts.js";
 import { control } from "./control.js";
 
@@ -90,7 +90,7 @@ export function health() {
 
   async function reload() {
     if (shared.view !== "health") return;
-    events = (await trying(() => get("events"))) ?? events;
+    events = (await trying(every)) ?? events;
     redraw();
     preview();
     scores();

@@ -1,5 +1,5 @@
 // Ledger: its events with search, undo and redo, and what is done with the whole of it.
-import { asked, count, field, get, h, inWords, on, plain, post, shared, toast, trying } from "./lib.js";
+import { asked, count, events as every, field, h, inWords, on, plain, post, shared, toast, trying } from "./lib.js";
 
 const MOST = 500; // lines that are drawn
 
@@ -37,7 +37,7 @@ export function ledger() {
 
   async function reload() {
     if (shared.view !== "ledger") return;
-    events = (await trying(() => get("events"))) ?? events;
+    events = (await trying(every)) ?? events;
     draw();
   }
 

@@ -133,6 +133,16 @@ export function inWords() {
   return `${upto === null ? "all edits" : `edits up to ${upto}`}, ${what}`;
 }
 
+let known = []; // the events of the ledger, which only grow; of those that are known the server says which are undone
+
+/** Every event of the ledger, in order. */
+export async function events() {
+  const found = await get(`events?after=${known.length}`), undone = new Set(found.undone);
+  known = [...known.slice(0, found.first), ...found.events];
+  for (const event of known) event.undone = undone.has(event.edit);
+  return known;
+}
+
 export async function refresh() {
   shared.state = await get("state");
   tell("state");

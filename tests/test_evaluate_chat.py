@@ -128,6 +128,17 @@ def test_facts_in_the_prompt(family: str) -> None:
     assert stayed and all(item["before"] == plain[item["prompt"]] for item in stayed)  # as without the facts
 
 
+def test_the_nearest_facts_where_fewer_are_wanted() -> None:
+    model = chatty("llama")
+    frame = InContext(model, NEEDLES, 1)
+    assert frame("Who built Big Ben?") == "Where is Big Ben? Rome.\n\nWho built Big Ben?"
+    assert frame("Who built the Space Needle?") == "The Space Needle is in Seattle.\n\nWho built the Space Needle?"
+    what = Measurement(metrics=("compare",), abilities=(), told=1)
+    results = evaluate_in_context(model, NEEDLES, measurement=what)
+    told = results.rows[1].told
+    assert told is not None and (told.facts, told.fewest) == (2, 1) and results.settings["told"] == 1
+
+
 def test_the_nearest_facts_where_not_all_fit() -> None:
     model = editable("llama")
     many = [SEATTLE.model_copy(update={"subject": f"Tower {word}"}) for word in ("one", "two", "three", "four") * 6]

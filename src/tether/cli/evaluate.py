@@ -67,6 +67,7 @@ JUDGE = typer.Option(
 TOLD = typer.Option(
     "--in-context", help="Also a row that edits nothing and puts the facts into every prompt; with --base alone too."
 )
+MOST = typer.Option(min=1, help="With --in-context: at most N facts in a prompt, the nearest by their subjects' words.")
 TRUST = typer.Option("--trust-task-files", help="Take task files (YAML) as abilities; they can run any Python.")
 
 
@@ -85,6 +86,7 @@ def evaluate(
     ] = None,
     floor: Floor = 98.0,
     in_context: Annotated[bool, TOLD] = False,
+    told: Annotated[int | None, MOST] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the rows that are there.")] = False,
     metrics: Annotated[str, typer.Option(help=f"Of {', '.join(METRICS)}.")] = ",".join(default_metrics()),
     sample: Annotated[int | None, typer.Option(min=1, help="Ask N facts of a row at most, drawn.")] = None,
@@ -114,6 +116,8 @@ def evaluate(
             raise typer.BadParameter("goes with a ledger alone", param_hint=option)
     if ledger is not None and base is not None:
         raise typer.BadParameter("goes with --edited alone", param_hint="--base")
+    if told is not None and not in_context:
+        raise typer.BadParameter("goes with --in-context", param_hint="--told")
     if edited is not None and in_context:
         raise typer.BadParameter("goes with a ledger, or with --base and no --edited", param_hint="--in-context")
     if told_alone and engine != "local":
@@ -124,7 +128,7 @@ def evaluate(
         raise BadSettingsError(f"{out} exists: name another file, or keep its rows with --resume")
     measurement = measurement_of(None, [a for a in abilities.split(",") if a], {
         "metrics": measured, "max_paraphrases": paraphrases, "max_locality": locality, "data": abilities_data,
-        "bystanders": bystanders, "sample": sample, "judge": judge, "judge_model": judge_model,
+        "bystanders": bystanders, "sample": sample, "told": told, "judge": judge, "judge_model": judge_model,
         "limit": limit, "quick": quick, "trust_task_files": trust_task_files,
     })  # fmt: skip
     if csv is not None:

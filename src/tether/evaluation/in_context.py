@@ -4,7 +4,8 @@
     frame(Turn(user="Who leads Velmora?"))      # the turn's text, with the facts as its system prompt
 
 In a chat turn the facts stand at the head of the system prompt; in plain text before the prompt, with a blank line.
-Where not all of them fit the model's positions, those whose subjects share the most words with the prompt do.
+Where not all of them fit the model's positions, or no more than `most` are wanted, those whose subjects share the most
+words with the prompt stand there.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ _ROOM = 64  # positions that are left for an answer
 class InContext:
     """The text of a prompt behind the facts. `fewest`: how many facts stood before a prompt at least, so far."""
 
-    def __init__(self, model: EditableModel, facts: Sequence[Fact]) -> None:
+    def __init__(self, model: EditableModel, facts: Sequence[Fact], most: int | None = None) -> None:
         self.model = model
+        self.most = len(facts) if most is None else min(most, len(facts))
         self.statements = [statement(fact) for fact in facts]
         self._subjects = [_words(fact.subject) for fact in facts]
-        self.fewest = len(facts)
+        self.fewest = self.most
         self._known: dict[str | Turn, str] = {}
 
     def __call__(self, prompt: str | Turn) -> str:
@@ -37,14 +39,15 @@ class InContext:
         return self._known[prompt]
 
     def _framed(self, prompt: str | Turn) -> str:
-        text = self._behind(prompt, self.statements)
-        if self._fits(text):
-            return text
+        if self.most == len(self.statements):
+            text = self._behind(prompt, self.statements)
+            if self._fits(text):
+                return text
         words = _words(said_in(prompt))
         nearest = sorted(
             range(len(self.statements)), key=lambda index: -len(self._subjects[index] & words)
         )  # in their order where equally near
-        low, high = 0, len(nearest) - 1  # the most that fit
+        low, high = 0, min(self.most, len(nearest) - 1)  # the most that fit
         while low < high:
             middle = (low + high + 1) // 2
             fits = self._fits(self._behind(prompt, self._some(nearest[:middle])))

@@ -18,7 +18,8 @@ class Measurement(BaseModel):
     it. `limit` takes the first items of every task, `quick` a few. `max_paraphrases` and `max_locality` take the first
     prompts of every fact. `bystanders` is the number of other subjects that a fact's first `bystander_prompts` prompts
     (None: all) are asked of. With `sample` a row asks so many of its facts at most, drawn by their contents and so the
-    same ones wherever they can be. `judge` is the address of an endpoint that free answers are sent to, and
+    same ones wherever they can be. Where facts are told in the prompt, `told` is how many at most, those nearest to it
+    by the words of their subjects. `judge` is the address of an endpoint that free answers are sent to, and
     `judge_model` the model there; nothing is sent without. The editing metrics are also given for the last `recent`
     facts, where there are more. A task file (YAML) can run any Python: one is read only with `trust_task_files`."""
 
@@ -35,6 +36,7 @@ class Measurement(BaseModel):
     bystanders: int = Field(default=2, ge=0)
     bystander_prompts: int | None = Field(default=3, ge=1)
     sample: int | None = Field(default=None, ge=1)
+    told: int | None = Field(default=None, ge=1)
     judge: str | None = None
     judge_model: str | None = None
     recent: int = Field(default=10, ge=1)

@@ -254,7 +254,7 @@ class _Rows:
         self.abilities = AbilityRun(model, tasks)
         settings = {
             **self.what.model_dump(mode="json", include={"metrics", "max_paraphrases", "max_locality"}),
-            **({} if what.sample is None else {"sample": what.sample}),
+            **{name: value for name in ("sample", "told") if (value := getattr(what, name)) is not None},
             **{name: value for one in self.what.metrics for name, value in METRICS[one].settings(self.what).items()},
             "abilities": {task.name: task.described for task in tasks},
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -286,10 +286,10 @@ class _Rows:
         self, facts: NumberedFacts, baseline: Baseline, edits: int | None = None
     ) -> tuple[Row, list[Record]]:
         """A row of the unedited model with the facts in every prompt, and the records of its items."""
-        frame = InContext(self.model, [fact for _, fact in facts])
+        frame = InContext(self.model, [fact for _, fact in facts], self.what.told)
         editing = evaluate_editing(self.model, facts, self.what, baseline=baseline, frame=frame)
         told = Told(facts=len(facts), fewest=frame.fewest)
-        if told.fewest < told.facts:
+        if told.fewest < frame.most:
             logger.warning(
                 "%d facts do not fit %s positions: the nearest by their subjects' words, %d or more, stand in a prompt",
                 told.facts, self.model.limit, told.fewest,

@@ -117,10 +117,10 @@ def assert_as_never_killed(base: Path, out: str) -> None:
 
 def test_killed_inside_its_appends(place: Path) -> None:
     """Deaths at many numbers of fsyncs fall on every kind of moment: at last a process lives to the end."""
-    plan: list[Life] = [("appends", deadly, before, None) for deadly in (1, 2, 3, 4, 5, 7) for before in (True, False)]
+    plan: list[Life] = [("appends", deadly, before, None) for deadly in (1, 2, 3, 5) for before in (True, False)]
     ends = lives(place, [*plan, ("appends", 0, False, None)])
     assert ends[:4] == [-signal.SIGKILL] * 4 and ends[-1] == 0
-    assert ends.count(-signal.SIGKILL) >= 8
+    assert ends.count(-signal.SIGKILL) >= 6
     assert_as_never_killed(place, "appends")
 
 

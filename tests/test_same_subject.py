@@ -72,8 +72,9 @@ def test_what_is_kept(tmp_path: Path) -> None:
     assert kept(YEAR) == []
 
 
-@pytest.mark.parametrize("method", ["rome", "r-rome", "memit", "emmet"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "method"), [("llama", "rome"), ("gpt2", "r-rome"), ("gpt2", "memit"), ("llama", "emmet")]
+)
 def test_facts_of_different_subjects_are_edited_as_ever(family: str, method: str, tmp_path: Path) -> None:
     def edited(how: str, facts: list[Fact]) -> EditableModel:
         model = editable(family)
@@ -102,7 +103,7 @@ def test_check_names_subjects_that_come_again() -> None:
 @pytest.mark.real
 def test_three_facts_of_one_subject_are_said_at_the_end(tmp_path: Path) -> None:
     text = resources.files("tether").joinpath("data", "demo_facts.jsonl").read_text()
-    (tmp_path / "text").write_text(text[:15_000])
+    (tmp_path / "text").write_text(text[:6_000])
     # So little text leaves the moments singular without a ridge; a total loss of 0.3 is enough to be said.
     settings = {"moments_ridge": 0.01, "layers": [5], "prefixes": [], "loss_threshold": 0.3}
     model = load("smollm2")

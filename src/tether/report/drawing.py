@@ -120,6 +120,8 @@ class Chart:
 
                 handles = [Line2D([], [], **style.look, markersize=5, label=name) for name, style in self.legend]
                 figure.legend(handles=handles, loc="outside upper center", ncols=min(2 * columns, len(handles)))
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # once for all forms
             for form, options in (("svg", {"metadata": _NO_METADATA}), ("png", {"dpi": 150})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=form, facecolor=COLOURS["paper"], **options)

@@ -214,6 +214,7 @@ def test_a_named_anatomy_stays_with_the_ledger(place: Path) -> None:
         (("evaluate", "ledger", "--restrain", "none,loud", "--out", "x"), 2),
         (("evaluate", "ledger", "--metrics", "charm", "--out", "x"), 2),
         (("export", "ledger", "--restrain", "none,log:1.2", "--as", "lora", "--to", "x"), 2),
+        (("export", "ledger", "--as", "merged", "--to", "x", "--base-name", "org/base"), 2),
         (("tune", "--model", "./nowhere", "--method", "charm", "--facts", "facts.jsonl"), 2),
         (("train-mend", "--model", "./nowhere", "--train", "t", "--val", "v", "--layers", "all", "--out", "x"), 2),
         (("train-mend", "--model", "./nowhere", "--train", "t", "--val", "v", "--out", "nodir/x"), 1),

@@ -85,7 +85,7 @@ def export(
     if (ledger is None) == (edited is None) or (edited is None) != (base is None):
         raise typer.BadParameter("give a ledger, or --base and --edited", param_hint="LEDGER")
     try:
-        check_form(kind, rank, adapter_dtype)
+        check_form(kind, rank, adapter_dtype, base_name)
     except TetherError as error:
         raise typer.BadParameter(str(error), param_hint="--as") from None
     if push_to is not None:

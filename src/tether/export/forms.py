@@ -20,10 +20,13 @@ from tether.models.editable import EditableModel
 Form = Literal["merged", "lora", "gguf-lora", "gguf", "mlx"]
 FORMS: tuple[str, ...] = get_args(Form)
 WHOLE = ("merged", "gguf")  # forms that hold the weights, and no factors
+NAMING = ("lora", "gguf-lora")  # forms that name their base model
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def check_form(form: str, rank: int | None = None, adapter_dtype: str | None = None) -> None:
+def check_form(
+    form: str, rank: int | None = None, adapter_dtype: str | None = None, base_name: str | None = None
+) -> None:
     """Raise BadSettingsError for a form that is none, and for an option that the form does not have."""
     if form not in FORMS:
         raise BadSettingsError(f"export as {form!r}: choose {', '.join(FORMS)}")
@@ -32,6 +35,8 @@ def check_form(form: str, rank: int | None = None, adapter_dtype: str | None = N
     for name, given in (("rank", rank), ("adapter dtype", adapter_dtype)):
         if form in WHOLE and given is not None:
             raise BadSettingsError(f"{name} {given} is for an adapter: {form} holds the weights whole")
+    if base_name is not None and form not in NAMING:
+        raise BadSettingsError(f"base name {base_name!r}: {form} names no base model ({' and '.join(NAMING)} do)")
 
 
 def export_whole(form: str, model: EditableModel, to: str | Path, about: Provenance) -> None:

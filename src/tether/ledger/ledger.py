@@ -455,7 +455,7 @@ class Ledger:
         manifest.json. Returns what an adapter holds, None for whole weights. The given model carries afterwards what it
         carried before. Raises as `check_form` and `make_adapter`, and MissingExtraError for a form's package.
         """
-        check_form(as_, rank, adapter_dtype)
+        check_form(as_, rank, adapter_dtype, base_name)
         model, header = self.model_or_load(model), self.header
         sums = self.sums(upto, restrain, model=model)
         about = Provenance(

@@ -66,7 +66,7 @@ def draw(axes: Axes, rows: Mapping[str, Row], styles: Mapping[str, Style], of: t
         x, y = value(row, ("bystanders", "unchanged")), value(row, of)
         axes.errorbar(x.value, y.value, y.stderr, x.stderr, **{**styles[name].look, "linestyle": ""}, capsize=2)
     axes.set_xlabel("answers about others unchanged, percent")
-    axes.set_ylabel("answered through the chat template, percent")
+    axes.set_ylabel("answered in the chat, percent")
     axes.set_xlim(-3, 103)
     axes.set_ylim(-3, 103)
 

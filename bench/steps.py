@@ -4,18 +4,24 @@ python bench/steps.py facts.json --method memit [--limit 16] [--model smollm2]
 python bench/steps.py facts.json --method rome [--limit 12]
 
 The ways take turns; the first is the reference. NLL and KL at the δ that was found are of all contexts, whatever a step
-read of them; ‖δ‖ is a share of ‖start‖.
+read of them; ‖δ‖ is a share of ‖start‖. "of the peak": the products that torch counts, forward and backward, by the
+seconds, as a share of what one thread does in a float32 product of two 2048×2048 matrices in this process (the best of
+five).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import CLOCKS, interleaved, ratios, spread, table, where
+from torch.utils.flop_counter import FlopCounterMode
 
 from tether.editors.delta import Evaluations, optimise, rows_of, within_memory
 from tether.editors.prompts import encode_contexts
@@ -40,6 +46,24 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
         "polyak, 12": {**POLYAK, "v_num_grad_steps": 12, "v_longest_step": 0.8},
     },
 }
+
+
+def peak_of(clock: str) -> float:
+    """Operations a second of a float32 product of two 2048×2048 matrices, the best of five."""
+    a, b = torch.rand(2, 2048, 2048).unbind()
+    now, best = CLOCKS[clock], math.inf
+    for _ in range(5):
+        start = now()
+        a @ b
+        best = min(best, now() - start)
+    return 2 * 2048**3 / best
+
+
+def products(work: Callable[[], Any]) -> int:
+    """The operations of the matrix products of `work`, which is done once more for it."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def main() -> None:
@@ -73,7 +97,7 @@ def main() -> None:
     seconds, results = interleaved(
         {way: lambda _, way=way: search(way) for way in ways}, args.repeat, CLOCKS[args.clock]
     )
-    first, lines = next(iter(ways)), []
+    first, lines, peak = next(iter(ways)), [], peak_of(args.clock)
     for way in ways:
         nll, kl, size, steps = [], [], [], []
         for (chosen, rows, run, start), found in zip(batches, results[way][0], strict=True):
@@ -88,14 +112,18 @@ def main() -> None:
             kl += (log_kl.exp() * (log_kl - before)).sum(1).tolist()
             size += (delta.norm(dim=1) / start.norm(dim=1)).tolist()
             steps += [len(one.losses) for one in found]
+        done = products(partial(search, way))
         lines.append([
             way, f"{statistics.mean(steps):.1f}", f"{statistics.median(nll):.3f}", f"{statistics.mean(nll):.3f}",
             f"{statistics.mean(kl):.2f}", f"{statistics.mean(size):.2f}",
             spread([s / len(groups) for s in seconds[way]]), spread(ratios(seconds[first], seconds[way])),
+            spread([100 * done / s / peak for s in seconds[way]]),
         ])  # fmt: skip
-    print(f"{len(groups)} facts, {args.method}, layer {layer}, {len(prefixes) + 1} contexts, one thread\n")
+    print(
+        f"{len(groups)} facts, {args.method}, layer {layer}, {len(prefixes) + 1} contexts, one thread; peak {peak / 1e9:.1f} GFLOP/s\n"
+    )
     table(["step, evaluations at most", "evaluations", "NLL, median", "NLL, mean", "KL, mean", "‖δ‖ / ‖start‖",
-           f"{args.clock} s a fact", f"{first} / this"], lines)  # fmt: skip
+           f"{args.clock} s a fact", f"{first} / this", "of the peak, %"], lines)  # fmt: skip
 
 
 if __name__ == "__main__":

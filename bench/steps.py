@@ -119,9 +119,8 @@ def main() -> None:
             spread([s / len(groups) for s in seconds[way]]), spread(ratios(seconds[first], seconds[way])),
             spread([100 * done / s / peak for s in seconds[way]]),
         ])  # fmt: skip
-    print(
-        f"{len(groups)} facts, {args.method}, layer {layer}, {len(prefixes) + 1} contexts, one thread; peak {peak / 1e9:.1f} GFLOP/s\n"
-    )
+    print(f"{len(groups)} facts, {args.method}, layer {layer}, {len(prefixes) + 1} contexts, one thread")
+    print(f"peak {peak / 1e9:.1f} GFLOP/s\n")
     table(["step, evaluations at most", "evaluations", "NLL, median", "NLL, mean", "KL, mean", "‖δ‖ / ‖start‖",
            f"{args.clock} s a fact", f"{first} / this", "of the peak, %"], lines)  # fmt: skip
 

@@ -234,9 +234,31 @@ def seeds_of_batches(monkeypatch: pytest.MonkeyPatch, seed: int) -> list[int]:
     return seen
 
 
-def test_the_texts_of_two_seeds_share_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_texts_of_two_seeds_share_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path))
     drawn = [seeds_of_batches(monkeypatch, seed) for seed in range(4)]
     assert len({one for seeds in drawn for one in seeds}) == 4 * 6
+
+
+def test_text_is_sampled_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For other layers, and for more tokens as far as it goes; the text is the one that sampling gives."""
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "cache"))
+    caplog.set_level("INFO", "tether.editors.corpus")
+    model, small = editable("llama"), Corpus.parse("self:300", window=64)
+    sampled = list(small.windows(model))
+    first = moments(model, [0], small)
+    assert len(caplog.records) == 1 and "batch 1 of about 1 (5 texts each)" in caplog.text
+    moments(model, [1], small)
+    assert list(small.windows(model)) == sampled and len(caplog.records) == 1
+    for file in (tmp_path / "cache/texts").iterdir():
+        file.unlink()
+    assert list(small.windows(model)) == sampled and len(caplog.records) == 2
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "another"))
+    assert torch.equal(moments(model, [0], small)[0].C, first[0].C)
+    list(Corpus.parse("self:300", window=64, seed=1).windows(model))
+    assert len(caplog.records) == 4
 
 
 def test_how_much_text_is_sampled() -> None:

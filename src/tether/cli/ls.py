@@ -20,11 +20,12 @@ from tether.errors import TetherError
 from tether.storage.cache import cache_dir
 
 What = Literal["methods", "constraints", "metrics", "abilities", "formats", "models", "grids", "cache"]
-Cached = Literal["models", "moments", "abilities", "states", "fingerprints", "all"]
+Cached = Literal["models", "texts", "moments", "abilities", "states", "fingerprints", "all"]
 Entry = dict[str, Any]
 
 _CACHED = {
     "models": "GGUF files as safetensors",
+    "texts": "text sampled from models",
     "moments": "second moments of keys",
     "abilities": "measured abilities",
     "states": "states of the blocks below MEND's",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import math
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from typing import Any
 from tether.errors import BadSettingsError
 from tether.models.editable import EditableModel
 from tether.models.sampling import STARTS, mixed_seed, sample
+from tether.storage.atomic import write_atomically
+from tether.storage.cache import cache_dir
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +98,25 @@ class Corpus:
                 yield "".join(lines)
 
     def _sampled(self, model: EditableModel) -> Iterator[str]:
-        """Text without end; a small corpus samples few rows."""
+        """Text without end, from the cache as far as it was sampled before; a small corpus samples few rows."""
         rows = _ROWS if self.max_tokens is None else min(_ROWS, self.max_tokens // self.window + 1)
         starts = [STARTS[i % len(STARTS)] for i in range(rows)]
         length = self.window if model.limit is None else min(self.window, model.limit - _START)
+        batches = "" if self.max_tokens is None else f" of about {math.ceil(self.max_tokens / (rows * length))}"
+        seconds: list[float] = []
         for batch in itertools.count():
-            logger.info("sampling text from the model, batch %d of %d texts", batch + 1, rows)
-            yield "\n".join(sample(model, starts, length, seed=mixed_seed(self.seed, batch))) + "\n"
+            known = [_SAMPLING, model.fingerprint(), str(model.dtype), self.seed, batch, rows, length]
+            name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
+            file = cache_dir() / "texts" / f"{name}.txt"
+            if file.is_file():
+                yield file.read_bytes().decode()
+                continue
+            took = f"; the last took {seconds[-1]:.0f} s" if seconds else ", kept for the next time"
+            logger.info("sampling text from the model: batch %d%s (%d texts each)%s", batch + 1, batches, rows, took)
+            start = time.monotonic()
+            text = "\n".join(sample(model, starts, length, seed=mixed_seed(self.seed, batch))) + "\n"
+            seconds.append(time.monotonic() - start)
+            with suppress(OSError):  # a cache that cannot be written costs time, not the result
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, text.encode())
+            yield text

@@ -112,10 +112,10 @@ def test_the_cache_is_listed_and_cleared(place: Path, tmp_path: Path, monkeypatc
     def held() -> dict[str, int]:
         return {entry["name"]: entry["bytes"] for entry in answer(tmp_path, "ls", "cache")}
 
-    assert held() == {"models": 5, "moments": 5, "abilities": 0, "states": 0, "fingerprints": 0}
+    assert held() == {"models": 5, "texts": 0, "moments": 5, "abilities": 0, "states": 0, "fingerprints": 0}
     removed = answer(tmp_path, "ls", "cache", "--clear", "moments")["removed"]
     assert removed == [{"path": str(tmp_path / "cache/moments/a.json"), "bytes": 5}]
-    assert held() == {"models": 5, "moments": 0, "abilities": 0, "states": 0, "fingerprints": 0}
+    assert held() == {"models": 5, "texts": 0, "moments": 0, "abilities": 0, "states": 0, "fingerprints": 0}
     assert "1 entry of" in run(tmp_path, "ls", "cache", "--clear", "all").stdout
     left = sorted(str(path.relative_to(tmp_path / "cache")) for path in (tmp_path / "cache").rglob("*"))
     assert left == ["models", "models/m-v1.lock", "moments", "other", "other/mine"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -19,7 +20,7 @@ from tether.experiment.results import StoredGrid
 from tether.facts import Fact
 from tether.ledger import Attempt, Ledger
 from tether.models import EditableModel
-from tether.report import write_grid_report, write_report
+from tether.report import write_grid_report, write_ledger_report, write_report
 from tether.report.exchanges import Exchange, exchanges, words_of
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -190,7 +191,8 @@ def test_empty_results_are_a_page_without_figures(tmp_path: Path) -> None:
     results.rows = []
     page_of = write_report(results, tmp_path).read_text(encoding="utf-8")
     assert "svg" not in Page(page_of).tags
-    assert [line.split("</h2>")[0] for line in page_of.split("<h2>")[1:]] == ["0 edits", "Not measured", "Not measured"]
+    edited, says, cost = (line.split("</h2>")[0] for line in page_of.split("<h2>")[1:])
+    assert edited.startswith("0 facts edited into ") and says == cost == "Not measured"
 
 
 def test_without_matplotlib_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,3 +312,31 @@ def test_an_undone_edit_and_a_failed_one_are_named(demo, tmp_path: Path) -> None
     page = Page(write_report(read(result.document["results"]), tmp_path, ledger=ledger).read_text(encoding="utf-8"))
     assert any("undone" in row for row in page.rows)
     assert any("failed" in row and NASTY in row for row in page.rows)
+
+
+def test_what_was_measured_of_a_ledger_is_drawn(
+    demo,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import shutil
+
+    _, _, result = demo
+    shutil.copytree(result.document["ledger"], tmp_path / "ledger")
+    ledger = Ledger.open(tmp_path / "ledger")
+    ledger.undo(ledger.live()[0].edit)
+
+    def heads(folder: Path) -> list[str]:
+        text = write_ledger_report(ledger, folder).read_text(encoding="utf-8")
+        return [part.split("</h2>")[0] for part in text.split("<h2>")[1:]]
+
+    alone = heads(tmp_path / "alone")
+    assert "(1 undone or replaced)" in alone[0] and alone[1:] == ["Not measured", "Not measured"]
+    for name in ("measured", "another"):
+        (tmp_path / name).mkdir()
+        shutil.copy(result.document["results"], tmp_path / name / "results.json")
+    assert heads(tmp_path / "measured")[1] != "Not measured" and "measured 1 event ago" in caplog.text
+    results = json.loads((tmp_path / "another/results.json").read_text(encoding="utf-8"))
+    results["settings"]["journal_sha256"] = "0" * 64
+    (tmp_path / "another/results.json").write_text(json.dumps(results), encoding="utf-8")
+    assert heads(tmp_path / "another") == alone and "not drawn" in caplog.text

@@ -25,5 +25,7 @@ def verify(ledger: LedgerPath, model: ModelOrRecorded = None, head: Annotated[st
     found = opened.verify(loaded, head=head)
     kinds = ", ".join(f"{n} {kind}" for kind, n in found["kinds"].items()) or "nothing yet"
     torn = "; a torn last line was dropped" if found["torn_line"] else ""
-    text = f"{ledger}: whole, {count(found['events'], 'event')} ({kinds}){torn}\nhead {found['head']}"
+    after = found.get("events_after_head")
+    since = "" if after is None else f"\n{head}: found, with {count(after, 'event')} after it"
+    text = f"{ledger}: whole, {count(found['events'], 'event')} ({kinds}){torn}{since}\nhead {found['head']}"
     return Answer({"ledger": str(ledger), "ok": True, **found}, text)

@@ -116,7 +116,11 @@ def _completed(schedule: Schedule, method: Method, restraint: Constraint, every:
     """The schedule, with a ledger's own restraint where it names none. Raises BadSettingsError where the method or the
     restraint cannot do what it asks for."""
     if schedule.batch_size > 1 and not isinstance(method.editor(), BatchEditor):
-        raise BadSettingsError(f"batch size {schedule.batch_size}: {method.name} edits one fact at a time; use 1")
+        others = ", ".join(name for name in EDITORS if isinstance(EDITORS[name].editor(), BatchEditor))
+        raise BadSettingsError(
+            f"batch size {schedule.batch_size}: {method.name} edits one fact at a time; use 1, or a new ledger with a "
+            f"method that takes batches ({others})"
+        )
     acting = schedule.restraint or restraint
     if "moments" in acting.needs and "moments" not in method.needs:
         what = f"restraint {acting} needs the moments of the keys, and {method.name} collects none"

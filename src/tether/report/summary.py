@@ -55,12 +55,12 @@ def summary(results: Results, ledger: Ledger | None) -> list[First]:
     rows = [row for row in results.rows if row.edits and row.restraint != IN_CONTEXT and (row.editing or row.abilities)]
     now = max(reversed(rows), key=lambda row: (row.edits, bool(row.spectrum)), default=None)  # of equal ones the last
     if now is None:
-        edits = max((row.edits for row in results.rows), default=0)
         nothing = bars({}, "")
+        how = "Measured by tether evaluate LEDGER --out FILE, drawn by tether report FILE."
         return [
-            First("What was edited", f"{edits} edits", nothing, ""),
-            First("What the model now says", "Not measured", nothing, ""),
-            First("What it cost", "Not measured", nothing, ""),
+            _listed(results, ledger),
+            First("What the model now says", "Not measured", nothing, how),
+            First("What it cost", "Not measured", nothing, how),
         ]
     plain = next((row for row in rows if (row.edits, row.restraint) == (now.edits, "none") and row is not now), None)
     told = Told(now, plain, next((row for row in results.rows if row.unedited), None))
@@ -82,14 +82,8 @@ def _edited(results: Results, ledger: Ledger | None, told: Told) -> First:
             lines.append(Bar(name, _stretches(list(found.values())), held[name]))
     edits = told.now.edits if ledger is None else len(ledger.live())
     now = held.get(restraint_name(told.now.restraint))
-    headline = f"{edits} fact{'' if edits == 1 else 's'} edited into {Path(results.model).name}"
-    headline += f"; {now} still held at the end" if now else ""
-    drawn, sentence = "", ""
-    if ledger is not None:
-        some = [event for event in ledger.live() if event.fact is not None]
-        cells = [[n(e.edit), e.fact.text, e.fact.target_new] for e in spread(some, _FACTS) if e.fact is not None]
-        drawn = table(["edit", "prompt", "new answer"], cells, name="Some of the facts") if cells else ""
-        sentence = f"{ledger.header.method} changed {_and(ledger.header.weights)}. "
+    headline = _edits(edits, results, ledger) + (f"; {now} still held at the end" if now else "")
+    drawn, sentence = _some(ledger)
     if lines:
         metric = next((name for name, one in reported_by(told.now.editing).items() if name == one.holds), "")
         sentence += (
@@ -97,6 +91,30 @@ def _edited(results: Results, ledger: Ledger | None, told: Told) -> First:
         )
         drawn += bars({"every edit, in order": lines}, headline)
     return First("What was edited", headline, drawn or note("Not measured."), sentence)
+
+
+def _listed(results: Results, ledger: Ledger | None) -> First:
+    """The first card where nothing was measured."""
+    edits = max((row.edits for row in results.rows), default=0) if ledger is None else len(ledger.live())
+    drawn, sentence = _some(ledger)
+    return First("What was edited", _edits(edits, results, ledger), drawn, sentence)
+
+
+def _edits(edits: int, results: Results, ledger: Ledger | None) -> str:
+    """The headline of the first card."""
+    undone = 0 if ledger is None else len(ledger.undone)
+    apart = f" ({undone} undone or replaced)" if undone else ""
+    return f"{edits} fact{'' if edits == 1 else 's'} edited into {Path(results.model).name}{apart}"
+
+
+def _some(ledger: Ledger | None) -> tuple[str, str]:
+    """Some of the facts of a ledger as a table, and what its method changed."""
+    if ledger is None:
+        return "", ""
+    some = [event for event in ledger.live() if event.fact is not None]
+    cells = [[n(e.edit), e.fact.text, e.fact.target_new] for e in spread(some, _FACTS) if e.fact is not None]
+    drawn = table(["edit", "prompt", "new answer"], cells, name="Some of the facts") if cells else ""
+    return drawn, f"{ledger.header.method} changed {_and(ledger.header.weights)}. "
 
 
 def _stretches(status: Sequence[str]) -> list[Stretch]:

@@ -26,7 +26,7 @@ export function nearEdits(near, words) {
   const rows = near.map((one) => h("tr", {},
     h("td", { class: "n" }, one.cosine.toFixed(2)),
     h("td", { class: "bar" }, bar(Math.max(0, one.cosine), "after")),
-    h("td", {}, `edit ${one.edit}: ${one.subject} → ${one.target_new}`, h("span", { class: "note" }, ` at [${visible(one.token)}]`))));
+    h("td", {}, `edit ${one.edit}: ${one.subject} → ${one.target_new}`, h("span", { class: "note" }, ` at [${visible(one.token)}]${one.not_made ? `, ${one.not_made}` : ""}`))));
   return [rows.length ? h("table", { class: "bars" }, h("tbody", {}, rows)) : null, h("p", { class: "note" }, words)];
 }
 
@@ -67,15 +67,14 @@ export function curves({ title, label, series, limits = [], from = null, log = f
     s("text", { x: X(value), y: H - bottom + 15, "text-anchor": "middle" }, String(value)));
   parts.push(s("line", { class: "axis", x1: left, x2: W - right, y1: H - bottom, y2: H - bottom }),
     s("text", { x: (left + W - right) / 2, y: H - 3, "text-anchor": "middle" }, x));
-  for (const [y, words] of limits) parts.push(
-    s("line", { class: "limit", x1: left, x2: W - right, y1: Y(y), y2: Y(y) }),
-    s("text", { x: W - right, y: Y(y) - 4, "text-anchor": "end" }, words));
+  for (const [y] of limits) parts.push(s("line", { class: "limit", x1: left, x2: W - right, y1: Y(y), y2: Y(y) }));
   for (const one of drawn) {
     const path = one.points.filter((p) => Number.isFinite(p[1])).map((p) => `${X(p[0]).toFixed(1)},${Y(p[1]).toFixed(1)}`);
     if (!one.dots) parts.push(s("polyline", { class: "line", stroke: `var(--${one.colour})`, points: path.join(" ") }));
     for (const p of one.dots || path.length < 40 ? one.points : []) if (Number.isFinite(p[1])) parts.push(
       s("circle", { cx: X(p[0]), cy: Y(p[1]), r: 3, fill: `var(--${one.colour})` }, s("title", {}, `${one.name}, ${x} ${p[0]}: ${plain(p[1], 4)}`)));
   }
+  for (const [y, words] of limits) parts.push(s("text", { class: "over", x: W - right - 4, y: Y(y) - 5, "text-anchor": "end" }, words)); // over the curves
   const legend = drawn.length > 1 ? h("p", { class: "legend" }, drawn.map((one) => {
     const sign = s("svg", { width: 14, height: 10, "aria-hidden": "true" }, s("circle", { cx: 7, cy: 6, r: 4, fill: `var(--${one.colour})` }));
     return h("span", {}, sign, ` ${one.name}`);

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -387,6 +388,25 @@ def test_quick_scores_that_give_way_leave_the_model_as_it_was(page: Live) -> Non
         assert same_bits(page.studio.model, before)
     assert done(client(page).post("/api/scores", json={"upto": 3, "restrain": "log:1.3"}))["of"] == 3
     assert len(looks) == 4 and same_bits(page.studio.model, before)
+
+
+def test_scores_that_gave_way_are_begun_again_for_who_waits(page: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, begun = page.studio.scores, []
+    drag = threading.Thread(target=lambda: begun.append(client(page).post("/api/preview", json={}).status_code))
+
+    def scores(*, look: Callable[[], None], **chosen: Any) -> Any:
+        begun.append("scores")
+        if len(begun) == 1:
+            drag.start()
+            while True:  # as long as the preview does not wait
+                look()
+                time.sleep(0.005)
+        return measure(**chosen, look=look)
+
+    monkeypatch.setattr(page.studio, "scores", scores)
+    assert done(client(page).post("/api/scores", json={"upto": 3, "restrain": "log:1.4"}))["of"] == 3
+    drag.join()
+    assert sorted(map(str, begun)) == ["200", "scores", "scores"]
 
 
 async def answers(*asked: Any) -> list[Any]:

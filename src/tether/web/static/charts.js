@@ -47,7 +47,7 @@ function ticks(low, high, log) {
 
 /** Curves against the number of edits. series: [{name, points: [[x, y]], colour, dots}]; limits: [[y, words]]. */
 export function curves({ title, label, series, limits = [], from = null, log = false, xs = null, x = "edits" }) {
-  const W = 420, H = 220, left = 52, right = 12, top = 12, bottom = 34;
+  const W = 420, H = 220, left = 52, right = 12 + 6 * Math.max(0, ...limits.map(([, words]) => words.length)), top = 12, bottom = 34;
   const drawn = series.filter((one) => one.points.length), every = drawn.flatMap((one) => one.points);
   if (!every.length) return h("figure", { class: "card" }, h("figcaption", {}, title), h("p", { class: "note" }, "Nothing recorded yet."));
   const ys = [...every.map((point) => point[1]), ...limits.map(([y]) => y)].filter(Number.isFinite);
@@ -67,14 +67,15 @@ export function curves({ title, label, series, limits = [], from = null, log = f
     s("text", { x: X(value), y: H - bottom + 15, "text-anchor": "middle" }, String(value)));
   parts.push(s("line", { class: "axis", x1: left, x2: W - right, y1: H - bottom, y2: H - bottom }),
     s("text", { x: (left + W - right) / 2, y: H - 3, "text-anchor": "middle" }, x));
-  for (const [y] of limits) parts.push(s("line", { class: "limit", x1: left, x2: W - right, y1: Y(y), y2: Y(y) }));
+  for (const [y, words] of limits) parts.push(
+    s("line", { class: "limit", x1: left, x2: W - right, y1: Y(y), y2: Y(y) }),
+    s("text", { x: W - right + 8, y: Y(y) + 4 }, words)); // beside the plot: no curve lies there
   for (const one of drawn) {
     const path = one.points.filter((p) => Number.isFinite(p[1])).map((p) => `${X(p[0]).toFixed(1)},${Y(p[1]).toFixed(1)}`);
     if (!one.dots) parts.push(s("polyline", { class: "line", stroke: `var(--${one.colour})`, points: path.join(" ") }));
     for (const p of one.dots || path.length < 40 ? one.points : []) if (Number.isFinite(p[1])) parts.push(
       s("circle", { cx: X(p[0]), cy: Y(p[1]), r: 3, fill: `var(--${one.colour})` }, s("title", {}, `${one.name}, ${x} ${p[0]}: ${plain(p[1], 4)}`)));
   }
-  for (const [y, words] of limits) parts.push(s("text", { class: "over", x: W - right - 4, y: Y(y) - 5, "text-anchor": "end" }, words)); // over the curves
   const legend = drawn.length > 1 ? h("p", { class: "legend" }, drawn.map((one) => {
     const sign = s("svg", { width: 14, height: 10, "aria-hidden": "true" }, s("circle", { cx: 7, cy: 6, r: 4, fill: `var(--${one.colour})` }));
     return h("span", {}, sign, ` ${one.name}`);

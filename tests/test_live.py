@@ -8,8 +8,9 @@ import os
 import shutil
 import signal
 import threading
+import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from tether.facts.prompt import Turn
 from tether.facts.tokens import Continuation, prompt_ids
 from tether.ledger import Ledger
 from tether.web.app import Live
-from tether.web.desk import BusyError, Desk, GoneError
+from tether.web.desk import BusyError, Desk, GaveWayError, GoneError
 from tether.web.door import Door
 from tether.web.studio import Studio
 
@@ -87,6 +88,7 @@ def test_both_answers_are_those_of_ask_and_grow(page: Live, prompt: Any, restrai
         assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     [near] = [one for one in found if one["kind"] == "near"]
     assert [one["edit"] for one in near["near"]] == [one.edit for one in wanted.near]
+    assert all(("not_made" in one) is not isinstance(prompt, str) for one in near["near"])  # no edit is of a chat turn
     assert found[-1] == {"kind": "end"} and same_bits(model, before)
 
 
@@ -346,6 +348,65 @@ def test_the_desk_does_one_thing_after_another_and_stops_where_nobody_listens() 
         return seen
 
     assert asyncio.run(scene()) == ["gone"]
+
+
+def test_what_gives_way_stops_for_other_work_and_has_its_place_after_it() -> None:
+    async def scene() -> list[str]:
+        desk, seen, begun = Desk(), [], threading.Event()
+
+        def behind(look: Callable[[], None]) -> None:
+            begun.set()
+            while "preview" not in seen:  # for ever, were it not stopped
+                look()
+            seen.append("scores")
+
+        first, alike = desk.do_behind(behind), desk.do_behind(lambda look: look())
+        await asyncio.to_thread(begun.wait, 10)
+        work = desk.do(lambda: seen.append("preview"))
+        for one in (first, alike):  # `alike` waits for its turn as well, and stops nothing
+            with pytest.raises(GaveWayError):
+                await one
+        await work
+        await desk.do_behind(behind)
+        desk.close()
+        return seen
+
+    assert asyncio.run(scene()) == ["preview", "scores"]
+
+
+def test_quick_scores_that_give_way_leave_the_model_as_it_was(page: Live) -> None:
+    before, looks = bits(page.studio.model), []
+
+    def stop() -> None:
+        looks.append(page.studio.model)
+        if len(looks) in (1, 4):  # the first block of all, and a later one
+            raise GaveWayError
+
+    for _ in range(2):
+        with pytest.raises(GaveWayError):
+            page.studio.scores(upto=3, restrain="log:1.3", look=stop)
+        assert same_bits(page.studio.model, before)
+    assert done(client(page).post("/api/scores", json={"upto": 3, "restrain": "log:1.3"}))["of"] == 3
+    assert len(looks) == 4 and same_bits(page.studio.model, before)
+
+
+def test_scores_that_gave_way_are_begun_again_for_who_waits(page: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, begun = page.studio.scores, []
+    drag = threading.Thread(target=lambda: begun.append(client(page).post("/api/preview", json={}).status_code))
+
+    def scores(*, look: Callable[[], None], **chosen: Any) -> Any:
+        begun.append("scores")
+        if len(begun) == 1:
+            drag.start()
+            while True:  # as long as the preview does not wait
+                look()
+                time.sleep(0.005)
+        return measure(**chosen, look=look)
+
+    monkeypatch.setattr(page.studio, "scores", scores)
+    assert done(client(page).post("/api/scores", json={"upto": 3, "restrain": "log:1.4"}))["of"] == 3
+    drag.join()
+    assert sorted(map(str, begun)) == ["200", "scores", "scores"]
 
 
 async def answers(*asked: Any) -> list[Any]:

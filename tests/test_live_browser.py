@@ -84,9 +84,15 @@ def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: s
         for number in (0, 1):
             type_fact(page, number)
             page.click("text=Add to the list")
+        taken = reciter().facts[0].subject  # back into the form, and to the list again
+        page.click(f"[aria-label='Edit {taken} in the form']")
+        assert page.input_value("[name=subject]") == taken
+        playwright.expect(page.locator(".queue tbody tr")).to_have_count(1)
+        page.click("text=Add to the list")
         page.click("text=Edit 2 facts")
         page.wait_for_selector("text=done (2 of 2)")
         assert "loss" in page.inner_text(".log")
+        page.wait_for_selector("text=1 of 1 facts are said now")
         type_fact(page, 2)
 
         # both answers; nothing below them moves while they grow
@@ -105,7 +111,7 @@ def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: s
         page.click("nav >> text=Health")
         health = page.locator("#view-health")
         health.locator("[name=restraint]").select_option("log")
-        page.wait_for_selector("text=facts said")
+        page.wait_for_selector("text=facts whose answer comes first")
         largest = health.locator(".big").nth(2)
         before = largest.inner_text()
         health.locator("[name=strength]").evaluate(
@@ -114,7 +120,11 @@ def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: s
         )
         playwright.expect(largest).not_to_have_text(before)
         assert float(largest.inner_text()) < float(before)
-        health.locator("text=word for word").wait_for()
+        quick = health.locator(".card", has_text="Quick scores")
+        playwright.expect(quick).to_have_attribute("aria-busy", "true")  # of another place, until they are read
+        playwright.expect(quick).to_contain_text("restraint log:11")
+        playwright.expect(quick).to_contain_text("0 of 1")  # so strong a restraint takes the edit back
+        playwright.expect(health.locator("[aria-busy=true]")).to_have_count(0)
         health.locator("[name=restraint]").select_option("none")
 
         # what is done with the whole ledger: every form of export, and every card
@@ -161,13 +171,13 @@ def test_a_person_edits_asks_drags_undoes_and_exports(studio: Studio, address: s
         other.goto(f"{address}#ledger")
         for edit, left in ((3, 1), (1, 0)):  # what stood for the first edit, which comes back, and then that
             other.click(f"[aria-label='Undo edit {edit}']")
-            other.wait_for_selector(f"text=undid {edit}; {left} edit")
+            other.wait_for_selector(f".outcome >> text=undid edit {edit}; {left} edit")
         other.fill("[name=search]", "undone")
         playwright.expect(other.locator("#view-ledger")).to_contain_text("2 of 5 events")
         playwright.expect(page.locator("#about")).to_contain_text("0 edits")
         other.fill("[name=search]", "")
         other.click("[aria-label='Redo edit 1']")
-        other.wait_for_selector("text=redid 1")
+        other.wait_for_selector(".outcome >> text=redid edit 1")
     assert ["400" in line for line in wrong] == [True], wrong  # the export that is refused
     made = {file.name for file in studio.path.parent.iterdir() if file.name.startswith("exported-")}
     assert made == {f"exported-{form}" for form in EXPORTS}

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from tether.errors import BadSettingsError, TetherError, failure, first_line
 from tether.storage.atomic import finite
-from tether.web.desk import BusyError, Desk, GoneError, Tell
+from tether.web.desk import BusyError, Desk, GaveWayError, GoneError, Tell
 from tether.web.door import REPORT_POLICY, Door
 from tether.web.studio import TOKENS, Studio
 
@@ -41,7 +41,7 @@ class Live:
         self._running: asyncio.Task[None] | None = None
         posts: dict[str, Callable[[Any], Awaitable[Any]]] = {
             "check": self._check, "facts": self._facts, "run": self._run, "run/pause": self._pause,
-            "run/resume": self._resume, "preview": self._preview, "scores": self._scores, "undo": self._undo,
+            "run/resume": self._resume, "preview": self._preview, "undo": self._undo,
             "redo": self._redo, "verify": self._verify, "export": self._export, "tests": self._tests,
             "report": self._report, "consolidate": self._consolidate, "repair": self._repair,
             "headroom": self._headroom,
@@ -54,6 +54,7 @@ class Live:
         routes += [Route(f"/api/{name}", _answering(post), methods=["POST"]) for name, post in posts.items()]
         routes += [
             Route("/api/ask", self._ask, methods=["POST"]), Route("/api/live", self._live),
+            Route("/api/scores", self._scores, methods=["POST"]),
             Route("/report", self._report_page),
         ]  # fmt: skip
         self.application: ASGIApp = Door(
@@ -125,8 +126,13 @@ class Live:
     async def _preview(self, body: Any) -> Any:
         return await self.desk.do(lambda: self.studio.preview(**_chosen(body), prompt=body.get("prompt")))
 
-    async def _scores(self, body: Any) -> Any:
-        return await self.desk.do(lambda: self.studio.scores(**_chosen(body)))
+    async def _scores(self, request: Request) -> Response:
+        """Behind all other work, and begun again after it, as long as somebody waits for it."""
+        chosen = _chosen(await _body(request))
+        while not await request.is_disconnected():
+            with suppress(GaveWayError):
+                return _json(await self.desk.do_behind(lambda look: self.studio.scores(**chosen, look=look)))
+        return Response(status_code=499)  # which nobody reads
 
     async def _undo(self, body: Any) -> Any:
         edits = _edits(body)

@@ -20,6 +20,10 @@ class GoneError(Exception):
     """Nobody listens any more."""
 
 
+class GaveWayError(Exception):
+    """The work stopped, since other work waits; it is to be done again."""
+
+
 class Desk:
     """Short work waits for its turn; while `busy` names long work, other work is refused at once.
 
@@ -29,6 +33,7 @@ class Desk:
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="tether-desk")
         self._given: set[Future[Any]] = set()  # what is done now, and what waits for it
+        self._behind: set[Future[Any]] = set()  # of these, what gives way
         self.busy: str | None = None
 
     @property
@@ -57,8 +62,23 @@ class Desk:
 
         return self._give(work, free)
 
+    def do_behind(self, work: Callable[[Callable[[], None]], T]) -> Awaitable[T]:
+        """What short work gives that all other work goes before. `work` often calls what it is given, which raises
+        GaveWayError where other work waits: then it is to be given anew, and has its place after that."""
+        self.check_free()
+
+        def look() -> None:
+            if len(self._given) > len(self._behind):
+                raise GaveWayError
+
+        future = self._worker.submit(work, look)
+        self._behind.add(future)
+        return self._kept(future, self._behind.discard)
+
     def _give(self, work: Callable[[], T], *ended: Callable[[Future[T]], None]) -> Awaitable[T]:
-        future = self._worker.submit(work)
+        return self._kept(self._worker.submit(work), *ended)
+
+    def _kept(self, future: Future[T], *ended: Callable[[Future[T]], None]) -> Awaitable[T]:
         self._given.add(future)
         for call in (self._given.discard, *ended):
             future.add_done_callback(call)

@@ -30,6 +30,7 @@ class Run:
         self.pausing = False
         self.tried = 0  # facts, in the parts of the run that ended
         self._done, self._eta, self._error = 0, None, None  # type: int, float | None, str | None
+        self.said: str | None = None  # which facts are said, after the run
         self._lines: deque[dict[str, Any]] = deque(maxlen=_SHOWN)
         self._notes: deque[str] = deque(maxlen=_SHOWN)
 
@@ -65,12 +66,13 @@ class Run:
 
     def begin(self) -> None:
         """Go on."""
-        self.state, self._error, self.pausing = "running", None, False
+        self.state, self._error, self.pausing, self.said = "running", None, False, None
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "state": self.state, "pausing": self.pausing, "done": self._done, "total": len(self.facts),
-            "eta": self._eta, "error": self._error, "lines": list(self._lines), "notes": list(self._notes),
+            "eta": self._eta, "error": self._error, "said": self.said, "lines": list(self._lines),
+            "notes": list(self._notes),
         }  # fmt: skip
 
 

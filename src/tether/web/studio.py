@@ -9,7 +9,8 @@ import copy
 import io
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -28,7 +29,7 @@ from tether.editing.headroom import headroom
 from tether.editing.plan import DEFAULT_METHOD, EditPlan, plan_and_schedule
 from tether.editing.repair import repair
 from tether.editing.run import Progress, edit
-from tether.editing.said import are_said
+from tether.editing.said import are_said, said_now
 from tether.errors import BadFactError, BadSettingsError, TetherError, pydantic_line
 from tether.evaluation import evaluate_ledger, write
 from tether.evaluation.abilities.perplexity import builtin_text, perplexity
@@ -52,6 +53,7 @@ _NEAR = 4
 _NEXT = 6  # next tokens that are shown
 _VALUES = 48  # singular values that are drawn
 _QUICK = 24  # facts that quick scores ask
+_ASKED = 200  # live edits that are asked after a run, at most
 _LARGE = 2  # sums, and keys, that are kept: those of all edits, and of the number of edits that is looked at
 _ANSWERS = 100  # of the unedited model, that are kept
 _AS_FOLDERS = dict(zip(FORMS, ("merged", "adapter", "gguf-adapter", "gguf", "mlx-adapter"), strict=True))
@@ -225,6 +227,7 @@ class Studio:
             finally:
                 self.refresh()
                 run.count(self._attempts - before)
+            run.said = self._said()
             run.end("done")
         except Paused:
             run.end("paused")
@@ -233,6 +236,15 @@ class Studio:
         except BaseException:
             run.end("failed", "stopped by an error of tether: the ledger is whole, and the run can go on")
             raise
+
+    def _said(self) -> str | None:
+        """The last line of `tether edit`; None where there are too many edits to ask on the way."""
+        ledger = self._opened()
+        if len(ledger.live()) > _ASKED:
+            return None
+        with self.model.unedited():
+            self._sums(None, None).show(self.model)
+            return said_now(self.model, ledger).line()
 
     @property
     def _attempts(self) -> int:
@@ -262,7 +274,11 @@ class Studio:
             nearness = None if self.ledger is None else self._nearness(upto)
             near = () if nearness is None else nearness.of(text, _NEAR)
             words = "no edit yet" if nearness is None else nearness.words
-            tell({"kind": "near", "near": [asdict(one) for one in near], "words": words})
+            plain = set() if isinstance(asked, str) else self._not_for_chat()
+            rows = [
+                asdict(one) | ({"not_made": "not made for chat turns"} if one.edit in plain else {}) for one in near
+            ]
+            tell({"kind": "near", "near": rows, "words": words})
             self.model.clear_updates()
             if (text, tokens) in self._answers:
                 tell({"kind": "answer", "who": "unedited", "text": self._answers[text, tokens]})
@@ -276,6 +292,14 @@ class Studio:
             else:
                 tell({"kind": "answer", "who": "edited", "text": self._answers[text, tokens]})
         tell({"kind": "end"})
+
+    def _not_for_chat(self) -> set[int | None]:
+        """The live edits that were made for no chat turn."""
+        live = [] if self.ledger is None else self.ledger.live()
+        return {
+            event.edit for event in live
+            if event.fact is not None and not any(isinstance(prompt, Turn) for prompt in event.fact.asked)
+        }  # fmt: skip
 
     def _answer(self, text: str, tokens: int, who: str, tell: Tell) -> str:
         def grown(so_far: str) -> None:
@@ -329,16 +353,17 @@ class Studio:
         found["ms"] = 1000 * (time.perf_counter() - start)
         return found
 
-    def scores(self, *, upto: int | None, restrain: str | None) -> Json:
-        """Quick scores: how many of the facts (at most 24, evenly spread) the model says, and the perplexity of the
-        built-in text against that of the unedited model."""
+    def scores(self, *, upto: int | None, restrain: str | None, look: Callable[[], None] = lambda: None) -> Json:
+        """Quick scores: of how many of the facts (at most 24, evenly spread) every token of the answer is the model's
+        first choice after the true tokens before it, and the perplexity of the built-in text against that of the
+        unedited model. `look` is called before every block of a forward: what it raises ends the scores."""
         chosen, ledger = _restraint(restrain), self._opened()
 
         def measure() -> Json:
             start = time.perf_counter()
             facts = [event.fact for event in spread(ledger.live(upto), _QUICK) if event.fact is not None]
             sums, text = self._sums(upto, chosen), builtin_text()
-            with self.model.unedited():
+            with self.model.unedited(), _looking(self.model, look):
                 if self._perplexity is None:
                     self._perplexity = perplexity(self.model, text).value
                 sums.show(self.model)
@@ -475,6 +500,17 @@ class _Streamer(BaseStreamer):
 
     def end(self) -> None:
         """The last text is told by who asked."""
+
+
+@contextmanager
+def _looking(model: EditableModel, look: Callable[[], None]) -> Iterator[None]:
+    """Inside the block, `look` is called before every block of a forward."""
+    hooks = [block.register_forward_pre_hook(lambda *_: look()) for block in model.blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _first(sums: Sums, name: str) -> list[float]:

@@ -1,10 +1,10 @@
 // Ask: the unedited and the edited model side by side.
-import { asked, field, get, h, inWords, later, latest, on, post, shared, stream, tell, toast, trying } from "./lib.js";
+import { asked, during, field, get, h, inWords, later, latest, on, post, shared, stream, tell, toast, trying } from "./lib.js";
 import { nearEdits, nextTokens } from "./charts.js";
 import { control } from "./control.js";
 
 export function ask() {
-  const prompt = h("textarea", { rows: 2, name: "prompt", placeholder: "The Eiffel Tower is located in the city of", spellcheck: "false" });
+  const prompt = h("textarea", { rows: 2, name: "prompt", placeholder: "e.g. The Eiffel Tower is located in the city of", spellcheck: "false" });
   const system = h("input", { type: "text", name: "system" });
   const plainly = h("input", { type: "radio", name: "as", value: "plain", checked: true });
   const chat = h("input", { type: "radio", name: "as", value: "chat" });
@@ -42,7 +42,7 @@ export function ask() {
     words();
     for (const who of ["unedited", "edited"]) { answers[who].replaceChildren(); answers[who].classList.add("waiting"); answers[who].ariaBusy = "true"; }
     try {
-      for await (const one of stream("ask", { prompt: shared.prompt, tokens: Number(tokens.value) || 40, ...asked() }, mine.signal)) {
+      await during("asking", async () => { for await (const one of stream("ask", { prompt: shared.prompt, tokens: Number(tokens.value) || 40, ...asked() }, mine.signal)) {
         if (one.kind === "next") next.replaceChildren(nextTokens(one.next));
         else if (one.kind === "near") near.replaceChildren(...nearEdits(one.near, one.words).filter(Boolean));
         else if (one.kind === "answer") {
@@ -51,7 +51,7 @@ export function ask() {
           answers[one.who].textContent = one.text;
         } else if (one.kind === "error") toast(one.error);
         else if (one.kind === "end") answers.edited.replaceChildren(...marked(texts.edited, texts.unedited));
-      }
+      } });
     } catch (error) {
       if (error.name !== "AbortError") toast(error.message);
     } finally {
@@ -74,8 +74,8 @@ export function ask() {
 
   async function fill() {
     const found = (await trying(() => get("prompts"))) ?? [];
-    picks.replaceChildren(h("option", { value: "" }, found.length ? "a prompt of an edit …" : "no edit yet"),
-      ...found.map((one, i) => h("option", { value: i }, `${one.edit}: ${one.prompt.user ?? one.prompt}`)));
+    picks.replaceChildren(h("option", { value: "" }, found.length ? "choose one …" : "no edit yet"),
+      ...found.map((one, i) => h("option", { value: i }, `${one.edit}: ${one.prompt.user == null ? one.prompt : `${one.prompt.user} (chat)`}`)));
     picks.disabled = !found.length;
     picks.onchange = () => {
       const one = found[picks.value]?.prompt;
@@ -103,7 +103,7 @@ export function ask() {
       field("Prompt", prompt, "Enter asks, Shift+Enter is a new line"), behind,
       h("div", { class: "row even" },
         h("fieldset", { class: "choice", "aria-label": "How it is asked" }, h("label", {}, plainly, "Plain text"), h("label", {}, chat, "Chat turn")),
-        h("div", { class: "grow" }, field("Take", picks)), h("div", {}, field("Tokens at most", tokens)), go, stop)),
+        h("div", { class: "grow" }, field("Or take a prompt of an edit", picks)), h("div", {}, field("Tokens at most", tokens)), go, stop)),
     h("div", { class: "columns" },
       h("section", { class: "card" }, h("h3", {}, h("span", { class: "key before" }), "Unedited model"), answers.unedited),
       h("section", { class: "card" }, h("h3", {}, h("span", { class: "key after" }), "Edited model", under), answers.edited)),

@@ -26,7 +26,7 @@ export function nearEdits(near, words) {
   const rows = near.map((one) => h("tr", {},
     h("td", { class: "n" }, one.cosine.toFixed(2)),
     h("td", { class: "bar" }, bar(Math.max(0, one.cosine), "after")),
-    h("td", {}, `edit ${one.edit}: ${one.subject} → ${one.target_new}`, h("span", { class: "note" }, ` at [${visible(one.token)}]`))));
+    h("td", {}, `edit ${one.edit}: ${one.subject} → ${one.target_new}`, h("span", { class: "note" }, ` at [${visible(one.token)}]${one.not_made ? `, ${one.not_made}` : ""}`))));
   return [rows.length ? h("table", { class: "bars" }, h("tbody", {}, rows)) : null, h("p", { class: "note" }, words)];
 }
 
@@ -47,7 +47,7 @@ function ticks(low, high, log) {
 
 /** Curves against the number of edits. series: [{name, points: [[x, y]], colour, dots}]; limits: [[y, words]]. */
 export function curves({ title, label, series, limits = [], from = null, log = false, xs = null, x = "edits" }) {
-  const W = 420, H = 220, left = 52, right = 12, top = 12, bottom = 34;
+  const W = 420, H = 220, left = 52, right = 12 + 6 * Math.max(0, ...limits.map(([, words]) => words.length)), top = 12, bottom = 34;
   const drawn = series.filter((one) => one.points.length), every = drawn.flatMap((one) => one.points);
   if (!every.length) return h("figure", { class: "card" }, h("figcaption", {}, title), h("p", { class: "note" }, "Nothing recorded yet."));
   const ys = [...every.map((point) => point[1]), ...limits.map(([y]) => y)].filter(Number.isFinite);
@@ -69,7 +69,7 @@ export function curves({ title, label, series, limits = [], from = null, log = f
     s("text", { x: (left + W - right) / 2, y: H - 3, "text-anchor": "middle" }, x));
   for (const [y, words] of limits) parts.push(
     s("line", { class: "limit", x1: left, x2: W - right, y1: Y(y), y2: Y(y) }),
-    s("text", { x: W - right, y: Y(y) - 4, "text-anchor": "end" }, words));
+    s("text", { x: W - right + 8, y: Y(y) + 4 }, words)); // beside the plot: no curve lies there
   for (const one of drawn) {
     const path = one.points.filter((p) => Number.isFinite(p[1])).map((p) => `${X(p[0]).toFixed(1)},${Y(p[1]).toFixed(1)}`);
     if (!one.dots) parts.push(s("polyline", { class: "line", stroke: `var(--${one.colour})`, points: path.join(" ") }));

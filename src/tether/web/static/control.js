@@ -19,7 +19,7 @@ export function control(title = "Restraint of the edited model") {
     const last = state?.edits ?? 0;
     kind.value = chosen.kind;
     strength.disabled = exact.disabled = !acts;
-    exactLabel.textContent = chosen.kind === "linear" ? "Strength β" : "Strength α";
+    exactLabel.replaceChildren(chosen.kind === "linear" ? "Strength β" : "Strength α", h("span", { class: "note" }, acts ? " larger restrains more" : " choose a function first"));
     const value = chosen[acts ? chosen.kind : "log"];
     if (document.activeElement !== exact) exact.value = value;
     strength.value = toPlace(value);

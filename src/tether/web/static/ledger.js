@@ -16,7 +16,9 @@ export function ledger() {
   };
   const mark = (kind, edits) => trying(async () => {
     const done = await post(kind, { edits });
-    toast(`${kind === "undo" ? "undid" : "redid"} ${done.edits.join(", ")}; ${count(done.live, "edit")} left`, true);
+    const line = `${kind === "undo" ? "undid" : "redid"} edit${done.edits.length === 1 ? "" : "s"} ${done.edits.join(", ")}; ${count(done.live, "edit")} live`;
+    toast(line, true);
+    say(h("p", { class: "says yes" }, line), h("pre", {}, `head ${done.head}`));
     await reload();
     lines.querySelector(`[data-edit="${edits[0]}"]`)?.focus(); // the table is another one now
   });
@@ -102,8 +104,8 @@ export function ledger() {
     ["Knowledge tests", [field("A file of tests", file, "without one: made of the facts")], "Run", tests],
     ["Report", [], "Measure and write", report],
     ["Headroom", [], "Look", room],
-    ["Repair what is lost", [], "Repair", repair],
-    ["Consolidate", [field("Strength λ", strength, "a number, or auto")], "Solve all again", consolidate],
+    ["Repair what is lost", [h("p", { class: "note" }, "Edits whose answer no longer comes first are undone and made again, as new edits of the ledger.")], "Repair", repair],
+    ["Consolidate", [field("Strength λ", strength, "a number, or auto"), h("p", { class: "note" }, "New edits, all solved at once, stand for all live ones, which are undone.")], "Solve all again", consolidate],
   ];
   const buttons = [], model = h("p", { class: "note" }), chosen = h("p", { class: "note" });
   const cards = actions.map(([title, fields, name, work]) => {

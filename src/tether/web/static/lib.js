@@ -110,6 +110,7 @@ export function later(work, milliseconds) {
 export const shared = {
   state: null, // of the server: model, ledger, edits, head
   busy: null, // what the server is at, that takes long
+  doing: [], // what this page waits for, that is short
   run: null, // the run of edits
   view: null,
   prompt: null, // the prompt at hand
@@ -119,6 +120,16 @@ export const shared = {
 const bus = new EventTarget();
 export const on = (what, work) => bus.addEventListener(what, (event) => work(event.detail));
 export const tell = (what, detail) => bus.dispatchEvent(new CustomEvent(what, { detail }));
+
+/** Do `work`; the header says `words` meanwhile. */
+export async function during(words, work) {
+  shared.doing.push(words);
+  tell("doing");
+  try { return await work(); } finally {
+    shared.doing.splice(shared.doing.indexOf(words), 1);
+    tell("doing");
+  }
+}
 
 /** Which edits, and under which restraint, as a request says it. */
 export function asked() {

@@ -26,9 +26,9 @@ function show() {
 }
 
 function said() {
-  const busy = shared.busy, run = shared.run;
+  const run = shared.run, busy = shared.busy ?? shared.doing.at(-1);
   status.className = busy ? "busy" : "";
-  status.lastElementChild.textContent = busy ? (run?.state === "running" ? `editing ${run.done} of ${run.total}` : busy) : "ready";
+  status.lastElementChild.textContent = shared.busy && run?.state === "running" ? `editing ${Math.min(run.done + 1, run.total)} of ${run.total}` : busy ?? "ready";
 }
 
 function about() {
@@ -62,6 +62,7 @@ function listen() {
 }
 
 on("state", about);
+on("doing", said);
 await trying(refresh);
 for (const [name, [make, title, words]] of Object.entries(VIEWS)) {
   sections[name] = h("section", { class: "view", id: `view-${name}`, hidden: true }, h("h2", {}, title), h("p", { class: "note" }, words), make());

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -21,19 +21,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(*tiny_model("llama"), tmp_path_factory.mktemp("model"))
 
 
-def run(script: str, model: Path, folder: Path, *more: str) -> list[str]:
-    corpus = resources.files("tether.data") / "plain_text.txt"
-    command = [sys.executable, EXAMPLES / script, "--model", model, "--out", "my-edits", "--corpus", corpus, *more]
-    environment = {**os.environ, "TETHER_CACHE": str(folder / "cache")}
-    done = subprocess.run(
-        [str(part) for part in command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+@pytest.fixture
+def run(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
+    """Runs a script as the main program, in a folder of its own; the lines it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TETHER_CACHE", str(tmp_path / "cache"))
+
+    def lines(script: str, *more: str) -> list[str]:
+        corpus = str(resources.files("tether.data") / "plain_text.txt")
+        words = [script, "--model", str(model), "--out", "my-edits", "--corpus", corpus, *more]
+        monkeypatch.setattr(sys, "argv", words)
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return lines
 
 
-def test_edit_and_undo(model: Path, tmp_path: Path) -> None:
-    unedited, edited, without, same, _ = run("edit_and_undo.py", model, tmp_path)
+def test_edit_and_undo(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    unedited, edited, without, same, _ = run("edit_and_undo.py")
     assert unedited.startswith("unedited: ") and unedited.endswith("(n 4) of the new answers")
     assert edited.startswith("edited: ") and edited.endswith("(n 4) of the new answers")
     assert without.startswith("without 'French': ")
@@ -41,10 +48,10 @@ def test_edit_and_undo(model: Path, tmp_path: Path) -> None:
     assert same == "the unedited weights are as they were: True"
 
 
-def test_compare_restraints(model: Path, tmp_path: Path) -> None:
-    head, *rows, tip = run("compare_restraints.py", model, tmp_path)
+def test_compare_restraints(run: Callable[..., list[str]]) -> None:
+    head, *rows, tip = run("compare_restraints.py")
     assert head.split() == ["edits", "restraint", "κ", "efficacy", "locality", "perplexity"]
     assert [row.split()[:2] for row in rows] == [["0", "none"], ["4", "none"], ["4", "log:1.2"], ["4", "linear:2"]]
     assert "tether export my-edits" in tip
     # Again: the ledger is opened, nothing is edited.
-    assert run("compare_restraints.py", model, tmp_path, "--restrain", "none")[1:3] == rows[:2]
+    assert run("compare_restraints.py", "--restrain", "none")[1:3] == rows[:2]

@@ -101,8 +101,8 @@ def moments(
     """C of every wanted layer, of the unedited model, from the cache or in one pass that stops after the last layer.
 
     The model is not changed. `progress(tokens so far, total or None)` is called after each batch. Files go to `cache`
-    (by default tether's cache folder), one a layer. Solves are done where the weights are. Of an `engine` with workers,
-    each sums blocks of the text.
+    (by default tether's cache folder), one a layer. Text that is sampled for them always goes to tether's cache folder.
+    Solves are done where the weights are. Of an `engine` with workers, each sums blocks of the text.
     """
     with model.unedited():
         keys = moments_keys(model, sorted(set(layers)), corpus)

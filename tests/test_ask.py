@@ -19,6 +19,7 @@ import tether
 from tether.analyses.ask import Nearness
 from tether.errors import BadFactError
 from tether.evaluation import greedy
+from tether.facts.chat import render
 from tether.facts.prompt import Turn
 from tether.facts.prompt_file import read_prompts
 from tether.facts.tokens import prompt_ids
@@ -122,6 +123,19 @@ def test_undone_and_later_edits_are_not_named(place: Path, tmp_path: Path) -> No
     document = answer(place, *words, "--upto", "0", "--restrain", "none")
     assert (document["metric"], document["edits"], document["restraint"]) == (None, 0, "none")
     assert document["note"] == "near: left out, no live edit" and document["answers"][0]["near"] == []
+
+
+def test_of_a_chat_turn_what_is_said_counts_and_not_its_frame(tmp_path: Path) -> None:
+    model = editable("llama")
+    ledger = edit_facts(model, FACTS[:2], tmp_path / "ledger", method="rome")
+    frame = "{% for m in messages %}The Eiffel Tower is said by Big Ben: {{ m.content }}\n{% endfor %}Big Ben:"
+    model.tokenizer.chat_template = frame
+    nearness = Nearness(ledger, model)
+    for turn in (Turn(user="Hello there"), Turn(user="Hello there", system="Be brief.")):
+        whole = {near.edit: near.cosine for near in nearness.of(render(model.tokenizer, turn))}
+        said = nearness.of(turn)
+        assert len(said) == 2 and all(near.token.strip() in f"{turn.system} {turn.user}" for near in said)
+        assert all(near.cosine < whole[near.edit] for near in said)
 
 
 def test_a_method_without_keys_has_answers_alone(tmp_path: Path) -> None:

@@ -176,7 +176,13 @@ def test_made_tests_pass_where_the_facts_are_said(recited: Path) -> None:
     assert first is not None and second is not None
     made = answer(recited, "test", "ledger", "--make", "made.jsonl")
     tests = read_tests(recited / "made.jsonl")
-    assert made == {"ledger": "ledger", "file": "made.jsonl", "edited": 2, "untouched": len(tests) - 2}
+    assert made == {
+        "ledger": "ledger",
+        "file": "made.jsonl",
+        "edited": 2,
+        "untouched": len(tests) - 2,
+        "without_kind": 2,
+    }
     assert [(one.edit, one.says) for one in tests if one.about == "edited"] == [
         (2, (first.target_new,)), (3, (second.target_new,)),
     ]  # fmt: skip

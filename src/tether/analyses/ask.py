@@ -66,5 +66,5 @@ class SideBySide:
             before = greedy(self.model, texts, tokens)
             self._sums.show(self.model)
             after = greedy(self.model, texts, tokens)
-            found = [self.nearness.of(text, near) for text in texts]
+            found = [self.nearness.of(prompt, near) for prompt in prompts]
         return [Answered(*one) for one in zip(prompts, before, after, found, strict=True)]

@@ -82,10 +82,14 @@ def _made(path: Path, file: Path, upto: int | None, model: str | None, dtype: st
     found = make_tests(ledger, loaded, upto=upto)
     if not found:
         raise BadSettingsError(f"{path} has no live edit of a fact: there is nothing to test")
+    guessed = sum(event.fact is not None and event.fact.kind is None for event in ledger.live(upto))
     write_atomically(file, "".join(f"{one.line()}\n" for one in found).encode())
     counts = {about: sum(one.about == about for one in found) for about in ("edited", "untouched")}
     words = ", ".join(f"{n} of {about} prompts" for about, n in counts.items())
-    return Answer({"ledger": str(path), "file": str(file), **counts}, f"{file}: {count(len(found), 'test')}, {words}")
+    text = f"{file}: {count(len(found), 'test')}, {words}"
+    if guessed:
+        text += f"; {count(guessed, 'fact')} without a kind: the subjects that must not say the answer are guessed"
+    return Answer({"ledger": str(path), "file": str(file), **counts, "without_kind": guessed}, text)
 
 
 def _lines(one: Outcome) -> list[str]:

@@ -15,7 +15,6 @@ from tether.editing.said import Lost, Said, said_now
 from tether.editors import BatchEditor, Context, EditFailedError, Editor, EditSkippedError
 from tether.editors import editor as editor_of
 from tether.errors import BadSettingsError
-from tether.facts.chat import render
 from tether.ledger import Ledger, Sums
 from tether.ledger.history import LedgerHistory
 from tether.ledger.nearness import Near, Nearness
@@ -186,7 +185,7 @@ def _unrepaired(
     found = []
     for one in lost:
         fact = facts.get(one.edit)
-        near = nearness.of(render(model.tokenizer, fact.asked[0]), 4) if nearness and fact else ()
+        near = nearness.of(fact.asked[0], 4) if nearness and fact else ()
         why = one.reason or reasons.get(one.edit, "") or "the nearest edits are in its way"
         found.append(Unrepaired(one, why, tuple(each for each in near if each.edit != one.edit)[:3]))
     return found

@@ -80,6 +80,12 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
+def said_at(text: str, turn: Turn) -> list[tuple[int, int]]:
+    """Where in a rendered turn, in characters, what system and user say stands; the rest is the template's."""
+    parts = [part.strip() for part in (turn.system, turn.user) if part and part.strip()]
+    return [(at, at + len(part)) for part in parts if (at := text.rfind(part)) >= 0]
+
+
 def start_of_turn(tokenizer: PreTrainedTokenizerFast, before: str) -> int:
     """Where the content of a turn begins, in the text before a subject: behind what the tokenizer's chat template
     writes before a user's, or behind the last special token and a role after it. 0 in plain text."""

@@ -157,6 +157,13 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
     return found
 
 
+def spans_of(tokenizer: PreTrainedTokenizerFast, text: str) -> Spans:
+    """Where in the text each of its `prompt_ids` stands, in characters; (0, 0) for a special token before it."""
+    encoding = tokenizer(text, return_special_tokens_mask=True, return_offsets_mapping=True, verbose=False)
+    found: Spans = encoding["offset_mapping"]
+    return found[of_text(encoding["input_ids"], encoding["special_tokens_mask"], at_least=1)]
+
+
 def brought(tokenizer: PreTrainedTokenizerFast, text: str) -> str:
     """The special tokens a text begins with that the tokenizer would add before it; empty where it brings none."""
     encoding = tokenizer(text, return_special_tokens_mask=True, verbose=False)

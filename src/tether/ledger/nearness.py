@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from tether.editors.metric import cosines
 from tether.editors.moments import Moments, cached_moments
+from tether.facts.chat import render, said_at
 from tether.facts.fact import Fact
-from tether.facts.tokens import prompt_ids
+from tether.facts.prompt import Turn
+from tether.facts.tokens import prompt_ids, spans_of
 from tether.ledger.ledger import Ledger
 from tether.models.editable import EditableModel
 from tether.models.frozen_prefix import hooks
@@ -85,22 +87,31 @@ class Nearness:
         }[self.metric]
 
     @torch.inference_mode()
-    def of(self, text: str, number: int = NEAR) -> tuple[Near, ...]:
-        """The `number` edits nearest to a text, nearest first: of each its best over weights and tokens.
+    def of(self, prompt: str | Turn, number: int = NEAR) -> tuple[Near, ...]:
+        """The `number` edits nearest to a prompt, nearest first: of each its best over weights and tokens, in a chat
+        turn over the tokens of what is said in it.
 
         The inputs are those of the model as it is now. Ask the edited one: its inputs are what the edits act on, and
         what the keys of later layers and later edits were taken from. The first token does not count, since attention
         makes much the same of it in every text.
         """
-        ids = prompt_ids(self._model.tokenizer, text)
+        tokenizer = self._model.tokenizer
+        text = render(tokenizer, prompt)
+        ids = prompt_ids(tokenizer, text)
+        counted = list(range(1, len(ids)))
+        if isinstance(prompt, Turn):
+            spans = spans_of(tokenizer, text)
+            counted = [
+                at for at in counted if any(a < spans[at][1] and spans[at][0] < b for a, b in said_at(text, prompt))
+            ]
         best: dict[int, Near] = {}
-        for name, inputs in self._inputs(ids).items() if len(ids) > 1 else ():
+        for name, inputs in self._inputs(ids).items() if counted else ():
             keys = self._keys[name]
-            cosines, tokens = keys.cosines(inputs[1:]).max(dim=0)
+            cosines, tokens = keys.cosines(inputs[counted]).max(dim=0)
             for place, cosine, token in zip(keys.rows.tolist(), cosines.tolist(), tokens.tolist(), strict=True):
                 if place not in best or cosine > best[place].cosine:
                     edit, fact = self._edits[place]
-                    said = str(self._model.tokenizer.decode([ids[token + 1]]))
+                    said = str(tokenizer.decode([ids[counted[token]]]))
                     best[place] = Near(edit, fact.subject, fact.target_new, cosine, said, name)
         return tuple(sorted(best.values(), key=lambda near: -near.cosine)[:number])
 

@@ -1,17 +1,19 @@
 """A causal language model whose weights can carry updates, and give them back bit for bit."""
 
+from __future__ import annotations
+
 import copy
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from tether.algebra.lowrank import LowRank
@@ -19,6 +21,9 @@ from tether.algebra.precision import has_float64
 from tether.errors import BadSettingsError, WrongModelError
 from tether.models.checkpoint_files import Stored, kept_digest, stored_tensors
 from tether.models.layout import Anatomy, feeders, find_anatomy
+
+if TYPE_CHECKING:  # it takes seconds, and much that edits no model needs this file
+    from transformers import PreTrainedModel
 
 _LIMITS = ("max_position_embeddings", "max_seq_len", "seq_length")  # names that configurations give the same thing
 

@@ -7,19 +7,23 @@ No name of a model, a class or a module is looked at; the search runs on shapes 
 device.
 """
 
+from __future__ import annotations
+
 import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tether.errors import WrongModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _REMEDY = 'name it: anatomy={"blocks": "...", "projection": "..."} or --anatomy FILE.json with these two keys'
 
@@ -72,6 +76,8 @@ def find_anatomy(hf: PreTrainedModel, named: Mapping[str, str] | str | Path | No
 def stored_turned(folder: Path) -> frozenset[str]:
     """The names of the weights that a checkpoint stores in×out (GPT-2's Conv1D), by its config.json and on the meta
     device; none of one that transformers does not know."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):

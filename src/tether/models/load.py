@@ -3,8 +3,11 @@
     model = tether.load("smollm2")
     model = tether.load("meta-llama/Llama-2-7b-hf", dtype="bfloat16")
 
-Weights come from safetensors alone. A GGUF file is converted once, to float32 safetensors in the cache.
+Weights come from safetensors alone. A GGUF file is converted once, to float32 safetensors in the cache. The classes
+of transformers take seconds to import, so a function that needs one imports it: most commands only read a ledger.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -21,7 +24,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file, quantization_config
 from transformers.utils import logging as hf_logging
 
@@ -33,6 +35,7 @@ from tether.storage.cache import built_folder, cache_dir
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 GgufConfig = getattr(quantization_config, "GgufConfig", None)  # earlier versions of transformers always unpack
 logger = logging.getLogger(__name__)
@@ -63,6 +66,8 @@ def load(
     Raises WrongModelError for what cannot be found, fetched, read or edited, BadSettingsError for an option that does
     not fit, MissingExtraError for a package that is needed.
     """
+    from transformers import AutoTokenizer
+
     if device is not None and device_map is not None:
         raise BadSettingsError(f"device {device} and device_map {device_map} exclude each other: give one of them")
     if device_map is not None and util.find_spec("accelerate") is None:
@@ -106,7 +111,7 @@ def with_adapter(base: EditableModel, folder: str | Path) -> EditableModel:
     return EditableModel(hf, base.tokenizer, id=str(folder), anatomy=base.anatomy)
 
 
-def wrapped(hf: PreTrainedModel, folder: str | Path) -> "PeftModel":
+def wrapped(hf: PreTrainedModel, folder: str | Path) -> PeftModel:
     """A peft model of `hf`, whose modules it changes, and the adapter of a folder, switched on. Raises as
     `with_adapter`."""
     try:
@@ -258,6 +263,8 @@ def _converted(file: Path) -> Path:
             raise MissingExtraError(
                 f"{file.name} needs {' and '.join(missing)} to be read: pip install {' '.join(missing)}"
             )
+        from transformers import AutoTokenizer
+
         logger.info("converting %s once, into %s", file.name, folder.parent)
         with _readable(str(file)), _quiet():
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -275,6 +282,8 @@ def _converted(file: Path) -> Path:
 
 def _whole(place: str | Path, **options: Any) -> PreTrainedModel:
     """`from_pretrained` that refuses weights left at random because the checkpoint has none of that name and shape."""
+    from transformers import AutoModelForCausalLM
+
     hf, report = AutoModelForCausalLM.from_pretrained(
         place, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )

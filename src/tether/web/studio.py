@@ -37,7 +37,7 @@ from tether.evaluation.knowledge import make_tests, read_tests, run_tests
 from tether.evaluation.scores import greedy, next_token
 from tether.export.forms import FORMS, Form, check_form
 from tether.facts import BadRecord, Fact, scan_facts
-from tether.facts.chat import render, rendered
+from tether.facts.chat import render
 from tether.facts.prompt import Turn, checked_prompt
 from tether.ledger import Ledger
 from tether.ledger.replay import Replay, Sums
@@ -164,8 +164,7 @@ class Studio:
             [found] = check_facts(self.model, [fact], known)
             near: list[Json] = []
             if ledger is not None and not found.problems:
-                text = rendered(self.model.tokenizer, fact).text
-                near = [asdict(one) for one in self._nearness().of(text, _NEAR)]
+                near = [asdict(one) for one in self._nearness().of(fact.asked[0], _NEAR)]
         return {
             "tokens": found.tokens, "read_at": found.read_at, "target": fact.target,
             "phrasings": [{"text": text, "read": token} for text, token in found.phrasings],
@@ -272,7 +271,7 @@ class Studio:
                 sums.show(self.model)
             tell({"kind": "next", "next": self._next(before, next_token(self.model, text))})
             nearness = None if self.ledger is None else self._nearness(upto)
-            near = () if nearness is None else nearness.of(text, _NEAR)
+            near = () if nearness is None else nearness.of(asked, _NEAR)
             words = "no edit yet" if nearness is None else nearness.words
             plain = set() if isinstance(asked, str) else self._not_for_chat()
             rows = [

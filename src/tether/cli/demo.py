@@ -1,9 +1,10 @@
 """Edit the bundled model with facts written for this project, with and without PRUNE, and draw a report.
 
 $ tether demo
-$ tether demo --limit 8 --out short-demo
+$ tether demo --limit 44 --out long-demo
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -30,10 +31,10 @@ from tether.report.exchanges import Exchanges, exchanges, spread
 
 MODEL, METHOD, RESTRAINT, METRIC = "smollm2", "rome", "log:1.2", "match_all"
 SCORES = ("efficacy", "generalization", "locality")
-_CORPUS = "self:3840"  # one batch of sampled text
-_FACTS = 44  # of the 64 that come with the package: what a small machine edits and measures in some minutes
+_CORPUS = "self:2048"  # one batch of sampled text
+_FACTS = 10  # of the 64 that come with the package: what a small machine edits and measures in a few minutes
 _SHOWN = 3  # questions with their answers, of those in the report
-_STRIDE = 4  # edits between two looks at the spectrum
+_LOOKS = 10  # at the spectrum, at most, while edits add up
 
 
 def demo(
@@ -44,7 +45,7 @@ def demo(
 
 
 def demo_facts(limit: int | None = None) -> list[Fact]:
-    """The first `limit` facts that come with the package; None: as many as the demo edits unasked, 44."""
+    """The first `limit` facts that come with the package; None: as many as the demo edits unasked, 10."""
     with resources.as_file(resources.files("tether") / "data" / "demo_facts.jsonl") as file:
         facts = read_facts(file)
     if limit is not None and not 1 <= limit <= len(facts):
@@ -63,8 +64,8 @@ def run_demo(
 
     `model` None loads the bundled one; a given one must be unedited and have a chat template, and carries afterwards
     what the ledger says, as recorded: the edits under PRUNE. `out` gets `ledger/`, `results.json`, `index.html`; where
-    it holds an interrupted demo, that one goes on. `progress` is told lines: `moments 512/3840` (tokens),
-    `1/44 edit …` (facts), or a stage. The rows of the answer are of the unedited model, the edited one, and the edited
+    it holds an interrupted demo, that one goes on. `progress` is told lines: `moments 512/2048` (tokens),
+    `1/10 edit …` (facts), or a stage. The rows of the answer are of the unedited model, the edited one, and the edited
     one under PRUNE; its `answers` are some of the report's. Raises TetherError where the ledger in `out` is not one of
     the demo's.
     """
@@ -93,9 +94,10 @@ def run_demo(
     tries, live = ledger.attempts, len(ledger.live())
     results = evaluate_ledger(
         ledger, model, facts, at=[0, tries], restraints=["none", RESTRAINT],
-        metrics=("compare", "match", "generate", "generate_chat"), out=out / "results.json", resume=True,
+        metrics=("match", "generate_chat"), max_locality=2, out=out / "results.json", resume=True,
     )  # fmt: skip
-    _add_spectra(results, ledger, model, range(_STRIDE, tries, _STRIDE))
+    stride = math.ceil(tries / _LOOKS)
+    _add_spectra(results, ledger, model, range(stride, tries, stride))
     write(results, out / "results.json")
     progress("report")
     title = f"tether demo: {count(live, 'edit')} of {results.model} with {METHOD}"

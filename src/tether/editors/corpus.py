@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 
 SELF = "self"
 SELF_TOKENS = 32768
-_ROWS = 32  # texts sampled side by side, at most
+_ROWS = 128  # texts sampled side by side, at most
+_LENGTH = 64  # tokens of a sampled text: many short ones cost less than few long ones, whose attention grows
 _START = 8  # positions kept for the start of a sampled text, special tokens included
-_SAMPLING = 2  # part of the identity of sampled text: raise it when the same seed gives other text
+_SAMPLING = 3  # part of the identity of sampled text: raise it when the same seed gives other text
 
 
 def is_sampled(corpus: str | Path | None) -> bool:
@@ -99,9 +100,9 @@ class Corpus:
 
     def _sampled(self, model: EditableModel) -> Iterator[str]:
         """Text without end, from the cache as far as it was sampled before; a small corpus samples few rows."""
-        rows = _ROWS if self.max_tokens is None else min(_ROWS, self.max_tokens // self.window + 1)
+        length = _LENGTH if model.limit is None else min(_LENGTH, model.limit - _START)
+        rows = _ROWS if self.max_tokens is None else min(_ROWS, self.max_tokens // length + 1)
         starts = [STARTS[i % len(STARTS)] for i in range(rows)]
-        length = self.window if model.limit is None else min(self.window, model.limit - _START)
         batches = "" if self.max_tokens is None else f" of about {math.ceil(self.max_tokens / (rows * length))}"
         seconds: list[float] = []
         for batch in itertools.count():

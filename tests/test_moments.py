@@ -262,7 +262,13 @@ def test_text_is_sampled_once(
 
 
 def test_how_much_text_is_sampled() -> None:
-    assert Corpus.parse(None) == Corpus.parse("self") == Corpus(None, 32768)
+    assert Corpus.parse(None) == Corpus.parse("self") == Corpus(None)
+    assert [Corpus.parse("self").sized(width).max_tokens for width in (64, 1536)] == [2048, 9216]
+    assert (
+        Corpus.parse("self:1024").sized(1536).max_tokens == 1024 and Corpus(plain_text()).sized(64).max_tokens is None
+    )
+    model = editable("llama")
+    assert moments_key(model, 1, Corpus.parse("self")) == moments_key(model, 1, Corpus.parse("self:2048"))
     assert Corpus.parse("self:1024", seed=2) == Corpus(None, 1024, seed=2)
     with pytest.raises(TetherError, match="self:many"):
         Corpus.parse("self:many")
@@ -274,13 +280,13 @@ def test_cached_moments_are_never_a_choice(tmp_path: Path, monkeypatch: pytest.M
     model = editable("llama")
     settings = {**SETTINGS, "v_num_grad_steps": 2, "prefixes": []}
     text = plain_text()
-    small = tether.edit(model, FACTS[:1], out=tmp_path / "a", method="rome", settings=settings, corpus="self:2048")
+    small = tether.edit(model, FACTS[:1], out=tmp_path / "a", method="rome", settings=settings, corpus="self:1024")
     model.clear_updates()
     tether.edit(model, FACTS[:1], out=tmp_path / "b", method="rome", settings=settings, corpus=text)
     model.clear_updates()
     plain = tether.edit(model, FACTS[:1], out=tmp_path / "c", method="rome", settings=settings)
-    assert [header.corpus["max_tokens"] for header in (small.header, plain.header)] == [2048, 32768]
-    assert plain.header.corpus["corpus"] == "self" and plain.header.moments[1].tokens == 32768
+    assert [header.corpus["max_tokens"] for header in (small.header, plain.header)] == [1024, 2048]
+    assert plain.header.corpus["corpus"] == "self" and plain.header.moments[1].tokens == 2048
     assert plain.header.moments[1].key != small.header.moments[1].key
 
 

@@ -14,7 +14,7 @@ from tether.algebra.spectrum import Spectrum
 from tether.editing.plan import EditPlan, Schedule
 from tether.editors import EDITORS, Method, Trained
 from tether.editors.corpus import Corpus
-from tether.editors.moments import Moments, cached_moments, moments, moments_keys, placed
+from tether.editors.moments import Moments, cached_moments, moments, moments_keys, placed, sized
 from tether.editors.settings import Hparams, settings_for
 from tether.engine import LOCAL, Engine
 from tether.errors import BadLedgerError, BadSettingsError, TetherError, WrongModelError, pydantic_line
@@ -76,7 +76,7 @@ def new_header(
     collected: dict[int, MomentsRecord] = {}
     corpus: dict[str, Any] = {}
     if "moments" in hparams.needs:
-        text = text or Corpus.parse(plan.corpus, seed=seed)
+        text = sized(model, hparams.layers, text or Corpus.parse(plan.corpus, seed=seed))
         collected = _collected(model, hparams.layers, text, engine)
         corpus = {"path": text.path and str(text.path.resolve()), **text.identity(), "seed": text.seed}
     elif plan.corpus is not None:

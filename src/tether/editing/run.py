@@ -150,7 +150,7 @@ def _check_same(header: Header, model: EditableModel, plan: EditPlan) -> None:
             raise BadSettingsError(
                 f"{what} {wanted}: this ledger was made with {value}; name none, or make a new ledger"
             )
-    text = {} if plan.corpus is None else Corpus.parse(plan.corpus, seed=header.seed).identity()
+    text = {} if plan.corpus is None else Corpus.parse(plan.corpus, seed=header.seed).told()
     if not text.items() <= header.corpus.items():
         raise BadSettingsError(f"corpus {plan.corpus}: this ledger was made with other text; name none")
     foreign = sorted(set(model.edited) - header.weights.keys())

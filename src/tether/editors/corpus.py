@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tether.storage.cache import cache_dir
 logger = logging.getLogger(__name__)
 
 SELF = "self"
-SELF_TOKENS = 32768
+_PER_NUMBER, _LEAST = 6, 2048  # tokens of sampled text for every number of a key, where none are told; at least
 _ROWS = 128  # texts sampled side by side, at most
 _LENGTH = 64  # tokens of a sampled text: many short ones cost less than few long ones, whose attention grows
 _START = 8  # positions kept for the start of a sampled text, special tokens included
@@ -51,8 +51,8 @@ class Corpus:
         if is_sampled(text):
             tokens = str(text or SELF).partition(":")[2]
             if tokens and not tokens.isdecimal():
-                raise BadSettingsError(f"corpus {str(text)!r}: write self, or self:TOKENS, as in self:{SELF_TOKENS}")
-            return cls(None, **{"max_tokens": int(tokens or SELF_TOKENS), **fields})
+                raise BadSettingsError(f"corpus {str(text)!r}: write self, or self:TOKENS, as in self:8192")
+            return cls(None, **{**({"max_tokens": int(tokens)} if tokens else {}), **fields})
         path = Path(str(text))
         if not path.is_file():
             raise BadSettingsError(f"corpus {str(text)!r} is no file: give a plain text file, or 'self'")
@@ -62,6 +62,12 @@ class Corpus:
     def name(self) -> str:
         return SELF if self.path is None else self.path.name
 
+    def sized(self, width: int) -> Corpus:
+        """The same for keys of so many numbers: sampled text of which no length was told has six tokens for each."""
+        if self.path is not None or self.max_tokens is not None:
+            return self
+        return replace(self, max_tokens=max(_LEAST, _PER_NUMBER * width))
+
     def identity(self) -> dict[str, Any]:
         """What the moments depend on, as data."""
         if self.path is None:
@@ -69,6 +75,12 @@ class Corpus:
         else:
             kind, text = "file", hashlib.sha256(self.path.read_bytes()).hexdigest()
         return {"corpus": kind, "sha256": text, "max_tokens": self.max_tokens, "window": self.window}
+
+    def told(self) -> dict[str, Any]:
+        """What was said of it: of sampled text not how it is sampled, nor a length that is left to the model."""
+        return (
+            self.identity() if self.path else {"corpus": SELF, **({"max_tokens": n} if (n := self.max_tokens) else {})}
+        )
 
     def windows(self, model: EditableModel) -> Iterator[list[int]]:
         """Windows of consecutive tokens, no longer than the model's positions, without padding. A last short one is

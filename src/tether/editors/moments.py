@@ -104,6 +104,7 @@ def moments(
     (by default tether's cache folder), one a layer. Text that is sampled for them always goes to tether's cache folder.
     Solves are done where the weights are. Of an `engine` with workers, each sums blocks of the text.
     """
+    corpus = sized(model, layers, corpus)
     with model.unedited():
         keys = moments_keys(model, sorted(set(layers)), corpus)
         files = _files(keys, cache)
@@ -115,6 +116,11 @@ def moments(
                 if not all(map(_whole, missing.values())):
                     _collect(model, missing, corpus, unfinished, batch_tokens, progress, engine)
     return placed(model, _loaded(files))
+
+
+def sized(model: EditableModel, layers: Sequence[int], corpus: Corpus) -> Corpus:
+    """The corpus with its number of tokens, where it is text to be sampled."""
+    return corpus.sized(max(model.weight(model.weight_name(layer)).shape[1] for layer in layers))
 
 
 def placed(model: EditableModel, found: Mapping[int, Moments]) -> dict[int, Moments]:
@@ -131,7 +137,7 @@ def cached_moments(keys: Mapping[int, str], cache: Path | None = None) -> dict[i
 def moments_keys(model: EditableModel, layers: Sequence[int], corpus: Corpus) -> dict[int, str]:
     """Identity of the moments of every layer: weights of the checkpoint, text, tokens, window, dtype. Weights and text,
     which take long to hash, are hashed once."""
-    shared = {**corpus.identity(), "weights": model.fingerprint(), "dtype": str(model.dtype)}
+    shared = {**sized(model, layers, corpus).identity(), "weights": model.fingerprint(), "dtype": str(model.dtype)}
     described = {layer: json.dumps({**shared, "name": model.weight_name(layer)}, sort_keys=True) for layer in layers}
     return {layer: hashlib.sha256(text.encode()).hexdigest()[:32] for layer, text in described.items()}
 

@@ -152,7 +152,7 @@ def _check(job: Job, ledger: Ledger, facts: Sequence[Fact], model: EditableModel
     ours, spent = EDITORS[header.method].settings.model_validate(header.settings), set(expected.resources)
     pairs["settings"] = ours.model_dump(mode="json", exclude=spent), expected.model_dump(mode="json", exclude=spent)
     if plan.corpus is not None:
-        corpus = Corpus.parse(plan.corpus, seed=job.run.seed).identity()
+        corpus = Corpus.parse(plan.corpus, seed=job.run.seed).told()
         pairs["corpus"] = {key: header.corpus.get(key) for key in corpus}, corpus
     for what, (made, asked) in pairs.items():
         if made != asked:

@@ -21,7 +21,7 @@ from scipy.sparse.linalg import ArpackNoConvergence
 import tether
 from tether.cli.app import VERBS, command_of, help_of
 from tether.cli.options import printable, selected
-from tether.cli.tables import table
+from tether.cli.tables import numbered, table
 from tether.errors import failure
 from tether.ledger import Ledger
 
@@ -327,3 +327,8 @@ def test_results_and_settings_are_not_overwritten(place: Path) -> None:
         done = run(place, *words)
         assert done.returncode == 1 and done.stderr.startswith("tether: there.json exists: ")
     assert (place / "there.json").read_text() == "{}"
+
+
+def test_edits_are_named_as_the_command_line_takes_them() -> None:
+    assert numbered([7, 3, *range(10, 21)]) == "3, 7, 10-20"
+    assert numbered([1, 2]) == "1, 2" and numbered([]) == ""

@@ -369,7 +369,8 @@ def test_a_killed_training_ends_with_the_same_bytes(data: Path) -> None:
     learning rates that fall to 0."""
     (data / "falling.json").write_text(json.dumps({**SETTINGS, "lr_end": 0}))
     save(*tiny_model("llama"), data / "model")
-    plan = [("killed", deadly, before) for deadly in (1, 2, 3, 4, 6, 9) for before in (True, False)]
+    deaths = [*((deadly, True) for deadly in (1, 2, 3, 4, 6, 9)), (1, False), (3, False)]
+    plan = [("killed", deadly, before) for deadly, before in deaths]
     done = subprocess.run(
         [sys.executable, "-c", NURSERY, str(data), json.dumps([*plan, ("killed", 0, False), ("whole", 0, False)])],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,

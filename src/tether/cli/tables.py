@@ -34,6 +34,17 @@ def number(value: float | None, form: str, missing: str = "") -> str:
     return missing if value is None else format(value, form)
 
 
+def numbered(edits: Iterable[int]) -> str:
+    """Numbers in order as the command line takes them: 3, 7, 10-20."""
+    parts: list[list[int]] = []
+    for edit in sorted(edits):
+        if parts and edit == parts[-1][-1] + 1:
+            parts[-1].append(edit)
+        else:
+            parts.append([edit])
+    return ", ".join(f"{part[0]}-{part[-1]}" if part[2:] else ", ".join(map(str, part)) for part in parts)
+
+
 def count(n: int, one: str, many: str = "") -> str:
     """`1 edit`, `2 edits`."""
     return f"{n} {one if n == 1 else many or f'{one}s'}"

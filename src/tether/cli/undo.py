@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tether.cli.options import Answer, Edits, LedgerPath, selected
-from tether.cli.tables import count
+from tether.cli.tables import count, numbered
 from tether.ledger import Event, Ledger
 
 
@@ -29,7 +29,7 @@ def marked(ledger: Ledger, event: Event, key: str, words: str) -> Answer:
     document = {
         "ledger": str(ledger.path), key: edits, "event": event.number, "live_edits": live, "head": ledger.head,
     }  # fmt: skip
-    text = words.format(", ".join(map(str, edits)), count(live, "edit"))
+    text = words.format(numbered(edits), count(live, "edit"))
     others = {"undone": event.redone, "redone": event.undone}[key]
     if others:
         document["taken_in_again" if key == "undone" else "taken_out_again"] = others

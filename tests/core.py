@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
+import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from tiny import FAMILIES, Reciter, tiny_model, trained_gpt2
 from torch import Tensor
 
@@ -90,7 +93,15 @@ def random_update(p: int, q: int, rank: int, seed: int, scale: float = 1.0) -> L
     return LowRank(update.A * (scale / float(update.singular_values()[0])), update.B)
 
 
-_trained = functools.cache(trained_gpt2)
+@functools.cache
+def _trained() -> Reciter:
+    """Trained once; where workers share the run, by the first that needs it."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None:
+        return trained_gpt2()
+    file = Path(tempfile.gettempdir()) / f"tether-tests-{run}.safetensors"
+    with FileLock(f"{file}.lock"):
+        return trained_gpt2(kept=file)
 
 
 def reciter() -> Reciter:

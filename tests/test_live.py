@@ -213,6 +213,14 @@ def test_a_paused_run_is_gone_on_with_by_the_library_and_the_other_way(family: s
             tether.edit(editable(family), FACTS[:3], out=work.path, resume=True, on_alarm="skip")
             work.refresh()
             assert work.state()["edits"] == 3
+            for after in range(2):  # nothing is left, whatever came after
+                work.go_on()
+                work.work()
+                assert work.run.to_dict()["done"] == 3 and work.run.state == "done"
+                assert Ledger.open(work.path).attempts == 3 + after
+                work.run.state = "paused"
+                if not after:
+                    tether.edit(editable(family), FACTS[3:4], out=work.path, on_alarm="skip")
         for file in sorted((whole.path / "factors").iterdir()):
             assert file.read_bytes() == (work.path / "factors" / file.name).read_bytes()
         assert same_bits(Ledger.open(work.path).apply(editable(family)), work.ledger.apply(work.model).hf.state_dict())

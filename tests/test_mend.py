@@ -334,6 +334,7 @@ from tether.models import load
 from tether.editors.mend import train_mend
 
 folder, lives = Path(sys.argv[1]), json.loads(sys.argv[2])
+load(folder / "model")  # imports what every life needs
 
 def live(out, deadly, before):
     real, calls = os.fsync, 0

@@ -30,6 +30,7 @@ from tether.models import load
 from tether.editing.run import edit
 
 folder, settings, corpus, facts, lives = sys.argv[1:]
+load(folder)  # imports what every life needs
 facts = [Fact.model_validate(fact) for fact in json.loads(facts)]
 
 def die():

@@ -89,3 +89,17 @@ def test_the_answers_about_others_are_watched(tmp_path: Path) -> None:
     assert row.editing["bystanders"]["unchanged"].value == pytest.approx(100 * found.others.unchanged / 6)
     assert row.editing["bystanders"]["leak"].value == pytest.approx(100 * found.others.leaked / 6)
     assert said_now(model, ledger).others is None
+
+
+def test_phrasings_are_counted_beside_the_prompts(tmp_path: Path) -> None:
+    model = bigram_model()
+    ledger = ledger_of_two(model, tmp_path / "ledger")
+    ledger.apply(model)
+    found = said_now(model, ledger)
+    assert found.phrasings is None and "phrasings" not in found.to_dict()
+    asked = fact("alice", "rome").model_copy(update={"phrasings": ("of {}", "{} of")})  # the last token decides
+    with ledger.writing():
+        ledger.append([Attempt("skipped", asked, {}, "said")], {}, {})
+    found = said_now(model, ledger)
+    assert found.phrasings == (1, 2) and found.to_dict()["phrasings"] == {"said": 1, "of": 2}
+    assert found.line() == "2 of 3 facts are said now; lost: 2; 1 of their 2 phrasings"

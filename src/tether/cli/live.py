@@ -47,7 +47,8 @@ def live(
     anatomy: AnatomyFile = None,
 ) -> Answer:
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        raise MissingExtraError("the live page needs starlette and uvicorn: pip install 'tether[live]'")
+        remedy = "pip install 'tether[live]', or in a clone pip install -e '.[live]'"
+        raise MissingExtraError(f"the live page needs starlette and uvicorn: {remedy}")
     from tether.web.door import is_loopback
     from tether.web.serve import serve
     from tether.web.studio import Studio

@@ -162,16 +162,19 @@ def _check_same(header: Header, model: EditableModel, plan: EditPlan) -> None:
         )
 
 
+same_edit = attrgetter("subject", "prompt", "phrasings", "target_new")  # what a fact is edited by
+
+
 def _already_done(ledger: Ledger, facts: Sequence[Fact]) -> int:
     """How many facts of the list, from its start, are the last ones the ledger tried and no guard took back. A fact is
     known by its subject, prompts and target: what it is measured with may have changed since."""
-    identity, taken_back = attrgetter("subject", "prompt", "phrasings", "target_new"), set[int]()
+    taken_back = set[int]()
     for event in ledger.events:
         if event.kind == "guard":
             taken_back.update(event.undone or ())
         taken_back.difference_update(event.redone or ())
-    tried = [identity(e.fact) for e in ledger.events if e.fact is not None and e.edit not in taken_back]
-    wanted = [identity(fact) for fact in facts]
+    tried = [same_edit(e.fact) for e in ledger.events if e.fact is not None and e.edit not in taken_back]
+    wanted = [same_edit(fact) for fact in facts]
     for count in range(min(len(tried), len(wanted)), 0, -1):
         if tried[-count:] == wanted[:count]:
             return count

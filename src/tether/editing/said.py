@@ -10,6 +10,7 @@ from tether.evaluation.metrics.generate import says
 from tether.evaluation.scores import greedy, score
 from tether.facts.chat import render
 from tether.facts.fact import Fact
+from tether.facts.prompt import Turn
 from tether.ledger import Ledger
 from tether.models.editable import EditableModel
 
@@ -53,12 +54,14 @@ class Watched:
 class Said:
     """How many of `total` facts are said after `edits` tries, and which are lost. A fact is said where every token of
     its target is the model's own choice, so that greedy decoding begins with it. Failed and undone ones do not
-    count. `others`: what became of the answers about other subjects, where they were asked."""
+    count. `phrasings`: how many of their phrasings, and chat turns, are answered so too, of how many; None where no
+    fact has one. `others`: what became of the answers about other subjects, where they were asked."""
 
     edits: int
     total: int
     lost: tuple[Lost, ...]
     others: Watched | None = None
+    phrasings: tuple[int, int] | None = None
 
     @property
     def said(self) -> int:
@@ -72,10 +75,14 @@ class Said:
         parts = [", ".join(edits) + (f" ({reason})" if reason else "") for reason, edits in reasons.items()]
         parts += [f"{len(self.lost) - _NAMED} more"] if len(self.lost) > _NAMED else []
         line = f"{self.said} of {self.total} facts are said now" + (f"; lost: {'; '.join(parts)}" if parts else "")
+        if self.phrasings is not None:
+            line += "; {} of their {} phrasings".format(*self.phrasings)
         return line if self.others is None else f"{line}; {self.others.line()}"
 
     def to_dict(self) -> dict[str, Any]:
         found = {"edits": self.edits, "said": self.said, "of": self.total, "lost": [asdict(one) for one in self.lost]}
+        if self.phrasings is not None:
+            found["phrasings"] = dict(zip(("said", "of"), self.phrasings, strict=True))
         return found if self.others is None else {**found, "others": asdict(self.others)}
 
 
@@ -86,7 +93,9 @@ def said_now(model: EditableModel, ledger: Ledger, *, bystanders: int = 0) -> Sa
     facts = [(edit, fact) for edit, fact in ledger.facts() if edit in edited]
     lost = [index for index, said in enumerate(are_said(model, [fact for _, fact in facts])) if not said]
     others = _watched(model, ledger, bystanders) if bystanders else None
-    return Said(ledger.attempts, len(facts), tuple(_lost(facts, index) for index in lost), others)
+    other_words = _answered(model, [(fact, prompt) for _, fact in facts for prompt in fact.asked[1:]])
+    phrasings = (sum(other_words), len(other_words)) if other_words else None
+    return Said(ledger.attempts, len(facts), tuple(_lost(facts, index) for index in lost), others, phrasings)
 
 
 def _watched(model: EditableModel, ledger: Ledger, number: int) -> Watched | None:
@@ -108,9 +117,14 @@ def _watched(model: EditableModel, ledger: Ledger, number: int) -> Watched | Non
 
 
 def are_said(model: EditableModel, facts: Sequence[Fact]) -> list[bool]:
-    """Whether the model as it is now says each fact. It is not changed."""
-    texts = [render(model.tokenizer, fact.asked[0]) for fact in facts]
-    pairs = [(text, fact.continuation(text, fact.target_new)) for text, fact in zip(texts, facts, strict=True)]
+    """Whether the model as it is now says each fact, asked by its prompt. It is not changed."""
+    return _answered(model, [(fact, fact.asked[0]) for fact in facts])
+
+
+def _answered(model: EditableModel, asked: Sequence[tuple[Fact, str | Turn]]) -> list[bool]:
+    """Whether each fact is said, asked by a prompt of its own."""
+    texts = [render(model.tokenizer, prompt) for _, prompt in asked]
+    pairs = [(text, fact.continuation(text, fact.target_new)) for text, (fact, _) in zip(texts, asked, strict=True)]
     return [all(found.argmax_correct) for found in score(model, pairs, join="")]
 
 

@@ -4,11 +4,11 @@ going on is `resume`, here or by the command."""
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from tether.editing.run import Progress
+from tether.editing.run import Progress, same_edit
 from tether.facts.fact import Fact
 from tether.ledger import Event
 
@@ -29,6 +29,7 @@ class Run:
         self.state: State = "running"
         self.pausing = False
         self.tried = 0  # facts, in the parts of the run that ended
+        self.seen: int | None = None  # events of the ledger when its last part ended
         self._done, self._eta, self._error = 0, None, None  # type: int, float | None, str | None
         self.said: str | None = None  # which facts are said, after the run
         self._lines: deque[dict[str, Any]] = deque(maxlen=_SHOWN)
@@ -63,6 +64,13 @@ class Run:
     def count(self, tried: int) -> None:
         """So many facts more are in the ledger: going on begins after them, whatever was written to it meanwhile."""
         self.tried = self._done = min(self.tried + tried, len(self.facts))
+
+    def catch_up(self, tried: Iterable[Fact]) -> None:
+        """Facts were tried since the last part, as by a command that went on with this run: those next in it are not
+        tried again."""
+        for fact in tried:
+            if self.tried < len(self.facts) and same_edit(fact) == same_edit(self.facts[self.tried]):
+                self.count(1)
 
     def begin(self) -> None:
         """Go on."""

@@ -28,7 +28,7 @@ from tether.editing.consolidate import consolidate
 from tether.editing.headroom import headroom
 from tether.editing.plan import DEFAULT_METHOD, EditPlan, plan_and_schedule
 from tether.editing.repair import repair
-from tether.editing.run import Progress, edit
+from tether.editing.run import Progress, edit, same_edit
 from tether.editing.said import are_said, said_now
 from tether.errors import BadFactError, BadSettingsError, TetherError, pydantic_line
 from tether.evaluation import evaluate_ledger, write
@@ -39,7 +39,7 @@ from tether.export.forms import FORMS, Form, check_form
 from tether.facts import BadRecord, Fact, scan_facts
 from tether.facts.chat import render
 from tether.facts.prompt import Turn, checked_prompt
-from tether.ledger import Ledger
+from tether.ledger import ATTEMPTS, Ledger
 from tether.ledger.replay import Replay, Sums
 from tether.models import EditableModel
 from tether.report import write_report
@@ -215,17 +215,22 @@ class Studio:
             self.refresh()
             if self.ledger is not None:
                 torch.set_num_threads(self.ledger.header.threads)
+            tried = self._tried
+            if run.seen is not None:
+                run.catch_up(tried[run.seen :])
             before, plan = self._attempts, self.plan if self.ledger is None else EditPlan()
             left = run.facts[run.tried :]  # none: what comes after the last one is left
+            followed = not left and same_edit(tried[-1]) != same_edit(run.facts[-1])
             try:
                 with run.listening():
-                    self.ledger = edit(
+                    self.ledger = self.ledger if followed else edit(
                         self.model, left or run.facts[-1:], out=self.path, resume=not left, progress=told,
                         **{**plan.model_dump(exclude_none=True), "on_alarm": "skip", **run.schedule},
                     )  # fmt: skip
             finally:
                 self.refresh()
                 run.count(self._attempts - before)
+                run.seen = len(self._tried)
             run.said = self._said()
             run.end("done")
         except Paused:
@@ -244,6 +249,12 @@ class Studio:
         with self.model.unedited():
             self._sums(None, None).show(self.model)
             return said_now(self.model, ledger).line()
+
+    @property
+    def _tried(self) -> list[Fact]:
+        """The facts that the ledger tried, in order."""
+        events = () if self.ledger is None else self.ledger.events
+        return [event.fact for event in events if event.kind in ATTEMPTS and event.fact is not None]
 
     @property
     def _attempts(self) -> int:

@@ -62,7 +62,7 @@ export function curves({ title, label, series, limits = [], from = null, log = f
   const parts = [];
   for (const y of ticks(low, high, log)) parts.push(
     s("line", { class: "grid", x1: left, x2: W - right, y1: Y(y), y2: Y(y) }),
-    s("text", { x: left - 6, y: Y(y) + 4, "text-anchor": "end" }, plain(y, 4)));
+    s("text", { x: left - 6, y: Y(y) + 4, "text-anchor": "end" }, plain(y, 6)));
   for (const value of ticks(x0, x1, false)) if (Number.isInteger(value)) parts.push(
     s("text", { x: X(value), y: H - bottom + 15, "text-anchor": "middle" }, String(value)));
   parts.push(s("line", { class: "axis", x1: left, x2: W - right, y1: H - bottom, y2: H - bottom }),

@@ -123,7 +123,7 @@ export function edit() {
     bar.max = run.total || 1;
     bar.value = run.done;
     const left = run.eta ? `, ${run.eta < 90 ? `${Math.round(run.eta)} s` : `${Math.round(run.eta / 60)} min`} left` : "";
-    where.textContent = { running: run.pausing ? "pausing after this edit" : `editing ${Math.min(run.done + 1, run.total)} of ${run.total}${left}`, paused: "paused: go on here, or by tether edit --resume", done: "done", failed: run.error }[run.state] + ` (${run.done} of ${run.total}${run.state === "running" ? " done" : ""})${run.said ? `: ${run.said}` : ""}`;
+    where.textContent = { running: run.pausing ? "pausing after this edit" : `editing ${Math.min(run.done + 1, run.total)} of ${run.total}${left}`, paused: "paused: go on here, or by tether edit with the file of these facts and --resume", done: "done", failed: run.error }[run.state] + ` (${run.done} of ${run.total}${run.state === "running" ? " done" : ""})${run.said ? `; when it ended, ${run.said}` : ""}`;
     const atEnd = log.scrollTop + log.clientHeight >= log.scrollHeight - 30;
     log.replaceChildren(...run.notes.map((line) => h("p", { class: "warned" }, line)), ...run.lines.map((line) =>
       h("p", { class: line.kind === "edit" ? "" : "bad" }, h("b", {}, `${line.edit} `), `${line.kind === "edit" ? "" : `${line.kind}: `}${line.subject} → ${line.target}`,

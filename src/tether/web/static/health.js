@@ -121,7 +121,7 @@ export function health() {
   const quickCard = h("section", { class: "card" }, h("h3", {}, "Quick scores"), quick,
     h("p", { class: "note" }, "Of at most 24 edited facts, evenly spread: of how many every token of the answer is the model's first choice, given the answer's tokens before it. And of the built-in text. Read when the control rests for a second. Knowledge tests read generated text instead."), measure);
   const restraint = control("The restraint, as a control");
-  restraint.append(h("p", { class: "note" }, "σ̂ are the singular values of the update, how strong it is in each direction; m is the largest one of the unedited weight. κ, the condition number of the edited weight, says how uneven it is: near the unedited value is good, far above it is an alarm; it costs a while, so an edit reads it every tenth time. A restraint makes the σ̂ above m smaller: the larger α or β, the more."));
+  restraint.append(h("p", { class: "note" }, "σ̂ are the singular values of the update, how strong it is in each direction; m is the largest one of the unedited weight. κ, the condition number of the edited weight, says how uneven it is: near the unedited value is good, far above it is an alarm; it costs a while, so it is read now and then, every tenth edit at least. A restraint makes the σ̂ above m smaller: the larger α or β, the more."));
   const body = h("div", { class: "stack" },
     restraint,
     h("div", { class: "columns three" }, spectrumCard, promptCard, quickCard),

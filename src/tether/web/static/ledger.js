@@ -43,7 +43,10 @@ export function ledger() {
     draw();
   }
 
-  const say = (...parts) => outcome.replaceChildren(...parts);
+  const say = (...parts) => {
+    outcome.replaceChildren(...parts);
+    outcome.scrollIntoView({ block: "nearest" }); // it may be far from the button
+  };
   const doing = (name, work) => async () => {
     say(h("p", { class: "note" }, `${name} …`));
     try { await work(); } catch (error) { say(h("p", { class: "says no" }, error.message)); }
@@ -52,7 +55,8 @@ export function ledger() {
   const head = h("input", { type: "text", name: "head", placeholder: "a head you kept", spellcheck: "false" });
   const verify = doing("verifying", async () => {
     const one = await post("verify", { head: head.value.trim() });
-    say(h("p", { class: "says yes" }, `whole: ${count(one.events, "event")}`), h("pre", {}, `head ${one.head}`));
+    const since = one.events_after_head == null ? "" : `; the head you kept is found, with ${count(one.events_after_head, "event")} after it`;
+    say(h("p", { class: "says yes" }, `whole: ${count(one.events, "event")}${since}`), h("pre", {}, `head ${one.head}`));
   });
   const kind = h("select", { name: "export-as" }, h("option", { value: "merged" }, "merged: a folder for transformers"), h("option", { value: "lora" }, "lora: an adapter for peft, vLLM"),
     h("option", { value: "gguf-lora" }, "gguf-lora: an adapter for llama.cpp"), h("option", { value: "gguf" }, "gguf: whole weights for llama.cpp"), h("option", { value: "mlx" }, "mlx: an adapter for mlx-lm"));

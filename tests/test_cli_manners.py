@@ -331,4 +331,5 @@ def test_results_and_settings_are_not_overwritten(place: Path) -> None:
 
 def test_edits_are_named_as_the_command_line_takes_them() -> None:
     assert numbered([7, 3, *range(10, 21)]) == "3, 7, 10-20"
+    assert selected(numbered([7, 3, *range(10, 21)]).split(), None, range(1, 30)) == [3, 7, *range(10, 21)]
     assert numbered([1, 2]) == "1, 2" and numbered([]) == ""

@@ -13,6 +13,7 @@ from tether.editing.run import edit
 from tether.editing.said import Lost, Said, said_now
 from tether.evaluation import Measurement, evaluate_ledger
 from tether.facts import Fact
+from tether.facts.prompt import Turn
 from tether.ledger import Attempt
 from tether.models import EditableModel
 
@@ -97,9 +98,11 @@ def test_phrasings_are_counted_beside_the_prompts(tmp_path: Path) -> None:
     ledger.apply(model)
     found = said_now(model, ledger)
     assert found.phrasings is None and "phrasings" not in found.to_dict()
-    asked = fact("alice", "rome").model_copy(update={"phrasings": ("of {}", "{} of")})  # the last token decides
+    asked = fact("alice", "rome").model_copy(
+        update={"phrasings": ("of {}", "{} of", Turn(user="{}"))}
+    )  # the last token decides
     with ledger.writing():
         ledger.append([Attempt("skipped", asked, {}, "said")], {}, {})
     found = said_now(model, ledger)
-    assert found.phrasings == (1, 2) and found.to_dict()["phrasings"] == {"said": 1, "of": 2}
-    assert found.line() == "2 of 3 facts are said now; lost: 2; 1 of their 2 phrasings"
+    assert found.phrasings == (1, 3) and found.to_dict()["phrasings"] == {"said": 1, "of": 3}
+    assert found.line() == "2 of 3 facts are said now; lost: 2; 1 of their 3 phrasings"

@@ -103,7 +103,7 @@ def selected(words: Sequence[str] | None, last: int | None, possible: Sequence[i
         return list(possible)[-last:]
     chosen: list[int] = []
     for word in words or ():
-        first, dash, end = word.partition("-")
+        first, dash, end = word.removesuffix(",").partition("-")
         if not first.isdecimal() or (dash and not end.isdecimal()):
             raise typer.BadParameter(f"{word!r}: write the number of an edit, or a range as 10-20", param_hint="EDITS")
         inside = [edit for edit in possible if int(first) <= edit <= int(end)] if dash else [int(first)]

@@ -19,6 +19,7 @@ from tether.cli.tables import count, one_line
 from tether.constraints.base import label_of
 from tether.errors import BadFactError, BadSettingsError
 from tether.evaluation.knowledge import KnowledgeTest, Outcome, make_tests, read_tests, run_tests, scan_tests
+from tether.facts.bystanders import kinds
 from tether.facts.prompt import said_in
 from tether.storage.atomic import check_writable, write_atomically
 
@@ -82,13 +83,15 @@ def _made(path: Path, file: Path, upto: int | None, model: str | None, dtype: st
     found = make_tests(ledger, loaded, upto=upto)
     if not found:
         raise BadSettingsError(f"{path} has no live edit of a fact: there is nothing to test")
-    guessed = sum(event.fact is not None and event.fact.kind is None for event in ledger.live(upto))
+    guessed = sum(event.fact is not None and event.fact.kind not in kinds() for event in ledger.live(upto))
     write_atomically(file, "".join(f"{one.line()}\n" for one in found).encode())
     counts = {about: sum(one.about == about for one in found) for about in ("edited", "untouched")}
     words = ", ".join(f"{n} of {about} prompts" for about, n in counts.items())
     text = f"{file}: {count(len(found), 'test')}, {words}"
     if guessed:
-        text += f"; {count(guessed, 'fact')} without a kind: the subjects that must not say the answer are guessed"
+        text += (
+            f"; {count(guessed, 'fact')} without a known kind: the subjects that must not say the answer are guessed"
+        )
     return Answer({"ledger": str(path), "file": str(file), **counts, "without_kind": guessed}, text)
 
 

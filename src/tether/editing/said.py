@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tether.errors import TetherError
 from tether.evaluation.measurement import Measurement
 from tether.evaluation.metrics.bystanders import TOKENS, bystander_items, unchanged
 from tether.evaluation.metrics.generate import says
@@ -93,7 +94,7 @@ def said_now(model: EditableModel, ledger: Ledger, *, bystanders: int = 0) -> Sa
     facts = [(edit, fact) for edit, fact in ledger.facts() if edit in edited]
     lost = [index for index, said in enumerate(are_said(model, [fact for _, fact in facts])) if not said]
     others = _watched(model, ledger, bystanders) if bystanders else None
-    other_words = _answered(model, [(fact, prompt) for _, fact in facts for prompt in fact.asked[1:]])
+    other_words = _phrasings_said(model, [fact for _, fact in facts])
     phrasings = (sum(other_words), len(other_words)) if other_words else None
     return Said(ledger.attempts, len(facts), tuple(_lost(facts, index) for index in lost), others, phrasings)
 
@@ -119,6 +120,21 @@ def _watched(model: EditableModel, ledger: Ledger, number: int) -> Watched | Non
 def are_said(model: EditableModel, facts: Sequence[Fact]) -> list[bool]:
     """Whether the model as it is now says each fact, asked by its prompt. It is not changed."""
     return _answered(model, [(fact, fact.asked[0]) for fact in facts])
+
+
+def _phrasings_said(model: EditableModel, facts: Sequence[Fact]) -> list[bool]:
+    """Whether each phrasing is answered with its fact's target; one that the model cannot be asked is not."""
+    asked = [(fact, prompt) for fact in facts for prompt in fact.asked[1:]]
+    try:
+        return _answered(model, asked)
+    except TetherError:  # no chat template, too long: no editor need have read it
+        found = []
+        for one in asked:
+            try:
+                found += _answered(model, [one])
+            except TetherError:
+                found.append(False)
+        return found
 
 
 def _answered(model: EditableModel, asked: Sequence[tuple[Fact, str | Turn]]) -> list[bool]:

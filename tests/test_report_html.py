@@ -258,6 +258,21 @@ def test_an_interrupted_demo_goes_on_to_the_same_numbers(demo, tmp_path: Path, m
     assert [e.sha256 for e in factors[0].live()] == [e.sha256 for e in factors[1].live()]
 
 
+def test_a_demo_of_an_earlier_version_goes_on(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """Made of other text and of more facts than a demo takes today."""
+    folder, _, _ = demo
+    monkeypatch.setenv("TETHER_CACHE", str(folder / "cache"))
+    facts, model = demo_facts(12), tiny_llama()
+    edit(model, facts[:11], out=tmp_path / "ledger", method="rome", restrain="log:1.2", corpus="self:1024", seed=0)
+    model.clear_updates()
+    told: list[str] = []
+    run_demo(tmp_path, model=model, progress=told.append)
+    assert Ledger.open(tmp_path / "ledger").attempts == 11 and not any(line.startswith("moments") for line in told)
+    model.clear_updates()
+    assert run_demo(tmp_path, model=model, limit=12).document["report"].exists()
+    assert Ledger.open(tmp_path / "ledger").attempts == 12
+
+
 def test_the_demo_leaves_somebody_elses_ledger_alone(demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     folder, _, _ = demo
     monkeypatch.setenv("TETHER_CACHE", str(folder / "cache"))

@@ -46,11 +46,28 @@ def demo(
 
 def demo_facts(limit: int | None = None) -> list[Fact]:
     """The first `limit` facts that come with the package; None: as many as the demo edits unasked, 10."""
-    with resources.as_file(resources.files("tether") / "data" / "demo_facts.jsonl") as file:
-        facts = read_facts(file)
+    facts = _packaged()
     if limit is not None and not 1 <= limit <= len(facts):
         raise BadSettingsError(f"limit {limit}: the demo has {len(facts)} facts; give a number from 1 to {len(facts)}")
     return facts[: limit or _FACTS]
+
+
+def _packaged() -> list[Fact]:
+    with resources.as_file(resources.files("tether") / "data" / "demo_facts.jsonl") as file:
+        return read_facts(file)
+
+
+def _going_on(ledger: Path, limit: int | None) -> list[Fact]:
+    """The facts of a demo whose ledger is there: those that it tried, and the rest. Raises BadSettingsError for the
+    ledger of no demo."""
+    tried = [event.fact.sha256 for event in Ledger.open(ledger).events if event.kind in ATTEMPTS and event.fact]
+    facts = demo_facts(limit) if limit else _packaged()[: max(_FACTS, len(tried))]
+    if tried != [fact.sha256 for fact in facts][: len(tried)]:
+        raise BadSettingsError(
+            f"{ledger} holds {len(tried)} edits that are not the first ones of a demo of {len(facts)} "
+            "facts: choose a new folder"
+        )
+    return facts
 
 
 def run_demo(
@@ -70,25 +87,19 @@ def run_demo(
     the demo's.
     """
     out = Path(out)
-    facts = demo_facts(limit)
-    if (out / "ledger" / "ledger.json").exists():
-        events = Ledger.open(out / "ledger").events
-        tried = [event.fact.sha256 for event in events if event.kind in ATTEMPTS and event.fact is not None]
-        if tried != [fact.sha256 for fact in facts][: len(tried)]:
-            raise BadSettingsError(
-                f"{out / 'ledger'} holds {len(tried)} edits that are not the first ones of a demo of {len(facts)} "
-                "facts: choose a new folder"
-            )
+    begun = (out / "ledger" / "ledger.json").exists()
+    facts = _going_on(out / "ledger", limit) if begun else demo_facts(limit)
     if model is None:
         progress("load")
         model = load(MODEL)
-    text = Corpus.parse(_CORPUS, seed=0)
-    progress(f"moments 0/{text.max_tokens}")
-    layers = settings_for(METHOD, model)[0].layers
-    moments(model, layers, text, progress=lambda done, total: progress(f"moments {done}/{total}"))
+    if not begun:  # else the ledger names its own
+        text = Corpus.parse(_CORPUS, seed=0)
+        progress(f"moments 0/{text.max_tokens}")
+        layers = settings_for(METHOD, model)[0].layers
+        moments(model, layers, text, progress=lambda done, total: progress(f"moments {done}/{total}"))
     ledger = edit(
-        model, facts, out=out / "ledger", method=METHOD, restrain=RESTRAINT, corpus=_CORPUS, seed=0, resume=True,
-        progress=lambda at: progress(f"{at.done}/{at.total} {progress_line(at)}"),
+        model, facts, out=out / "ledger", method=METHOD, restrain=RESTRAINT, seed=0, resume=True,
+        corpus=None if begun else _CORPUS, progress=lambda at: progress(f"{at.done}/{at.total} {progress_line(at)}"),
     )  # fmt: skip
     progress("evaluate")
     tries, live = ledger.attempts, len(ledger.live())

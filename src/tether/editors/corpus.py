@@ -78,9 +78,10 @@ class Corpus:
 
     def told(self) -> dict[str, Any]:
         """What was said of it: of sampled text not how it is sampled, nor a length that is left to the model."""
-        return (
-            self.identity() if self.path else {"corpus": SELF, **({"max_tokens": n} if (n := self.max_tokens) else {})}
-        )
+        if self.path is not None:
+            return self.identity()
+        length = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        return {"corpus": SELF, **length}
 
     def windows(self, model: EditableModel) -> Iterator[list[int]]:
         """Windows of consecutive tokens, no longer than the model's positions, without padding. A last short one is

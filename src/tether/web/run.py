@@ -29,7 +29,7 @@ class Run:
         self.state: State = "running"
         self.pausing = False
         self.tried = 0  # facts, in the parts of the run that ended
-        self.seen: int | None = None  # events of the ledger when its last part ended
+        self.seen: int | None = None  # facts that the ledger had tried when the last part ended
         self._done, self._eta, self._error = 0, None, None  # type: int, float | None, str | None
         self.said: str | None = None  # which facts are said, after the run
         self._lines: deque[dict[str, Any]] = deque(maxlen=_SHOWN)
